@@ -1,0 +1,113 @@
+# Every target does all its set-up on a machine with Python 3.10+, pip and make; `make help` lists them.
+# A virtual environment is made in .venv at the first call; later calls only look at stamp files.
+
+VENV ?= .venv
+# The interpreter for the virtual environment; by default the first of the usual names that is new enough.
+PYTHON ?=
+# What is handed to pytest, for example: make test PYTEST_ARGS="-k savepoint -x"
+PYTEST_ARGS ?=
+
+BIN := $(CURDIR)/$(VENV)/bin
+STAMPS := $(VENV)/stamps
+PROJECTS := pyproject.toml examples/ragline/pyproject.toml
+# uv installs faster where it is present; pip does the same.
+UV ?= $(shell command -v uv 2>/dev/null)
+INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install) --quiet
+
+export PATH := $(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test coverage lint ruff mypy pyright imports format bench docs clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMPS)/demo ## ingest and search real documents with ragline, on SQLite and without any server
+	@$(BIN)/ragline demo
+
+test: $(STAMPS)/test ## run all tests of the library and of ragline, on every server that answers
+	@status=0; \
+	$(BIN)/python -m pytest $(PYTEST_ARGS) || status=$$?; \
+	(cd examples/ragline && $(BIN)/python -m pytest $(PYTEST_ARGS)) || status=$$?; \
+	exit $$status
+
+coverage: $(STAMPS)/test ## run the library's tests, workers included, and show what they never reach
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+lint: ruff mypy pyright imports ## check style, types and the direction of imports
+
+ruff: $(STAMPS)/lint ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+mypy: $(STAMPS)/lint ## check types with mypy --strict
+	$(BIN)/mypy
+	cd examples/ragline && $(BIN)/mypy
+
+pyright: $(STAMPS)/lint ## check types with pyright
+	$(BIN)/pyright
+
+imports: $(STAMPS)/lint ## check that modules only import lower ones
+	$(BIN)/lint-imports --no-logo
+
+format: $(STAMPS)/lint ## put all files into the house's format
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: $(STAMPS)/bench ## measure what a task costs beside the other ways to get a session
+	$(BIN)/python benchmarks/overhead.py
+
+docs: $(STAMPS)/docs ## build the documentation into docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+clean: ## remove the virtual environment and everything that was built
+	rm -rf $(VENV) docs/_build build dist htmlcov .coverage .coverage.*
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+$(BIN)/python:
+	@for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
+		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
+			echo "making $(VENV) with $$($$python --version)"; \
+			$$python -m venv $(VENV) && exit 0; \
+			rm -rf $(VENV); \
+		fi; \
+	done; \
+	echo "no usable Python: 3.10 or newer with the venv module is needed (Debian: apt install python3-venv);" >&2; \
+	echo "name one that is not on the path with: make PYTHON=/path/to/python3 ..." >&2; \
+	exit 1
+
+# Dependency groups need pip 25.1.
+$(STAMPS)/pip: | $(BIN)/python
+	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/demo: $(PROJECTS) $(STAMPS)/pip
+	@echo "installing celery-alchemy and ragline"
+	@$(INSTALL) -e . -e examples/ragline
+	@$(INSTALL) -e "examples/ragline[onnx]" || echo "no onnxruntime for this platform: ragline embeds with numpy"
+	@touch $@
+
+$(STAMPS)/test: $(STAMPS)/demo
+	@echo "installing what the tests need"
+	@$(INSTALL) --group test
+	@$(INSTALL) --group servers || echo "no PostgreSQL and Redis wheels for this platform: only servers that run are used"
+	@touch $@
+
+$(STAMPS)/lint: $(STAMPS)/test
+	@echo "installing the linters and type checkers"
+	@$(INSTALL) --group lint --group typing
+	@touch $@
+
+$(STAMPS)/bench: $(STAMPS)/demo
+	@echo "installing what is compared"
+	@$(INSTALL) --group bench
+	@touch $@
+
+$(STAMPS)/docs: $(STAMPS)/demo
+	@echo "installing Sphinx"
+	@$(INSTALL) --group docs
+	@touch $@

@@ -1,0 +1,226 @@
+"""Alchemy: ties one database to one Celery app.
+
+At the edge: it checks what the user gives, makes the source of sessions and registers it for the app's tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, Union, cast, get_args
+
+from celery import Celery, Task
+from sqlalchemy import URL, Engine
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+from .engine import ForeignEngine, OwnEngine, checked_url
+from .errors import ConfigurationError, TasksAlreadyBoundError
+from .outcome import SUCCESS, commit_on_from
+from .registry import homes_of
+from .request import AtHand, at_hand
+from .sessions import CallableSource, SessionmakerSource, SessionSource
+from .task import SessionTask
+
+__all__ = ["Alchemy", "Bind", "PublishInTransaction"]
+
+Bind = Union[str, URL, Engine, "sessionmaker[Any]", Callable[[], Session]]
+PublishInTransaction = Literal["warn", "raise", "defer", "allow"]
+
+_DEFAULT_TASK_CLASS = "celery.app.task:Task"
+
+
+class Alchemy:
+    """One database for one Celery app.
+
+    Args:
+        app: The Celery app; left out, ``init_app(app)`` gives it later.
+        bind: The database: a URL, an Engine, a sessionmaker, or a callable that takes no arguments and returns a new Session. Left
+            out, the URL is read from the app's setting ``sqlalchemy_url`` at first use, and ``create_engine`` options from
+            ``sqlalchemy_engine_options``.
+        commit_on: The outcomes that commit, for tasks that do not say: any of ``"success"``, ``"retry"``, ``"ignore"``,
+            ``"reject"``; every other outcome, and every exception, rolls back.
+        engine_options: ``create_engine`` options for a URL; they win over Alchemy's own choice.
+        publish_in_transaction: What a plain ``.delay()`` does inside a task's transaction that has uncommitted writes: ``"warn"``,
+            ``"raise"``, ``"defer"`` (sends after the commit) or ``"allow"``.
+
+    Raises:
+        ConfigurationError: The URL, the bind or an option cannot work.
+        TasksAlreadyBoundError: Tasks of the app are in use already, with a class that knows no sessions.
+    """
+
+    def __init__(
+        self,
+        app: Celery | None = None,
+        bind: Bind | None = None,
+        *,
+        commit_on: Iterable[str] = ("success",),
+        engine_options: Mapping[str, Any] | None = None,
+        publish_in_transaction: PublishInTransaction = "warn",
+    ) -> None:
+        if isinstance(app, (str, URL, Engine, sessionmaker)):
+            raise ConfigurationError(
+                f"The first argument of Alchemy is a {type(app).__name__!r}, not the Celery app.",
+                "Write Alchemy(app, url), or Alchemy(bind=url) and init_app(app) later.",
+            )
+        if publish_in_transaction not in get_args(PublishInTransaction):
+            raise ConfigurationError(
+                f"publish_in_transaction={publish_in_transaction!r} is unknown.",
+                f"Use one of {', '.join(map(repr, get_args(PublishInTransaction)))}.",
+            )
+        self.commit_on = commit_on_from(commit_on, "Alchemy")
+        self.publish_in_transaction: str = publish_in_transaction
+        self.app: Celery | None = None
+        self._engine_options = dict(engine_options or {})
+        self._engine_home: OwnEngine | ForeignEngine | None = None
+        self._source: SessionSource | None = None
+        if bind is not None:
+            self._source = self._source_of(bind)
+        elif engine_options:
+            raise ConfigurationError(
+                "engine_options were given without a URL.",
+                "Give the URL as bind, or set sqlalchemy_engine_options in the app's configuration.",
+            )
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Celery) -> None:
+        """Serve the tasks of a Celery app; its default task class becomes SessionTask unless it was given one.
+
+        Raises:
+            TasksAlreadyBoundError: Tasks of the app are in use already, with a class that knows no sessions.
+            ConfigurationError: This Alchemy serves another app.
+        """
+        if self.app is not None and self.app is not app:
+            raise ConfigurationError(
+                f"This Alchemy serves the app {self.app.main!r} already.", "Make another Alchemy for another app."
+            )
+        if app.task_cls in (_DEFAULT_TASK_CLASS, Task):
+            _set_task_class(app)
+        self.app = app
+        homes_of(app)[None] = self
+
+    # --- the source of sessions ------------------------------------------------------------------------------------------
+
+    @property
+    def source(self) -> SessionSource:
+        """Where this Alchemy's sessions come from.
+
+        Raises:
+            ConfigurationError: No bind was given and the app has no ``sqlalchemy_url``.
+        """
+        if self._source is None:
+            self._source = self._source_from_settings()
+        return self._source
+
+    @property
+    def engine(self) -> Engine:
+        """This process's engine.
+
+        Raises:
+            ConfigurationError: The bind is a callable whose sessions are bound to no engine.
+        """
+        engine = self.source.engine()
+        if engine is None:
+            raise ConfigurationError(
+                "This Alchemy knows no engine: its sessions are not bound to one.",
+                "Give it a URL, an Engine, or a sessionmaker with bind=engine.",
+            )
+        return engine
+
+    def _source_from_settings(self) -> SessionSource:
+        url = None if self.app is None else self.app.conf.get("sqlalchemy_url")
+        if self.app is None or url is None:
+            raise ConfigurationError(
+                "This Alchemy has no database.",
+                "Give a bind, Alchemy(app, url), or set sqlalchemy_url in the app's configuration"
+                + (" (and call init_app(app) first)." if self.app is None else "."),
+            )
+        self._engine_options = dict(self.app.conf.get("sqlalchemy_engine_options") or {})
+        return self._source_of(url)
+
+    def _source_of(self, bind: object) -> SessionSource:
+        if isinstance(bind, (str, URL)):
+            self._engine_home = OwnEngine(checked_url(bind), self._engine_options)
+            return _source_on(self._engine_home)
+        if self._engine_options:
+            raise ConfigurationError(
+                f"engine_options were given with a {type(bind).__name__!r}.",
+                "They are for a URL; give these options where your engine is made.",
+            )
+        if isinstance(bind, Engine):
+            self._engine_home = ForeignEngine(bind)
+            return _source_on(self._engine_home)
+        if isinstance(bind, sessionmaker):
+            engine = bind.kw.get("bind")
+            if isinstance(engine, Engine):
+                self._engine_home = ForeignEngine(engine)
+            return SessionmakerSource(lambda: bind, bind.class_)
+        if callable(bind) and not isinstance(bind, (scoped_session, type)):
+            return CallableSource(cast("Callable[[], Session]", bind))
+        raise ConfigurationError(
+            f"bind is a {type(bind).__name__!r}.",
+            "Give a URL, an Engine, a sessionmaker, or a callable that takes no arguments and returns a new Session"
+            " (for a scoped_session: its session_factory).",
+        )
+
+    # --- sessions outside of tasks ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """Give a session to code outside of tasks; it is closed at the end, what was not committed is rolled back.
+
+        Inside the block, in the same thread or asyncio task, it is the session at hand for ``delay_on_commit``.
+        """
+        session = self.source.session()
+        outer = at_hand.get()
+        at_hand.set(_Block(session, outer))
+        try:
+            with session:
+                yield session
+        finally:
+            at_hand.set(outer)
+
+    @contextmanager
+    def begin(self) -> Iterator[Session]:
+        """As ``session()``, and commit at the end of the block; roll back if it raises."""
+        with self.session() as session:
+            yield session
+            session.commit()
+
+
+class _Block:
+    """The session of an ``alchemy.session()`` block, at hand while the block runs."""
+
+    __slots__ = ("outer", "session")
+
+    def __init__(self, session: Session, outer: AtHand | None) -> None:
+        self.session = session
+        self.outer = outer
+
+
+def _source_on(home: OwnEngine | ForeignEngine) -> SessionmakerSource:
+    """Sessions on one engine. ``expire_on_commit=False``: objects stay usable after a commit and after ``released()``."""
+    makers: dict[Engine, sessionmaker[Session]] = {}
+
+    def maker() -> sessionmaker[Session]:
+        engine = home.get()
+        made = makers.get(engine)
+        if made is None:
+            makers.clear()
+            made = makers[engine] = sessionmaker(engine, expire_on_commit=False)
+        return made
+
+    return SessionmakerSource(maker)
+
+
+def _set_task_class(app: Celery) -> None:
+    bound = [
+        task
+        for name, task in app._tasks.items()
+        if not name.startswith("celery.") and not isinstance(task, SessionTask)
+    ]
+    if bound:
+        raise TasksAlreadyBoundError(tuple(sorted(task.name for task in bound))[:5])
+    app.task_cls = SessionTask
+    # app.Task is a cached property; Celery's own tasks, which need no session, may have filled it.
+    app.__dict__.pop("Task", None)

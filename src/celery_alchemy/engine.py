@@ -1,0 +1,219 @@
+"""One engine for each process, made after the fork, with a pool that fits the worker's.
+
+Underneath the sessions: ``sessions.py`` binds to the engine from here. ``worker.py`` says what pool the worker runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakSet
+
+from sqlalchemy import URL, Engine, create_engine, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.pool import NullPool, QueuePool
+
+from .databases import database_of
+from .errors import ConfigurationError
+from .ledger import observe
+
+__all__ = ["ForeignEngine", "OwnEngine", "WorkerPool", "checked_url", "pool_findings", "set_worker_pool", "worker_pool"]
+
+logger = logging.getLogger(__name__)
+
+# A task's own session takes one connection. A task called inside a task, alchemy.session() in a body and record_failure take
+# one more each for a short time; they must not wait for the task that waits for them.
+OVERFLOW = 4
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPool:
+    """The Celery worker pool that this process belongs to.
+
+    Attributes:
+        name: ``"prefork"``, ``"threads"``, ``"solo"``, ``"gevent"``, ``"eventlet"``, or the class path of another.
+        concurrency: How many tasks run at once in the whole worker.
+    """
+
+    name: str
+    concurrency: int
+
+    @property
+    def tasks_per_process(self) -> int:
+        """How many tasks share one process, and so one connection pool."""
+        return 1 if self.name in ("prefork", "solo") else self.concurrency
+
+
+_worker_pool: WorkerPool | None = None
+
+
+def set_worker_pool(pool: WorkerPool | None) -> None:
+    """Say which worker pool this process, and every process forked from it, belongs to."""
+    global _worker_pool
+    _worker_pool = pool
+
+
+def worker_pool() -> WorkerPool | None:
+    """Return the worker pool of this process; None outside a worker."""
+    return _worker_pool
+
+
+def checked_url(url: str | URL) -> URL:
+    """Parse a URL and import its driver.
+
+    Raises:
+        ConfigurationError: The URL cannot be parsed, its database is unknown to SQLAlchemy, or its driver is not installed.
+    """
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        # The text is not repeated: a URL that cannot be parsed may hold a password that cannot be masked.
+        raise ConfigurationError(
+            "The database URL given to Alchemy cannot be parsed.",
+            "It has the form dialect+driver://user:password@host/database, or sqlite:///path/to/file.",
+        ) from None
+    shown = parsed.render_as_string(hide_password=True)
+    try:
+        parsed.get_dialect().import_dbapi()
+    except NoSuchModuleError:
+        raise ConfigurationError(
+            f"SQLAlchemy knows no dialect {parsed.drivername!r}, as in {shown}.",
+            "Use postgresql+psycopg, mysql+pymysql, sqlite or another dialect that is installed.",
+        ) from None
+    except ImportError as exc:
+        raise ConfigurationError(
+            f"The driver for {shown} is not installed: {exc}.",
+            f"Install the package of {parsed.get_driver_name()!r}, or name another driver in the URL.",
+        ) from exc
+    return parsed
+
+
+class OwnEngine:
+    """The engine that Alchemy makes from a URL: made at first use in each process, never shared across a fork.
+
+    Args:
+        url: The database.
+        options: ``create_engine`` options of the user; they win over those chosen here.
+    """
+
+    def __init__(self, url: URL, options: Mapping[str, Any]) -> None:
+        self._url = url
+        self._options = dict(options)
+        self._lock = threading.Lock()
+        self._engine: Engine | None = None
+        _engines.add(self)
+
+    def get(self) -> Engine:
+        """Return this process's engine, making it at the first call."""
+        if self._engine is None:
+            with self._lock:
+                if self._engine is None:
+                    self._engine = self._make()
+        return self._engine
+
+    def _make(self) -> Engine:
+        engine = create_engine(self._url, **{**self._defaults(), **self._options})
+        database_of(engine.dialect.name).configure(engine)
+        observe(engine)
+        return engine
+
+    def _defaults(self) -> dict[str, Any]:
+        if self._url.get_backend_name() == "sqlite":
+            # No server can drop a SQLite connection, so there is nothing to ping.
+            defaults: dict[str, Any] = {}
+            if self._url.database in (None, "", ":memory:"):
+                return defaults
+        else:
+            defaults = {"pool_pre_ping": True}
+        pool = worker_pool()
+        if pool is not None and "poolclass" not in self._options and "pool" not in self._options:
+            defaults |= {"pool_size": pool.tasks_per_process, "max_overflow": OVERFLOW}
+        return defaults
+
+    def current(self) -> Engine | None:
+        """Return this process's engine if it has been made."""
+        return self._engine
+
+    def after_fork_in_child(self) -> None:
+        """Forget the parent's engine without touching its sockets; the next ``get()`` makes the child's."""
+        engine, self._engine = self._engine, None
+        self._lock = threading.Lock()
+        if engine is not None:
+            engine.dispose(close=False)
+
+
+class ForeignEngine:
+    """A user's own engine: used as it is, and given a fresh pool in each child process.
+
+    ``dispose(close=False)`` leaves the parent's connections alone; a plain ``dispose()`` in a child would close the sockets that
+    the parent still uses.
+    Source: https://docs.sqlalchemy.org/en/20/core/pooling.html#using-connection-pools-with-multiprocessing-or-os-fork
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        observe(engine)
+        _engines.add(self)
+
+    def get(self) -> Engine:
+        """Return the user's engine."""
+        return self._engine
+
+    def current(self) -> Engine | None:
+        """Return the user's engine."""
+        return self._engine
+
+    def after_fork_in_child(self) -> None:
+        """Give the child a pool of its own."""
+        self._engine.dispose(close=False)
+
+
+_engines: WeakSet[OwnEngine | ForeignEngine] = WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for held in list(_engines):
+        try:
+            held.after_fork_in_child()
+        except Exception:
+            # One engine that cannot be renewed must not keep the others on the parent's sockets.
+            logger.exception("An engine could not be renewed after the fork of process %s", os.getpid())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def open_connections(engine: Engine) -> int:
+    """Return how many connections an engine's pool holds or has lent out; 0 for a pool that keeps none."""
+    pool = engine.pool
+    if not isinstance(pool, QueuePool):
+        return 0
+    return pool.checkedin() + pool.checkedout()
+
+
+def pool_findings(engine: Engine, pool: WorkerPool) -> list[str]:
+    """Return what is wrong with a user's engine in a worker of this shape, each with its fix; empty when it is well."""
+    findings = []
+    shown = engine.url.render_as_string(hide_password=True)
+    pooled = engine.pool
+    if isinstance(pooled, QueuePool):
+        overflow: int = getattr(pooled, "_max_overflow", 0)
+        most = pooled.size() + overflow
+        if 0 < pooled.size() and overflow >= 0 and most < pool.tasks_per_process:
+            findings.append(
+                f"The engine for {shown} lends at most {most} connections, but the {pool.name} pool runs"
+                f" {pool.tasks_per_process} tasks at once in one process: tasks will wait for a connection and fail after"
+                f" pool_timeout. Make it with pool_size={pool.tasks_per_process}."
+            )
+    if pool.name == "prefork" and not isinstance(pooled, NullPool) and open_connections(engine):
+        findings.append(
+            f"{open_connections(engine)} connection(s) of the engine for {shown} were opened before the worker forked."
+            " Each child gets a pool of its own, so they are not shared, but they stay open and unused in the parent."
+            " Open no connection at import time, or call engine.dispose() after it."
+        )
+    return findings

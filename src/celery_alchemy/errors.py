@@ -1,0 +1,229 @@
+"""The exceptions and warnings of celery-alchemy.
+
+Everything above imports this module; it imports nothing of the package.
+
+An exception keeps its fields in ``args`` and makes its text in ``__str__``, so that it crosses process boundaries by pickle as it
+is. A text says what failed, why, and what to do. No text holds a password or the arguments of a task.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "CeleryAlchemyError",
+    "ConfigurationError",
+    "EntityReturnedError",
+    "NoSessionError",
+    "NotConfiguredError",
+    "PublishError",
+    "PublishInTransactionError",
+    "PublishInTransactionWarning",
+    "SessionArgumentError",
+    "SessionParameterError",
+    "TasksAlreadyBoundError",
+    "UncommittedChangesError",
+]
+
+
+class CeleryAlchemyError(Exception):
+    """Base of every exception that celery-alchemy raises by itself.
+
+    Errors of the database and of the broker are never wrapped: they reach the caller as SQLAlchemy's and kombu's own.
+    """
+
+
+class ConfigurationError(CeleryAlchemyError):
+    """An option, a URL or a combination of them cannot work.
+
+    Args:
+        problem: What was given and why it cannot work, one sentence.
+        remedy: What to do instead, one sentence.
+    """
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(problem, remedy)
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.problem} {self.remedy}"
+
+
+class NotConfiguredError(ConfigurationError):
+    """A task needs a session and nothing gives it one.
+
+    Args:
+        task_name: The task's registered name.
+        app_name: The Celery app's main name.
+    """
+
+    def __init__(self, task_name: str, app_name: str | None) -> None:
+        super().__init__(
+            f"Task {task_name!r} uses a session, but no Alchemy is tied to the Celery app {app_name!r}"
+            " and its class carries no session_factory.",
+            "Make Alchemy(app, url) where the app is made, or call alchemy.init_app(app) in the app factory,"
+            " or give the task class session_factory = sessionmaker(engine).",
+        )
+        self.args = (task_name, app_name)
+
+
+class TasksAlreadyBoundError(ConfigurationError):
+    """An Alchemy was made after tasks were bound to another task class.
+
+    Args:
+        task_names: The names of the bound tasks, shortest useful list.
+    """
+
+    def __init__(self, task_names: tuple[str, ...]) -> None:
+        super().__init__(
+            f"The tasks {', '.join(task_names)} were bound before this Alchemy was made, with a task class that"
+            " knows no sessions.",
+            "Make the Alchemy right after the Celery app, before any task is used,"
+            " or give these tasks base=SessionTask.",
+        )
+        self.args = (task_names,)
+
+
+class SessionParameterError(ConfigurationError):
+    """The signature of a task cannot be served with sessions.
+
+    Args:
+        problem: What the signature says and why it cannot be served.
+        remedy: The signature to write instead.
+    """
+
+
+class SessionArgumentError(CeleryAlchemyError, TypeError):
+    """A caller passed a session in a message.
+
+    Args:
+        task_name: The task's registered name.
+        parameter: The name of the injected parameter.
+    """
+
+    def __init__(self, task_name: str, parameter: str) -> None:
+        super().__init__(task_name, parameter)
+        self.task_name = task_name
+        self.parameter = parameter
+
+    def __str__(self) -> str:
+        return (
+            f"{self.task_name}() got a value for {self.parameter!r}, which the worker injects: a session cannot travel"
+            f" in a message. Leave it out. (A test may pass its own session in a direct call,"
+            f" {self.task_name.rsplit('.', 1)[-1]}({self.parameter}=session, ...).)"
+        )
+
+
+class NoSessionError(CeleryAlchemyError):
+    """A session was asked for where none is at hand.
+
+    Args:
+        what: What asked for it: ``"self.session"``, ``"delay_on_commit"``, ...
+        remedy: What to do at that place.
+    """
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what, remedy)
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what} needs a session and none is at hand here. {self.remedy}"
+
+
+class UncommittedChangesError(CeleryAlchemyError):
+    """``released()`` would have lost or published work that was not committed.
+
+    Args:
+        what: The kind of work: unflushed objects, uncommitted writes, pending sends or an open SAVEPOINT.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+    def __str__(self) -> str:
+        return (
+            f"released() found {self.what} in the session. Giving the connection back now would lose it."
+            " Commit first, or use released(session, commit=True)."
+        )
+
+
+class EntityReturnedError(CeleryAlchemyError):
+    """A task returned an ORM object, which no result backend can carry.
+
+    Args:
+        owner: The task's name and the request's id.
+        entity: The class and primary key of the object.
+    """
+
+    def __init__(self, owner: str, entity: str) -> None:
+        super().__init__(owner, entity)
+        self.owner = owner
+        self.entity = entity
+
+    def __str__(self) -> str:
+        return (
+            f"{self.owner} returned the ORM object {self.entity}. It belongs to the task's session, which ends"
+            " with the task. Return its primary key, or its data as plain values, instead."
+        )
+
+
+class PublishError(CeleryAlchemyError):
+    """The transaction was committed, but something that had to run after it did not.
+
+    The work in the database is safe and must not be repeated. What failed was a message to the broker (without an outbox it
+    is lost) or a callable given to ``on_commit``. ``__cause__`` is the first error.
+
+    Args:
+        failures: One line for each failure: what, and the error.
+    """
+
+    def __init__(self, failures: tuple[str, ...]) -> None:
+        super().__init__(failures)
+        self.failures = failures
+
+    def __str__(self) -> str:
+        return (
+            "The transaction is committed; do not run it again. What failed after it: "
+            + "; ".join(self.failures)
+            + ". With Alchemy(..., outbox=True) messages are kept in the database and sent when the broker is back."
+        )
+
+
+def _in_transaction_text(task_name: str) -> str:
+    return (
+        f"{task_name} was sent while the running task's transaction has uncommitted writes: a worker may start it before"
+        " they are visible, and a rollback does not take it back. Use delay_on_commit(), or"
+        ' Alchemy(..., publish_in_transaction="defer") to have every send wait for the commit, or "allow".'
+    )
+
+
+class PublishInTransactionError(CeleryAlchemyError):
+    """``publish_in_transaction="raise"``: a plain send inside an open transaction with writes.
+
+    Args:
+        task_name: The name of the task that was sent.
+    """
+
+    def __init__(self, task_name: str) -> None:
+        super().__init__(task_name)
+        self.task_name = task_name
+
+    def __str__(self) -> str:
+        return _in_transaction_text(self.task_name)
+
+
+class PublishInTransactionWarning(UserWarning):
+    """``publish_in_transaction="warn"``: a plain send inside an open transaction with writes.
+
+    Args:
+        task_name: The name of the task that was sent.
+    """
+
+    def __init__(self, task_name: Any) -> None:
+        super().__init__(task_name)
+
+    def __str__(self) -> str:
+        return _in_transaction_text(str(self.args[0]))

@@ -1,0 +1,194 @@
+"""Which parameters of a task's body are sessions, and how they are filled without the caller knowing.
+
+Read once when a task is made (``task.py``); the result is a plan that costs one function call per request.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from celery.utils.functional import head_from_fun
+from sqlalchemy.orm import Session
+
+from .errors import SessionParameterError
+
+__all__ = ["Body", "Injection", "SessionParameter", "caller_header", "injection_of"]
+
+Body = Callable[..., Any]
+
+_UNRESOLVED = object()
+
+
+@dataclass(frozen=True, slots=True)
+class SessionParameter:
+    """A parameter that is injected.
+
+    Attributes:
+        name: Its name in the signature.
+        index: Its place among the positional parameters, ``self`` of a bound task not counted; None if it is keyword-only.
+        database: The name of the Alchemy it asks for, from ``Annotated[Session, "name"]``; None for the app's default.
+    """
+
+    name: str
+    index: int | None
+    database: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """How to call a body: its session parameters, and the signature that callers see.
+
+    Attributes:
+        parameters: The injected parameters in the order of the signature.
+        signature: The signature without them, and without ``self``.
+    """
+
+    parameters: tuple[SessionParameter, ...]
+    signature: inspect.Signature
+
+    def fill(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], sessions: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments with the sessions in their places.
+
+        Args:
+            args: Positional arguments as the caller gave them.
+            kwargs: Keyword arguments as the caller gave them.
+            sessions: The session for each parameter name.
+        """
+        filled = dict(kwargs)
+        for parameter in self.parameters:
+            value = sessions[parameter.name]
+            if parameter.index is not None and len(args) >= parameter.index:
+                args = (*args[: parameter.index], value, *args[parameter.index :])
+            else:
+                filled[parameter.name] = value
+        return args, filled
+
+    def given(self, kwargs: Mapping[str, Any]) -> str | None:
+        """Return the name of a session parameter that the caller passed, None if it passed none."""
+        for parameter in self.parameters:
+            if parameter.name in kwargs:
+                return parameter.name
+        return None
+
+
+def injection_of(body: Body, *, bound: bool, task_name: str) -> Injection:
+    """Find the session parameters of a task's body.
+
+    Args:
+        body: The function that the user wrote, or a wrapper with ``__wrapped__`` around it.
+        bound: Its first parameter is the task.
+        task_name: For messages.
+
+    Raises:
+        SessionParameterError: Two parameters ask for the same session, an annotation that may be a session cannot be resolved, or
+            a session is asked for in ``*args`` or ``**kwargs``.
+    """
+    signature = inspect.signature(body)
+    parameters = list(signature.parameters.values())
+    if bound and parameters:
+        parameters = parameters[1:]
+    hints = _hints(body)
+    found: list[SessionParameter] = []
+    for index, parameter in enumerate(parameters):
+        annotation = hints.get(parameter.name, parameter.annotation)
+        wanted = _session_annotation(annotation, parameter.name, task_name)
+        if wanted is None:
+            continue
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise SessionParameterError(
+                f"Task {task_name!r} asks for sessions in {parameter}.", "Name one parameter for one session."
+            )
+        keyword_only = parameter.kind is parameter.KEYWORD_ONLY
+        found.append(SessionParameter(parameter.name, None if keyword_only else index, wanted.database))
+    _refuse_twins(found, task_name)
+    names = {p.name for p in found}
+    return Injection(
+        tuple(found), signature.replace(parameters=[p for p in parameters if p.name not in names])
+    )
+
+
+def _refuse_twins(found: list[SessionParameter], task_name: str) -> None:
+    seen: dict[str | None, str] = {}
+    for parameter in found:
+        if parameter.database in seen:
+            raise SessionParameterError(
+                f"Task {task_name!r} asks twice for the same session, as {seen[parameter.database]!r} and as"
+                f" {parameter.name!r}.",
+                "Keep one; for a second database name its Alchemy: Annotated[Session, 'analytics'].",
+            )
+        seen[parameter.database] = parameter.name
+
+
+def _hints(body: Body) -> dict[str, Any]:
+    """Resolve annotations, each by itself: one that needs a TYPE_CHECKING import must not hide the others."""
+    function: Any = inspect.unwrap(body)
+    function = getattr(function, "__func__", function)
+    if not inspect.isfunction(function):
+        function = getattr(type(function), "__call__", function)
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except Exception:  # noqa: BLE001 - an annotation is an arbitrary expression and may raise anything.
+        pass
+    hints = {}
+    for name, annotation in getattr(function, "__annotations__", {}).items():
+        alone = types.FunctionType((lambda: None).__code__, getattr(function, "__globals__", {}))
+        alone.__annotations__ = {name: annotation}
+        try:
+            hints.update(typing.get_type_hints(alone, include_extras=True))
+        except Exception:  # noqa: BLE001 - as above; what is unresolved is judged by its text below.
+            hints[name] = annotation
+    return hints
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    database: str | None
+
+
+def _session_annotation(annotation: Any, name: str, task_name: str) -> _Wanted | None:
+    if isinstance(annotation, str):
+        if annotation.split("[")[0].split(".")[-1].strip() in ("Session", "AsyncSession"):
+            raise SessionParameterError(
+                f"The annotation {annotation!r} of parameter {name!r} of task {task_name!r} cannot be resolved at run time.",
+                "Import the class outside of `if TYPE_CHECKING:` (with ruff, list it in runtime-evaluated names).",
+            )
+        return None
+    database = None
+    if get_origin(annotation) is Annotated:
+        annotation, *extras = get_args(annotation)
+        database = next((extra for extra in extras if isinstance(extra, str)), None)
+    if get_origin(annotation) in (Union, types.UnionType):
+        members = [a for a in get_args(annotation) if a is not type(None)]
+        if len(members) != 1:
+            return None
+        return _session_annotation(members[0], name, task_name)
+    if isinstance(annotation, type) and issubclass(annotation, Session):
+        return _Wanted(database)
+    return None
+
+
+def caller_header(body: Body, injection: Injection) -> Callable[..., object] | None:
+    """Return the function with which Celery checks a caller's arguments, without the injected parameters.
+
+    None when Celery's own check is right: for a wrapper that takes ``*args, **kwargs`` it checks nothing.
+    """
+    visible = inspect.getfullargspec(body)
+    names = {*visible.args, *visible.kwonlyargs}
+    if not any(parameter.name in names for parameter in injection.parameters):
+        return None
+
+    def stand_in() -> None: ...
+
+    stand_in.__name__ = getattr(body, "__name__", "task")
+    stand_in.__module__ = getattr(body, "__module__", __name__)
+    # head_from_fun() writes source code from it, in which annotations would only be in the way.
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in injection.signature.parameters.values()]
+    stand_in.__signature__ = inspect.Signature(bare)  # type: ignore[attr-defined]
+    return typing.cast("Callable[..., object]", head_from_fun(stand_in))

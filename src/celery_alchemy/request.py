@@ -1,0 +1,223 @@
+"""The life of a request: one attempt of one task, with one session and one transaction policy.
+
+``task.py`` opens a UnitOfWork around the task's body; here it commits or rolls back, closes, and only then lets messages out.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from time import monotonic
+from typing import Any, Protocol
+
+from celery.app.task import Context
+from celery.exceptions import Reject, SoftTimeLimitExceeded
+from sqlalchemy import inspect
+from sqlalchemy.orm import Session
+
+from .errors import EntityReturnedError
+from .ledger import ledger_of
+from .outcome import CommitOn, outcome_of
+from .sessions import SessionOptions, is_open
+from .transaction import has_waiting, set_owner
+
+__all__ = ["PLAIN_TYPES", "AtHand", "UnitOfWork", "at_hand", "close_quietly", "refuse_entities"]
+
+logger = logging.getLogger(__name__)
+
+
+class AtHand(Protocol):
+    """A session that ``delay_on_commit`` may use without being told: a running request's, or an ``alchemy.session()`` block's."""
+
+    #: What was at hand before, None if nothing was.
+    outer: AtHand | None
+
+    @property
+    def session(self) -> Session: ...
+
+
+# A context variable follows the thread, the greenlet and the asyncio task, each of which is one request in its pool; it costs a
+# third of Celery's request stack.
+at_hand: ContextVar[AtHand | None] = ContextVar("celery_alchemy_at_hand", default=None)
+
+
+class Works(Protocol):
+    """What a unit of work asks of the task that it runs for."""
+
+    name: str
+
+    @property
+    def request(self) -> Context: ...
+
+    def open_session(self, unit: UnitOfWork) -> Session: ...
+
+    def outcomes_to_commit(self) -> CommitOn: ...
+
+    def unit_options(self, unit: UnitOfWork) -> SessionOptions: ...
+
+
+class UnitOfWork:
+    """One request's session and what becomes of it.
+
+    Args:
+        task: The task; it opens the session at the first use and says which outcomes commit.
+        outer: What was at hand before this request began.
+    """
+
+    # Defaults on the class: a request that never touches its session sets three attributes and no more.
+    _session: Session | None = None
+    _borrowed: bool = False
+    _unsent: list[Callable[[], object]] | None = None
+
+    #: True while ``self.retry()`` runs: the message it makes waits for the end of the transaction.
+    deferring: bool = False
+
+    def __init__(self, task: Works, outer: AtHand | None) -> None:
+        self.task = task
+        self.outer = outer
+        #: ``time.monotonic()`` seconds.
+        self.started = monotonic()
+
+    def borrow(self, session: Session) -> None:
+        """Use a session that the caller owns: it is neither committed, rolled back nor closed."""
+        self._session = session
+        self._borrowed = True
+
+    def owner(self) -> str:
+        """Name the request as Celery's logs do."""
+        return f"Task {self.task.name}[{self.task.request.id}]"
+
+    @property
+    def session(self) -> Session:
+        """The session of this request, made at the first use."""
+        session = self._session
+        if session is None:
+            session = self._session = self.task.open_session(self)
+        return session
+
+    def session_options(self) -> SessionOptions:
+        """What the session needs, asked when it is opened."""
+        return self.task.unit_options(self)
+
+    def send_after_end(self, send: Callable[[], object]) -> None:
+        """Call ``send`` when the transaction has ended, whichever way: the message of ``self.retry()`` or ``self.replace()``."""
+        if self._unsent is None:
+            self._unsent = []
+        self._unsent.append(send)
+
+    def succeed(self) -> None:
+        """End after the body returned: commit or roll back, close, send.
+
+        Raises:
+            Exception: What the database raised at the commit; the session is rolled back and closed then, and nothing is sent.
+        """
+        session = self._take_session()
+        if session is not None:
+            self._end_and_close(session, "success" in self.task.outcomes_to_commit())
+        if self._unsent is not None:
+            self._send()
+
+    def fail(self, exc: BaseException) -> None:
+        """End after the body raised: by the policy for Retry, Ignore and Reject, else roll back; close, send.
+
+        After a ``succeed()`` that raised there is nothing left to end.
+
+        Raises:
+            Exception: What the database raised at a commit that the policy asked for.
+        """
+        session = self._take_session()
+        if session is not None:
+            if outcome_of(exc) in self.task.outcomes_to_commit():
+                self._end_and_close(session, commit=True)
+            else:
+                self._abandon(session, exc)
+        if self._unsent is not None:
+            self._send()
+
+    def _take_session(self) -> Session | None:
+        """Return the session if this request has one of its own and used it; from here on it has none."""
+        session, self._session = self._session, None
+        if session is None or self._borrowed or not is_open(session):
+            return None
+        return session
+
+    def _end_and_close(self, session: Session, commit: bool) -> None:
+        try:
+            self._end_transaction(session, commit)
+        except BaseException as exc:
+            self._unsent = None
+            self._abandon(session, exc)
+            raise
+        close_quietly(session, self.owner)
+
+    def _end_transaction(self, session: Session, commit: bool) -> None:
+        if not session.in_transaction() and not session.new:
+            return
+        if has_waiting(session):
+            set_owner(session, self.owner())
+        if commit:
+            session.commit()
+        else:
+            session.rollback()
+
+    def _abandon(self, session: Session, exc: BaseException) -> None:
+        """Roll back and close, or drop the connection where it may be in the middle of a statement.
+
+        A soft time limit and the BaseExceptions of shutdown and of greenlets are raised in the middle of whatever runs, a COMMIT
+        included; then nobody knows what the server will send next on that connection.
+        """
+        ledger = ledger_of(session)
+        interrupted = not isinstance(exc, Exception) or isinstance(exc, SoftTimeLimitExceeded)
+        if interrupted or (ledger is not None and ledger.in_flight):
+            _invalidate(session, self.owner)
+        else:
+            close_quietly(session, self.owner)
+
+    def _send(self) -> None:
+        unsent, self._unsent = self._unsent or [], None
+        for send in unsent:
+            try:
+                send()
+            except Exception as exc:
+                # As Task.retry() does when its message cannot be sent: the request is rejected, not retried for ever.
+                raise Reject(exc, requeue=False) from exc
+
+
+def close_quietly(session: Session, owner: Callable[[], str]) -> None:
+    """Close a session; on any error log it and drop the connection. Never raises, so that it never hides another error."""
+    try:
+        session.close()
+    except Exception:
+        logger.warning("%s: closing the session failed, its connection is dropped", owner(), exc_info=True)
+        _invalidate(session, owner)
+
+
+def _invalidate(session: Session, owner: Callable[[], str]) -> None:
+    try:
+        session.invalidate()
+    except Exception:
+        logger.warning("%s: dropping the session's connection failed", owner(), exc_info=True)
+
+
+PLAIN_TYPES = frozenset({type(None), bool, int, float, str, bytes})
+
+
+def refuse_entities(result: object, owner: Callable[[], str]) -> None:
+    """Raise if a task's result is an ORM object, or a list, tuple, set or dict that holds one.
+
+    Raises:
+        EntityReturnedError: It names the class and the primary key.
+    """
+    if type(result) in PLAIN_TYPES:
+        return
+    values: Any = (result,)
+    if isinstance(result, Mapping):
+        values = result.values()
+    elif isinstance(result, (list, tuple, set, frozenset)):
+        values = result
+    for value in values:
+        if hasattr(value, "_sa_instance_state"):
+            state = inspect(value)
+            key = state.identity if state.identity is not None else "not saved yet"
+            raise EntityReturnedError(owner(), f"{type(value).__name__}({key})")

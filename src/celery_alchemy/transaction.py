@@ -1,0 +1,290 @@
+"""What hangs on a session's transaction: callables that wait for the outermost commit, and giving the connection back in between.
+
+Above the ledger, below the request. Works for every Session, whoever made it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Union
+from weakref import WeakSet
+
+from sqlalchemy import Connection, event
+from sqlalchemy.orm import Session, SessionTransaction, scoped_session
+from sqlalchemy.pool import ConnectionPoolEntry, Pool
+
+from .errors import ConfigurationError, PublishError, UncommittedChangesError
+from .ledger import ledger_of
+from .sessions import is_open
+
+__all__ = ["AnySession", "has_waiting", "has_written", "on_commit", "released", "set_owner", "sync_session_of", "uncommitted_changes"]
+
+logger = logging.getLogger(__name__)
+
+# A Session, a scoped_session, or an AsyncSession (named as Any so that greenlet is not needed to import this package).
+AnySession = Union[Session, "scoped_session[Any]", Any]
+
+_WAITING = "celery_alchemy.waiting"
+_OWNER = "celery_alchemy.owner"
+
+
+def sync_session_of(session: AnySession) -> Session:
+    """Return the Session behind an AsyncSession or a scoped_session, or the Session itself."""
+    if isinstance(session, scoped_session):
+        session = session()
+    sync: object = getattr(session, "sync_session", session) if not isinstance(session, Session) else session
+    if not isinstance(sync, Session):
+        raise ConfigurationError(
+            f"A session was expected and {type(session).__name__!r} was given.",
+            "Give a sqlalchemy.orm.Session, a scoped_session or an AsyncSession.",
+        )
+    return sync
+
+
+def set_owner(session: Session, owner: str) -> None:
+    """Name the running task whose session this is: what fails after its commit is logged, not raised.
+
+    The task's work is committed then; an exception would make Celery record a failure and ``autoretry_for`` run the work again.
+    """
+    session.info[_OWNER] = owner
+
+
+def has_waiting(session: Session) -> bool:
+    """Tell whether callables wait for the session's commit."""
+    return _WAITING in session.info
+
+
+# --- callables that wait for the commit --------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Entry:
+    transaction: SessionTransaction
+    run: Callable[[], object]
+    what: str
+
+
+class _Waiting:
+    """The callables that wait for a session's outermost commit, each with the transaction it was given in."""
+
+    __slots__ = ("committed", "entries")
+
+    def __init__(self) -> None:
+        self.entries: list[_Entry] = []
+        self.committed: SessionTransaction | None = None
+
+
+def on_commit(session: AnySession, callable: Callable[[], object], *, what: str | None = None) -> None:
+    """Run a callable after the outermost transaction of a session has committed.
+
+    It never runs when the transaction, or the SAVEPOINT that this was called in, is rolled back. Callables run in the order in
+    which they were given, once, when the connection is back in its pool; they may use the session, which then begins a new
+    transaction. When one raises, the others still run; then the errors are logged if the session belongs to a running task, or
+    raised as PublishError from the commit.
+
+    A session that is bound to a Connection whose transaction somebody else began has not committed until that one does.
+
+    Args:
+        session: A Session, AsyncSession or scoped_session. A session without a transaction begins one, as any use of it would.
+        callable: Takes no arguments. Under an AsyncSession it runs in the event loop's thread and must not block.
+        what: A name for it in logs and errors.
+    """
+    session = sync_session_of(session)
+    if not session.in_transaction():
+        session.begin()
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    if transaction is None:  # pragma: no cover - begin() has just made one.
+        raise RuntimeError("The session has no transaction after begin().")
+    waiting: _Waiting = session.info.setdefault(_WAITING, _Waiting())
+    waiting.entries.append(_Entry(transaction, callable, what or getattr(callable, "__qualname__", repr(callable))))
+
+
+def _after_commit(session: Session) -> None:
+    # SQLAlchemy fires this for a released SAVEPOINT as well as for the real COMMIT. It only says here how the transaction that
+    # ends next has ended.
+    waiting: _Waiting | None = session.info.get(_WAITING)
+    if waiting is not None:
+        waiting.committed = session.get_nested_transaction() or session.get_transaction()
+
+
+def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+    waiting: _Waiting | None = session.info.get(_WAITING)
+    if waiting is None:
+        return
+    mine = [entry for entry in waiting.entries if entry.transaction is transaction]
+    committed = waiting.committed is transaction
+    if transaction.nested:
+        if committed and transaction.parent is not None:
+            outer = _outside(transaction.parent)
+            for entry in mine:
+                entry.transaction = outer
+        else:
+            waiting.entries = [entry for entry in waiting.entries if entry.transaction is not transaction]
+    elif transaction.parent is None:
+        del session.info[_WAITING]
+        if committed:
+            _finish(session, mine)
+
+
+def _outside(transaction: SessionTransaction) -> SessionTransaction:
+    """Skip the subtransactions of flushes: an entry hangs on the outermost transaction or on a SAVEPOINT."""
+    while not transaction.nested and transaction.parent is not None:
+        transaction = transaction.parent
+    return transaction
+
+
+def _finish(session: Session, entries: list[_Entry]) -> None:
+    bind = session.bind
+    if isinstance(bind, Connection) and bind.in_transaction():
+        _wait_for_connection(bind, session, entries)
+    else:
+        _run(session, entries)
+
+
+def _run(session: Session, entries: list[_Entry]) -> None:
+    owner: str | None = session.info.get(_OWNER)
+    failures: list[str] = []
+    first: Exception | None = None
+    for entry in entries:
+        try:
+            entry.run()
+        except Exception as exc:
+            first = first or exc
+            failures.append(f"{entry.what}: {type(exc).__name__}: {exc}")
+            if owner is not None:
+                logger.error(
+                    "%s is committed, but %s failed after it", owner, entry.what, exc_info=True
+                )
+    if first is not None and owner is None:
+        raise PublishError(tuple(failures)) from first
+
+
+event.listen(Session, "after_commit", _after_commit)
+event.listen(Session, "after_transaction_end", _after_transaction_end)
+
+
+# A session inside somebody else's transaction: its commit is a promise, the connection's is the fact. SQLAlchemy tells of a
+# Connection's COMMIT only before it is sent, so what was promised is held until the connection goes on: begins again, or is
+# given back.
+_PROMISED = "celery_alchemy.promised"
+_COMMITTED = "celery_alchemy.committed"
+_followed: WeakSet[Pool] = WeakSet()
+
+
+def _wait_for_connection(connection: Connection, session: Session, entries: list[_Entry]) -> None:
+    if not event.contains(connection, "commit", _connection_commits):
+        event.listen(connection, "commit", _connection_commits)
+        event.listen(connection, "rollback", _connection_rolls_back)
+        event.listen(connection, "begin", _connection_goes_on)
+    pool = connection.engine.pool
+    if pool not in _followed:
+        _followed.add(pool)
+        event.listen(pool, "checkin", _connection_returns)
+    connection.info.setdefault(_PROMISED, []).append((session, entries))
+
+
+def _connection_commits(connection: Connection) -> None:
+    connection.info[_COMMITTED] = connection.info.pop(_PROMISED, [])
+
+
+def _connection_rolls_back(connection: Connection) -> None:
+    connection.info.pop(_PROMISED, None)
+    connection.info.pop(_COMMITTED, None)  # Its COMMIT failed.
+
+
+def _connection_goes_on(connection: Connection) -> None:
+    _keep_promises(connection.info)
+
+
+def _connection_returns(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+    _keep_promises(record.info)
+
+
+def _keep_promises(info: dict[Any, Any]) -> None:
+    for session, entries in info.pop(_COMMITTED, ()):
+        _run(session, entries)
+
+
+# --- what is not committed, and giving the connection back ---------------------------------------------------------------
+
+
+def uncommitted_changes(session: Session) -> str | None:
+    """Say what of a session's work is neither committed nor rolled back; None when there is nothing.
+
+    For a session that celery-alchemy made, every statement on its connections is known, Core and textual SQL too. For another it
+    is what the unit of work has flushed.
+    """
+    if not is_open(session):
+        return None
+    if session.in_nested_transaction():
+        return "an open SAVEPOINT"
+    if session.new or session.deleted or any(session.is_modified(entity) for entity in session.dirty):
+        return "unflushed changes"
+    waiting: _Waiting | None = session.info.get(_WAITING)
+    if waiting is not None and waiting.entries:
+        return "sends that wait for the commit"
+    return "uncommitted writes" if has_written(session) else None
+
+
+def has_written(session: Session) -> bool:
+    """Tell whether the open transaction of a session has changed rows."""
+    transaction = session.get_transaction()
+    if transaction is None:
+        return False
+    ledger = ledger_of(session)
+    if ledger is not None:
+        return ledger.writes
+    # SQLAlchemy keeps these to restore the session at a rollback; there is no public name for them.
+    return any(getattr(transaction, name, None) for name in ("_new", "_dirty", "_deleted"))
+
+
+class released:  # noqa: N801 - used as a function: with released(session): ...
+    """Give the session's connection back to its pool around slow work: an HTTP call, an embedding, a language model.
+
+    Ends the transaction, which must only have read. Objects stay loaded and usable; the next use of the session, inside the block
+    or after it, begins a new transaction, which may see what others have committed meanwhile. ``async with`` for an AsyncSession.
+
+    Args:
+        session: A Session, AsyncSession or scoped_session.
+        commit: Commit what was written first.
+
+    Raises:
+        UncommittedChangesError: There is work that is not committed: unflushed objects, writes, pending sends, an open SAVEPOINT
+            (also with ``commit=True``).
+    """
+
+    def __init__(self, session: AnySession, *, commit: bool = False) -> None:
+        self._given = session
+        self._commit = commit
+
+    def __enter__(self) -> None:
+        _release(sync_session_of(self._given), self._commit)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    async def __aenter__(self) -> None:
+        await self._given.run_sync(_release, self._commit)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+def _release(session: Session, commit: bool) -> None:
+    what = uncommitted_changes(session)
+    if what is not None and (not commit or session.in_nested_transaction()):
+        raise UncommittedChangesError(what)
+    if not is_open(session) or not session.in_transaction():
+        return
+    expire, session.expire_on_commit = session.expire_on_commit, False
+    try:
+        session.commit()
+    finally:
+        session.expire_on_commit = expire

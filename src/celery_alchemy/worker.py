@@ -1,0 +1,103 @@
+"""What runs in the worker's parent process: checks at the start, and the failures that no child is left to report.
+
+At the edge: Celery finds ``SessionStep`` and ``SessionRequest`` through the names that ``task.py`` registers.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from billiard.exceptions import WorkerLostError
+from celery import bootsteps
+from celery.exceptions import TimeLimitExceeded
+from celery.worker.request import Request
+
+from .engine import WorkerPool, pool_findings, set_worker_pool
+from .errors import NotConfiguredError
+from .registry import homes_of
+from .task import SessionTask
+
+__all__ = ["SessionRequest", "SessionStep"]
+
+logger = logging.getLogger(__name__)
+
+
+class SessionStep(bootsteps.Step):  # type: ignore[misc]  # Celery has no annotations.
+    """Runs once in the worker's parent, before any child is forked."""
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        pool = WorkerPool(_pool_name(worker.pool_cls), int(worker.concurrency or 1))
+        set_worker_pool(pool)
+        _refuse_homeless_tasks(worker.app)
+        for home in homes_of(worker.app).values():
+            _report_engine(home, pool)
+
+
+def _pool_name(pool_class: Any) -> str:
+    module = pool_class if isinstance(pool_class, str) else pool_class.__module__
+    name = module.split(":")[0].rsplit(".", 1)[-1]
+    return {"thread": "threads"}.get(name, name)
+
+
+def _refuse_homeless_tasks(app: Any) -> None:
+    """Refuse to start a worker in which a task with a session parameter would fail at its first request.
+
+    Raises:
+        NotConfiguredError: It names the task.
+    """
+    for task in app.tasks.values():
+        if isinstance(task, SessionTask) and task.injects_sessions:
+            try:
+                task.home()
+            except NotConfiguredError as exc:
+                # Celery prints a SystemExit and stops; of any other exception it would go on without this step.
+                raise SystemExit(f"celery-alchemy: {exc}") from exc
+
+
+def _report_engine(home: Any, pool: WorkerPool) -> None:
+    engine = home.source.engine()
+    if engine is None:
+        return
+    for finding in pool_findings(engine, pool):
+        logger.warning("%s", finding)
+
+
+class SessionRequest(Request):  # type: ignore[misc]
+    """Celery's request in the parent process, which also runs ``record_failure`` when the child cannot."""
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """Record a hard time limit, whose child is killed, before the result is stored."""
+        if not soft:
+            self._record(TimeLimitExceeded(timeout))
+        super().on_timeout(soft, timeout)
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        """Record a child that died, unless the task runs again, before the result is stored."""
+        exc = getattr(exc_info.exception, "exc", exc_info.exception)
+        if isinstance(exc, WorkerLostError) and not self._runs_again():
+            self._record(exc)
+        super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def _runs_again(self) -> bool:
+        """Tell whether Celery will requeue or retry the task of a lost child.
+
+        Source: ``celery.worker.request.Request.on_failure``.
+        """
+        task = self.task
+        retried = getattr(task, "retry_on_worker_lost", False)
+        exhausted = retried and task.max_retries is not None and self._context.retries >= task.max_retries
+        if exhausted:
+            return False
+        return bool(retried or (task.acks_late and task.reject_on_worker_lost))
+
+    def _record(self, exc: Exception) -> None:
+        task = self.task
+        if not isinstance(task, SessionTask):
+            return
+        task.request_stack.push(self._context)
+        try:
+            task.run_record_failure(exc, tuple(self.args or ()), dict(self.kwargs or {}))
+        finally:
+            task.request_stack.pop()

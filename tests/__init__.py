@@ -1,0 +1,1 @@
+"""The tests of celery-alchemy, a package so that the workers they start can import the same helpers."""

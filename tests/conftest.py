@@ -1,0 +1,129 @@
+"""Fixtures of all tests: a database, a broker and real workers, on every server that this machine has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from tests.services import brokers as broker_services
+from tests.services import databases as database_services
+from tests.services.availability import Missing, in_ci
+from tests.services.brokers import Broker, Brokers
+from tests.services.databases import Database, Databases
+from tests.workers import Pool, Worker
+
+WORKERS = pytest.StashKey[list[Worker]]()
+_DATABASES = Databases()
+_BROKERS = Brokers()
+
+
+class StartWorker(Protocol):
+    """Starts a worker on the broker and database of the test; keyword arguments are those of `Worker`."""
+
+    def __call__(self, app: str, *, pool: Pool = "prefork", concurrency: int = 1, **options: Any) -> Worker:
+        """Return the started worker."""
+        ...
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test that asks for `database` or `broker` on all of them or on those its marker names."""
+    _parametrize(metafunc, "database", "databases", database_services.NAMES)
+    _parametrize(metafunc, "broker", "brokers", broker_services.NAMES)
+
+
+def _parametrize(metafunc: pytest.Metafunc, fixture: str, marker: str, names: tuple[str, ...]) -> None:
+    if fixture not in metafunc.fixturenames:
+        return
+    # A test that pairs them itself: @pytest.mark.parametrize(("database", "broker"), [...], indirect=True)
+    for mark in metafunc.definition.iter_markers("parametrize"):
+        argnames = mark.args[0] if mark.args else mark.kwargs["argnames"]
+        listed = argnames.split(",") if isinstance(argnames, str) else argnames
+        if fixture in [name.strip() for name in listed]:
+            return
+    chosen = metafunc.definition.get_closest_marker(marker)
+    metafunc.parametrize(fixture, chosen.args if chosen else names, indirect=True)
+
+
+def pytest_report_header() -> list[str]:
+    """Say at the top which servers the tests will use."""
+    searches = [_DATABASES.server(name) for name in ("postgresql", "mariadb")]
+    searches += [_BROKERS.server(name) for name in ("redis", "rabbitmq")]
+    return [
+        f"{server.name}: missing, its tests {'fail' if in_ci() else 'are skipped'}: {server.reason}"
+        if isinstance(server, Missing)
+        else f"{server.name}: found ({server.origin})"
+        for server in searches
+    ]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Show the logs of a failed test's workers in its report."""
+    report: pytest.TestReport = yield  # type: ignore[assignment]
+    if report.failed:
+        for worker in item.stash.get(WORKERS, []):
+            report.sections.append((f"log of {worker!r}", worker.log[-20_000:]))
+    return report  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _drop_databases() -> Iterator[None]:
+    yield
+    _DATABASES.close()
+
+
+@pytest.fixture
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """An empty database of the parametrised kind; see the marker `databases`."""
+    database = _DATABASES.open(request.param, tmp_path)
+    database.clear()
+    yield database
+    database.clear()
+
+
+@pytest.fixture
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broker]:
+    """An empty broker of the parametrised kind; see the marker `brokers`."""
+    broker = _BROKERS.open(request.param, tmp_path)
+    yield broker
+    broker.close()
+
+
+@pytest.fixture
+def start_worker(request: pytest.FixtureRequest, broker: Broker, tmp_path: Path) -> Iterator[StartWorker]:
+    """Start real workers; when the test ends they are killed with all their children.
+
+    A test that is about a worker's shutdown stops it itself.
+    """
+    workers = request.node.stash.setdefault(WORKERS, [])
+    database = request.getfixturevalue("database") if "database" in request.fixturenames else None
+
+    def start(app: str, *, pool: Pool = "prefork", concurrency: int = 1, **options: Any) -> Worker:
+        options.setdefault("database", database)
+        worker = Worker(app, broker, folder=tmp_path, pool=pool, concurrency=concurrency, **options)
+        workers.append(worker)
+        worker.start()
+        return worker
+
+    yield start
+    for worker in workers:
+        if "COVERAGE_PROCESS_CONFIG" in os.environ:
+            # What a process has covered is written when it is asked to end.
+            worker.stop()
+        # A warm shutdown takes Celery seconds, which a suite of hundreds of workers does not have.
+        worker.kill()
+
+
+@pytest.fixture
+def run(broker: Broker) -> Callable[..., Any]:
+    """Send a task by name and return its result: `run("add", 1, 2)`; raises what the task raised."""
+
+    def send(name: str, *args: Any, timeout: float = 30.0, **kwargs: Any) -> Any:
+        result = broker.client.send_task(name, args, kwargs)
+        return result.get(timeout=timeout, interval=0.02)
+
+    return send

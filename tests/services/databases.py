@@ -1,0 +1,216 @@
+"""A database for each test: SQLite, PostgreSQL or MariaDB, and what a test asks it from outside."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Engine, create_engine, make_url, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
+
+from tests.services.availability import Found, Missing, locate, require
+from tests.services.wheels import start_postgresql
+
+NAMES = ("sqlite", "postgresql", "mariadb")
+# The synchronous driver of each: the default of a test, and what the test's own questions go through.
+DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg", "mariadb": "mysql+pymysql"}
+PREFIX = "celery_alchemy_test"
+
+
+class Database:
+    """An empty database that belongs to the running test.
+
+    Attributes:
+        name: "sqlite", "postgresql" or "mariadb".
+        url: What the code under test connects to, password included, with the driver the test asked for.
+        engine: A synchronous engine without a pool for the test's own statements; it holds no connection
+            between two statements, so it is never in the way of what is counted.
+    """
+
+    def __init__(self, name: str, url: URL, own_url: URL) -> None:
+        self.name = name
+        self.url = url.render_as_string(hide_password=False)
+        connect_args = {"timeout": 30} if name == "sqlite" else {}
+        self.engine: Engine = create_engine(own_url, poolclass=NullPool, connect_args=connect_args)
+
+    def __repr__(self) -> str:
+        return f"<Database {self.name} {self.engine.url!r}>"
+
+    def execute(self, statement: str, **parameters: Any) -> None:
+        """Run one statement in a transaction of its own."""
+        with self.engine.begin() as connection:
+            connection.execute(text(statement), parameters)
+
+    def rows(self, query: str, **parameters: Any) -> list[tuple[Any, ...]]:
+        """Return what is committed, as plain tuples."""
+        with self.engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(text(query), parameters)]
+
+    def scalar(self, query: str, **parameters: Any) -> Any:
+        """Return the first column of the first row, or None."""
+        rows = self.rows(query, **parameters)
+        return rows[0][0] if rows else None
+
+    def connections(self) -> list[int]:
+        """Return the server's ids of everyone else's connections to this database (none for SQLite)."""
+        query = _CONNECTIONS.get(self.name)
+        return [int(row[0]) for row in self.rows(query)] if query else []
+
+    def transactions(self) -> int:
+        """Return how many others hold a transaction open (SQLite: 1 while the write lock is held)."""
+        if self.name == "sqlite":
+            return int(self._write_locked())
+        return len(self.rows(_TRANSACTIONS[self.name]))
+
+    def disconnect_others(self) -> int:
+        """Cut all other connections to this database, as a restarting server does; return how many."""
+        ids = self.connections()
+        for connection_id in ids:
+            if self.name == "postgresql":
+                self.rows("SELECT pg_terminate_backend(:id)", id=connection_id)
+            else:
+                self._kill(connection_id)
+        return len(ids)
+
+    def clear(self) -> None:
+        """Cut everyone else off and drop all tables."""
+        self.disconnect_others()
+        if self.name == "postgresql":
+            with self.engine.begin() as connection:
+                connection.execute(text("DROP SCHEMA public CASCADE"))
+                connection.execute(text("CREATE SCHEMA public"))
+        elif self.name == "mariadb":
+            tables = self.rows(_MARIADB_TABLES)
+            with self.engine.begin() as connection:
+                connection.execute(text("SET FOREIGN_KEY_CHECKS = 0"))
+                for (table,) in tables:
+                    connection.execute(text(f"DROP TABLE `{table}`"))
+
+    def _write_locked(self) -> bool:
+        impatient = create_engine(self.engine.url, poolclass=NullPool, connect_args={"timeout": 0})
+        try:
+            with impatient.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.execute(text("BEGIN IMMEDIATE"))
+                connection.execute(text("ROLLBACK"))
+        except OperationalError:
+            return True
+        return False
+
+    def _kill(self, connection_id: int) -> None:
+        try:
+            self.execute(f"KILL {connection_id}")
+        except OperationalError as error:
+            if error.orig is None or error.orig.args[0] != _UNKNOWN_THREAD:
+                raise
+
+
+_MARIADB_TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE()"
+# MariaDB's answer to KILL for a connection that ended by itself a moment ago.
+_UNKNOWN_THREAD = 1094
+
+_CONNECTIONS = {
+    "postgresql": (
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        " AND backend_type = 'client backend'"
+    ),
+    "mariadb": (
+        "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()"
+    ),
+}
+_TRANSACTIONS = {
+    "postgresql": _CONNECTIONS["postgresql"] + " AND xact_start IS NOT NULL",
+    "mariadb": (
+        "SELECT p.id FROM information_schema.innodb_trx t"
+        " JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id"
+        " WHERE p.db = DATABASE() AND p.id <> CONNECTION_ID()"
+    ),
+}
+
+
+# Where to stand while another database is dropped.
+_MAINTENANCE = {"postgresql": "postgres", "mariadb": "information_schema"}
+
+
+class Databases:
+    """The databases of one test run: on each server one with a random name, made when first asked for."""
+
+    def __init__(self) -> None:
+        self.servers: dict[str, Found | Missing] = {}
+        self._created: dict[str, URL] = {}
+
+    def open(self, spec: str, folder: Path) -> Database:
+        """Return an empty database.
+
+        Args:
+            spec: "sqlite", "postgresql" or "mariadb", with another driver than the default after a plus sign
+                ("postgresql+psycopg2", "sqlite+aiosqlite").
+            folder: Where an SQLite file goes.
+        """
+        name, _, driver = spec.partition("+")
+        if name == "sqlite":
+            own_url = URL.create(DRIVERS[name], database=str(folder / "test.db"))
+        else:
+            own_url = self._own_url(name)
+        dialect = own_url.get_backend_name()
+        url = own_url.set(drivername=f"{dialect}+{driver}") if driver else own_url
+        return Database(name, url, own_url)
+
+    def server(self, name: str) -> Found | Missing:
+        """Return what became of the search for a server; it is made once in a run."""
+        if name not in self.servers:
+            self.servers[name] = _LOCATE[name]()
+        return self.servers[name]
+
+    def close(self) -> None:
+        """Drop every database that this run made."""
+        for name, url in self._created.items():
+            with_force = " WITH (FORCE)" if name == "postgresql" else ""
+            _administer(url.set(database=_MAINTENANCE[name]), f"DROP DATABASE {url.database}{with_force}")
+        self._created.clear()
+
+    def _own_url(self, name: str) -> URL:
+        if name not in self._created:
+            server = make_url(require(self.server(name)).url).set(drivername=DRIVERS[name])
+            database = f"{PREFIX}_{os.getpid()}_{secrets.token_hex(4)}"
+            charset = " CHARACTER SET utf8mb4" if name == "mariadb" else ""
+            _administer(server, f"CREATE DATABASE {database}{charset}")
+            self._created[name] = server.set(database=database)
+        return self._created[name]
+
+
+def _administer(server: URL, statement: str) -> None:
+    engine = create_engine(server, poolclass=NullPool)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(statement))
+
+
+def _probe(name: str, url: str) -> None:
+    own_url = make_url(url).set(drivername=DRIVERS[name])
+    engine = create_engine(own_url, poolclass=NullPool, connect_args={"connect_timeout": 5})
+    with engine.connect() as connection:
+        connection.execute(text("SELECT 1"))
+
+
+def _locate_postgresql() -> Found | Missing:
+    return locate(
+        "PostgreSQL",
+        variable="TEST_POSTGRESQL_URL",
+        default_url="postgresql://postgres@127.0.0.1:5432/postgres",
+        probe=lambda url: _probe("postgresql", url),
+        embedded=start_postgresql,
+    )
+
+
+def _locate_mariadb() -> Found | Missing:
+    return locate(
+        "MariaDB",
+        variable="TEST_MYSQL_URL",
+        default_url="mysql://root@127.0.0.1:3306/information_schema",
+        probe=lambda url: _probe("mariadb", url),
+    )
+
+
+_LOCATE = {"postgresql": _locate_postgresql, "mariadb": _locate_mariadb}
