@@ -7,9 +7,14 @@ from .alchemy import Alchemy
 from .errors import (
     CeleryAlchemyError,
     ConfigurationError,
+    DeadTaskError,
     EntityReturnedError,
+    MessageTooLargeError,
+    MissingTableError,
     NoSessionError,
     NotConfiguredError,
+    OnceCommitError,
+    OnceKeyError,
     PublishError,
     PublishInTransactionError,
     PublishInTransactionWarning,
@@ -17,7 +22,10 @@ from .errors import (
     SessionParameterError,
     TasksAlreadyBoundError,
     UncommittedChangesError,
+    UnknownTaskError,
+    UnsafeSerializerError,
 )
+from .sending import enqueue
 from .task import SessionTask
 from .transaction import on_commit, released
 
@@ -25,9 +33,14 @@ __all__ = [
     "Alchemy",
     "CeleryAlchemyError",
     "ConfigurationError",
+    "DeadTaskError",
     "EntityReturnedError",
+    "MessageTooLargeError",
+    "MissingTableError",
     "NoSessionError",
     "NotConfiguredError",
+    "OnceCommitError",
+    "OnceKeyError",
     "PublishError",
     "PublishInTransactionError",
     "PublishInTransactionWarning",
@@ -36,6 +49,9 @@ __all__ = [
     "SessionTask",
     "TasksAlreadyBoundError",
     "UncommittedChangesError",
+    "UnknownTaskError",
+    "UnsafeSerializerError",
+    "enqueue",
     "on_commit",
     "released",
 ]

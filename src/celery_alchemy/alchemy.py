@@ -7,17 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, Literal, Union, cast, get_args
 
 from celery import Celery, Task
-from sqlalchemy import URL, Engine
+from sqlalchemy import URL, Engine, MetaData
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
+from . import tables
 from .engine import ForeignEngine, OwnEngine, checked_url
 from .errors import ConfigurationError, TasksAlreadyBoundError
-from .outcome import SUCCESS, commit_on_from
+from .message import install
+from .outbox import MAX_MESSAGE_BYTES, Outbox
+from .outcome import commit_on_from
+from .publisher import Publisher
 from .registry import homes_of
 from .request import AtHand, at_hand
+from .sending import intercept
 from .sessions import CallableSource, SessionmakerSource, SessionSource
 from .task import SessionTask
 
@@ -42,6 +48,14 @@ class Alchemy:
         engine_options: ``create_engine`` options for a URL; they win over Alchemy's own choice.
         publish_in_transaction: What a plain ``.delay()`` does inside a task's transaction that has uncommitted writes: ``"warn"``,
             ``"raise"``, ``"defer"`` (sends after the commit) or ``"allow"``.
+        outbox: Keep every message that is sent on commit in the table ``celery_outbox``, in the sender's own transaction.
+        relay: Run a relay in every worker that sends what the outbox still holds.
+        relay_interval_seconds: How often a relay looks when there was nothing to do.
+        once_window: How long completion records are kept: seconds, or a timedelta. Default 7 days.
+        redeliver_after: Seconds after which an owed ``once`` task is sent again.
+        max_deliveries: Starts without an end after which a ``once`` task is dead.
+        max_message_bytes: The largest message body that the outbox accepts.
+        remote_tasks: Names, or patterns such as ``"billing.*"``, of tasks that other services run and this app does not know.
 
     Raises:
         ConfigurationError: The URL, the bind or an option cannot work.
@@ -56,6 +70,14 @@ class Alchemy:
         commit_on: Iterable[str] = ("success",),
         engine_options: Mapping[str, Any] | None = None,
         publish_in_transaction: PublishInTransaction = "warn",
+        outbox: bool = False,
+        relay: bool = True,
+        relay_interval_seconds: float = 1.0,
+        once_window: float | timedelta = timedelta(days=7),
+        redeliver_after: float = 900,
+        max_deliveries: int = 5,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        remote_tasks: Iterable[str] = (),
     ) -> None:
         if isinstance(app, (str, URL, Engine, sessionmaker)):
             raise ConfigurationError(
@@ -70,6 +92,16 @@ class Alchemy:
         self.commit_on = commit_on_from(commit_on, "Alchemy")
         self.publish_in_transaction: str = publish_in_transaction
         self.app: Celery | None = None
+        self.keeps_messages = outbox
+        self.outbox: Outbox | None = None
+        self.runs_relay = relay
+        self.relay_interval_seconds = _positive("relay_interval_seconds", relay_interval_seconds)
+        window = once_window.total_seconds() if isinstance(once_window, timedelta) else once_window
+        self.once_window_seconds = _positive("once_window", window)
+        self.redeliver_after: float = _positive("redeliver_after", redeliver_after)
+        self.max_deliveries = int(_positive("max_deliveries", max_deliveries))
+        self._max_message_bytes = int(_positive("max_message_bytes", max_message_bytes))
+        self.remote_tasks = tuple(remote_tasks)
         self._engine_options = dict(engine_options or {})
         self._engine_home: OwnEngine | ForeignEngine | None = None
         self._source: SessionSource | None = None
@@ -97,7 +129,11 @@ class Alchemy:
         if app.task_cls in (_DEFAULT_TASK_CLASS, Task):
             _set_task_class(app)
         self.app = app
+        self.outbox = Outbox(Publisher(app), lambda: self.engine, self._max_message_bytes)
+        install(app, intercept)
         homes_of(app)[None] = self
+        app.steps["worker"].add("celery_alchemy.worker:SessionStep")
+        app.steps["worker"].add("celery_alchemy.worker:RelayStep")
 
     # --- the source of sessions ------------------------------------------------------------------------------------------
 
@@ -126,6 +162,15 @@ class Alchemy:
                 "Give it a URL, an Engine, or a sessionmaker with bind=engine.",
             )
         return engine
+
+    @property
+    def metadata(self) -> MetaData:
+        """The library's own tables, for Alembic: ``target_metadata = [Base.metadata, alchemy.metadata]``."""
+        return tables.metadata
+
+    def create_tables(self) -> None:
+        """Make the library's own tables where they do not exist."""
+        tables.metadata.create_all(self.engine)
 
     def _source_from_settings(self) -> SessionSource:
         url = None if self.app is None else self.app.conf.get("sqlalchemy_url")
@@ -186,6 +231,12 @@ class Alchemy:
         with self.session() as session:
             yield session
             session.commit()
+
+
+def _positive(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        raise ConfigurationError(f"{name}={value!r} is not a positive number.", "Give a number greater than 0.")
+    return value
 
 
 class _Block:

@@ -13,9 +13,14 @@ from typing import Any
 __all__ = [
     "CeleryAlchemyError",
     "ConfigurationError",
+    "DeadTaskError",
     "EntityReturnedError",
+    "MessageTooLargeError",
+    "MissingTableError",
     "NoSessionError",
     "NotConfiguredError",
+    "OnceCommitError",
+    "OnceKeyError",
     "PublishError",
     "PublishInTransactionError",
     "PublishInTransactionWarning",
@@ -23,6 +28,8 @@ __all__ = [
     "SessionParameterError",
     "TasksAlreadyBoundError",
     "UncommittedChangesError",
+    "UnknownTaskError",
+    "UnsafeSerializerError",
 ]
 
 
@@ -194,7 +201,7 @@ class PublishError(CeleryAlchemyError):
 
 def _in_transaction_text(task_name: str) -> str:
     return (
-        f"{task_name} was sent while the running task's transaction has uncommitted writes: a worker may start it before"
+        f"{task_name} sent a task while its transaction has uncommitted writes: a worker may start it before"
         " they are visible, and a rollback does not take it back. Use delay_on_commit(), or"
         ' Alchemy(..., publish_in_transaction="defer") to have every send wait for the commit, or "allow".'
     )
@@ -227,3 +234,145 @@ class PublishInTransactionWarning(UserWarning):
 
     def __str__(self) -> str:
         return _in_transaction_text(str(self.args[0]))
+
+
+class UnknownTaskError(CeleryAlchemyError):
+    """A signature names a task that the app does not know, and that was not declared as another service's.
+
+    Args:
+        task_name: The name in the signature.
+        app_name: The Celery app's main name.
+    """
+
+    def __init__(self, task_name: str, app_name: str | None) -> None:
+        super().__init__(task_name, app_name)
+        self.task_name = task_name
+        self.app_name = app_name
+
+    def __str__(self) -> str:
+        return (
+            f"The app {self.app_name!r} has no task {self.task_name!r}: a worker would throw the message away."
+            " Check the name and that its module is imported; for a task of another service pass"
+            f" Alchemy(..., remote_tasks=({self.task_name!r},))."
+        )
+
+
+class MessageTooLargeError(CeleryAlchemyError):
+    """A message is over the size that the outbox accepts.
+
+    Args:
+        task_name: The name of the task.
+        size_bytes: The size of the serialised body.
+        limit_bytes: What the Alchemy accepts.
+    """
+
+    def __init__(self, task_name: str, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(task_name, size_bytes, limit_bytes)
+        self.task_name = task_name
+        self.size_bytes = size_bytes
+        self.limit_bytes = limit_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"The message for {self.task_name} has {self.size_bytes} bytes, over the limit of {self.limit_bytes}. Store the data"
+            " and pass its key; or raise Alchemy(..., max_message_bytes=...) if the broker takes more."
+        )
+
+
+class UnsafeSerializerError(CeleryAlchemyError):
+    """A message for the outbox was serialised in a way that executes code when it is read.
+
+    Args:
+        task_name: The name of the task.
+        content_type: The content type that was refused.
+    """
+
+    def __init__(self, task_name: str, content_type: str) -> None:
+        super().__init__(task_name, content_type)
+        self.task_name = task_name
+        self.content_type = content_type
+
+    def __str__(self) -> str:
+        return (
+            f"The message for {self.task_name} is {self.content_type}: whoever can write to the table could execute code in a"
+            " worker. Use the json, yaml or msgpack serializer for this task."
+        )
+
+
+class MissingTableError(CeleryAlchemyError):
+    """A table of the library is not in the database.
+
+    Args:
+        table: Its name.
+    """
+
+    def __init__(self, table: str) -> None:
+        super().__init__(table)
+        self.table = table
+
+    def __str__(self) -> str:
+        return (
+            f"The table {self.table!r} does not exist. Make it with `celery -A your_app alchemy create-tables`, with"
+            " alchemy.create_tables(), or with Alembic from alchemy.metadata."
+        )
+
+
+class OnceKeyError(CeleryAlchemyError):
+    """The key of a ``once`` task cannot be used.
+
+    Args:
+        task_name: The name of the task.
+        problem: What is wrong with it.
+    """
+
+    def __init__(self, task_name: str, problem: str) -> None:
+        super().__init__(task_name, problem)
+        self.task_name = task_name
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return (
+            f"The once key of {self.task_name} {self.problem}. It must be a str that fits the table's id of 255 characters"
+            " together with the task's name, without white space at its ends."
+        )
+
+
+class OnceCommitError(CeleryAlchemyError):
+    """The body of a ``once`` task committed writes by itself.
+
+    Args:
+        owner: The task's name and the request's id.
+    """
+
+    def __init__(self, owner: str) -> None:
+        super().__init__(owner)
+        self.owner = owner
+
+    def __str__(self) -> str:
+        return (
+            f"{self.owner} is a once task and committed writes in its body. They would be committed again when the task is"
+            " delivered again, because its completion is recorded in the same transaction as its writes, at the end. Remove the"
+            " commit; released(session) around slow work is fine as long as nothing was written."
+        )
+
+
+class DeadTaskError(CeleryAlchemyError):
+    """A ``once`` task that is dead was delivered again; it does not run until it is revived.
+
+    Args:
+        task_name: The name of the task.
+        key: Its row in the outbox.
+        error: Why it died.
+    """
+
+    def __init__(self, task_name: str, key: str, error: str) -> None:
+        super().__init__(task_name, key, error)
+        self.task_name = task_name
+        self.key = key
+        self.error = error
+
+    def __str__(self) -> str:
+        return (
+            f"{self.task_name} ({self.key}) is dead: {self.error}. Look with `celery -A your_app alchemy dead`, send it"
+            " again with `... alchemy revive`."
+        )

@@ -31,12 +31,10 @@ class SessionParameter:
     Attributes:
         name: Its name in the signature.
         index: Its place among the positional parameters, ``self`` of a bound task not counted; None if it is keyword-only.
-        database: The name of the Alchemy it asks for, from ``Annotated[Session, "name"]``; None for the app's default.
     """
 
     name: str
     index: int | None
-    database: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,7 @@ def injection_of(body: Body, *, bound: bool, task_name: str) -> Injection:
         task_name: For messages.
 
     Raises:
-        SessionParameterError: Two parameters ask for the same session, an annotation that may be a session cannot be resolved, or
+        SessionParameterError: Two parameters ask for a session, an annotation that may be a session cannot be resolved, or
             a session is asked for in ``*args`` or ``**kwargs``.
     """
     signature = inspect.signature(body)
@@ -98,15 +96,14 @@ def injection_of(body: Body, *, bound: bool, task_name: str) -> Injection:
     found: list[SessionParameter] = []
     for index, parameter in enumerate(parameters):
         annotation = hints.get(parameter.name, parameter.annotation)
-        wanted = _session_annotation(annotation, parameter.name, task_name)
-        if wanted is None:
+        if not _asks_for_session(annotation, parameter.name, task_name):
             continue
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise SessionParameterError(
                 f"Task {task_name!r} asks for sessions in {parameter}.", "Name one parameter for one session."
             )
         keyword_only = parameter.kind is parameter.KEYWORD_ONLY
-        found.append(SessionParameter(parameter.name, None if keyword_only else index, wanted.database))
+        found.append(SessionParameter(parameter.name, None if keyword_only else index))
     _refuse_twins(found, task_name)
     names = {p.name for p in found}
     return Injection(
@@ -115,15 +112,11 @@ def injection_of(body: Body, *, bound: bool, task_name: str) -> Injection:
 
 
 def _refuse_twins(found: list[SessionParameter], task_name: str) -> None:
-    seen: dict[str | None, str] = {}
-    for parameter in found:
-        if parameter.database in seen:
-            raise SessionParameterError(
-                f"Task {task_name!r} asks twice for the same session, as {seen[parameter.database]!r} and as"
-                f" {parameter.name!r}.",
-                "Keep one; for a second database name its Alchemy: Annotated[Session, 'analytics'].",
-            )
-        seen[parameter.database] = parameter.name
+    if len(found) > 1:
+        raise SessionParameterError(
+            f"Task {task_name!r} asks twice for the same session, as {found[0].name!r} and as {found[1].name!r}.",
+            "Keep one; open a second database's session in the body: `with its_alchemy.begin() as session:`.",
+        )
 
 
 def _hints(body: Body) -> dict[str, Any]:
@@ -147,31 +140,20 @@ def _hints(body: Body) -> dict[str, Any]:
     return hints
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    database: str | None
-
-
-def _session_annotation(annotation: Any, name: str, task_name: str) -> _Wanted | None:
+def _asks_for_session(annotation: Any, name: str, task_name: str) -> bool:
     if isinstance(annotation, str):
         if annotation.split("[")[0].split(".")[-1].strip() in ("Session", "AsyncSession"):
             raise SessionParameterError(
                 f"The annotation {annotation!r} of parameter {name!r} of task {task_name!r} cannot be resolved at run time.",
                 "Import the class outside of `if TYPE_CHECKING:` (with ruff, list it in runtime-evaluated names).",
             )
-        return None
-    database = None
+        return False
     if get_origin(annotation) is Annotated:
-        annotation, *extras = get_args(annotation)
-        database = next((extra for extra in extras if isinstance(extra, str)), None)
+        annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, types.UnionType):
         members = [a for a in get_args(annotation) if a is not type(None)]
-        if len(members) != 1:
-            return None
-        return _session_annotation(members[0], name, task_name)
-    if isinstance(annotation, type) and issubclass(annotation, Session):
-        return _Wanted(database)
-    return None
+        return len(members) == 1 and _asks_for_session(members[0], name, task_name)
+    return isinstance(annotation, type) and issubclass(annotation, Session)
 
 
 def caller_header(body: Body, injection: Injection) -> Callable[..., object] | None:

@@ -53,13 +53,14 @@ class Ledger:
 
 def ledger_of(session: Session) -> Ledger | None:
     """Return the session's ledger; None for a session that celery-alchemy neither made nor was given."""
-    ledger: Ledger | None = session.info.get(KEY)
+    ledger: Ledger | None = session.__dict__.get(KEY)
     return ledger
 
 
 def keep_ledger(session: Session, ledger: Ledger) -> None:
     """Give one session a ledger. Its class, or it alone, must be listened to."""
-    session.info[KEY] = ledger
+    # Not in .info, whose dict each session makes for itself when it is first asked for: 1 us.
+    session.__dict__[KEY] = ledger
 
 
 def listen(target: type[Session] | Session) -> None:
@@ -68,12 +69,13 @@ def listen(target: type[Session] | Session) -> None:
 
 
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    ledger: Ledger | None = session.info.get(KEY)
+    ledger: Ledger | None = session.__dict__.get(KEY)
     if ledger is None:
         return
     if (ledger.timeout_at is not None or ledger.read_only) and not transaction.nested:
         _send_settings(ledger, connection)
-    observe(connection.engine)
+    if _OBSERVED not in connection.dialect.__dict__:
+        observe(connection.engine)
     # On the Connection, which lives as long as the checkout: its .info is the driver connection's and would follow that to its
     # next user.
     connection.__dict__[KEY] = ledger
@@ -84,15 +86,6 @@ def _send_settings(ledger: Ledger, connection: Connection) -> None:
     database = database_of(connection.dialect.name)
     for statement in database.begin_statements(connection, left, ledger.read_only):
         connection.exec_driver_sql(statement)
-
-
-def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    ledger: Ledger | None = session.info.get(KEY)
-    if ledger is not None and ledger.writes and transaction.parent is None:
-        ledger.writes = False
-
-
-event.listen(Session, "after_transaction_end", _after_transaction_end)
 
 
 def observe(engine: Engine) -> None:

@@ -5,13 +5,16 @@ Between ``alchemy.py``, which writes here, and ``task.py``, which reads here at 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, cast
 
 from celery import Celery
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session, sessionmaker
 
 from .errors import ConfigurationError
+from .outbox import Outbox
 from .outcome import SUCCESS, CommitOn
 from .sessions import CallableSource, SessionmakerSource, SessionSource
 
@@ -21,13 +24,33 @@ _ATTRIBUTE = "celery_alchemy_homes"
 
 
 class Home(Protocol):
-    """What a task needs of the Alchemy that serves it."""
+    """What tasks need of the Alchemy that serves them.
+
+    Attributes:
+        commit_on: The outcomes that commit, for tasks that do not say.
+        publish_in_transaction: What a plain send in a transaction with uncommitted writes does.
+        outbox: Where messages are kept; None where there is no table for them.
+        keeps_messages: Every send on commit goes through the outbox, not only those of ``once`` tasks.
+        remote_tasks: Patterns of task names that other services run.
+        redeliver_after: Seconds after which an owed task is sent again.
+        max_deliveries: Starts without an end after which a task is dead.
+    """
 
     commit_on: CommitOn
     publish_in_transaction: str
+    outbox: Outbox | None
+    keeps_messages: bool
+    remote_tasks: tuple[str, ...]
+    redeliver_after: float
+    max_deliveries: int
 
     @property
     def source(self) -> SessionSource: ...
+
+    @property
+    def engine(self) -> Engine: ...
+
+    def session(self) -> AbstractContextManager[Session]: ...
 
 
 class FactoryHome:
@@ -35,6 +58,11 @@ class FactoryHome:
 
     commit_on: CommitOn = SUCCESS
     publish_in_transaction = "warn"
+    outbox: Outbox | None = None
+    keeps_messages = False
+    remote_tasks: tuple[str, ...] = ("*",)
+    redeliver_after = 0.0
+    max_deliveries = 0
 
     def __init__(self, factory: object, task_name: str) -> None:
         if isinstance(factory, sessionmaker):
@@ -46,6 +74,25 @@ class FactoryHome:
                 f"session_factory of task {task_name!r} is a {type(factory).__name__!r}.",
                 "Give it a sessionmaker, or a callable that takes no arguments and returns a new Session.",
             )
+
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of the factory's sessions.
+
+        Raises:
+            ConfigurationError: They are bound to none.
+        """
+        engine = self.source.engine()
+        if engine is None:
+            raise ConfigurationError("The session_factory is bound to no engine.", "Bind it to one.")
+        return engine
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """Give a session to code that runs for the task but outside of its unit of work."""
+        with self.source.session() as session:
+            yield session
 
 
 def homes_of(app: Celery) -> dict[str | None, Home]:

@@ -70,6 +70,12 @@ class UnitOfWork:
     _borrowed: bool = False
     _unsent: list[Callable[[], object]] | None = None
 
+    #: There is something to end: a session of its own that was used, or a message to send. Else ``succeed()`` would do nothing.
+    pending: bool = False
+
+    #: True for a task with ``once``, whose sends always go through the outbox.
+    is_once: bool = False
+
     #: True while ``self.retry()`` runs: the message it makes waits for the end of the transaction.
     deferring: bool = False
 
@@ -96,12 +102,19 @@ class UnitOfWork:
             session = self._session = self.task.open_session(self)
         return session
 
+    @property
+    def used_session(self) -> Session | None:
+        """The session if the request has touched it; asking does not make one."""
+        return self._session
+
     def session_options(self) -> SessionOptions:
         """What the session needs, asked when it is opened."""
+        self.pending = True
         return self.task.unit_options(self)
 
     def send_after_end(self, send: Callable[[], object]) -> None:
         """Call ``send`` when the transaction has ended, whichever way: the message of ``self.retry()`` or ``self.replace()``."""
+        self.pending = True
         if self._unsent is None:
             self._unsent = []
         self._unsent.append(send)

@@ -73,12 +73,24 @@ def _open_at_first_use(session: Session, name: str) -> Any:
 
     Python calls it for what is not there yet: before ``__init__`` has run, that is nearly everything.
     """
-    source, asks = session.__dict__.pop(_OPEN)
-    # From here on an ordinary class: Python reads every attribute of a class with __getattr__ more slowly, 4 us a transaction.
-    session.__class__ = source.class_
-    source.open(session, asks.session_options())
+    _open(session)
     return getattr(session, name)
 
+
+def _open_at_first_assignment(session: Session, name: str, value: object) -> None:
+    """Run the deferred ``__init__``, which would undo the assignment, and assign (as ``__setattr__``)."""
+    _open(session)
+    setattr(session, name, value)
+
+
+def _open(session: Session) -> None:
+    source, asks = session.__dict__.pop(_OPEN)
+    # From here on an ordinary class: Python reads every attribute of a class with __getattr__ more slowly, 4 us a transaction.
+    object.__setattr__(session, "__class__", source.class_)
+    source.open(session, asks.session_options())
+
+
+_DEFERRED = {"__getattr__": _open_at_first_use, "__setattr__": _open_at_first_assignment}
 
 _classes: WeakKeyDictionary[type[Session], tuple[type[Session], type[Session]]] = WeakKeyDictionary()
 
@@ -93,7 +105,7 @@ def _classes_for(class_: type[Session]) -> tuple[type[Session], type[Session]]:
         names = {"__module__": class_.__module__, "__doc__": class_.__doc__}
         kept = type(class_.__name__, (class_,), dict(names))
         listen(kept)
-        deferred = type(class_.__name__, (kept,), {**names, "__getattr__": _open_at_first_use})
+        deferred = type(class_.__name__, (kept,), {**names, **_DEFERRED})
         _classes[class_] = (kept, deferred)
     return _classes[class_]
 

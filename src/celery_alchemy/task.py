@@ -8,27 +8,34 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import ceil
 from typing import Any, ClassVar, cast
 
 from celery import Celery, Task
 from celery.canvas import Signature
 from celery.exceptions import Reject, Retry
+from celery.result import AsyncResult
 from sqlalchemy.orm import Session
 
-from .errors import NoSessionError, NotConfiguredError, SessionArgumentError
+from .body import failed_for_good, in_unit_of_work, record_failure
+from .completion import key_of
+from .errors import ConfigurationError, NoSessionError, NotConfiguredError, SessionArgumentError
 from .injection import Injection, caller_header, injection_of
-from .outcome import SUCCESS, CommitOn, Replaced, commit_on_from, outcome_of
+from .message import recording
+from .once import resend_owed
+from .outcome import CommitOn, Replaced, commit_on_from
 from .registry import FactoryHome, Home, home_of
-from .request import PLAIN_TYPES, UnitOfWork, at_hand, refuse_entities
+from .request import UnitOfWork, at_hand
+from .sending import enqueue, hold, session_at_hand
 from .sessions import SessionOptions
+from .transaction import AnySession
 
 __all__ = ["SessionTask"]
 
-logger = logging.getLogger(__name__)
-
+#: Seconds that are left to a killed run to be gone before its task is sent again.
+REDELIVER_MARGIN_SECONDS = 5
 
 
 class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
@@ -55,6 +62,19 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
 
     #: The transaction must not write.
     read_only: bool = False
+
+    #: Commit the writes once over any number of deliveries: True for one task id, or a callable that makes a key (str) of the
+    #: task's arguments. Implies late acknowledgement and ``reject_on_worker_lost``.
+    once: Any = False
+
+    #: Seconds after which an owed ``once`` task is sent again. None for the Alchemy's; never shorter than the hard time limit.
+    redeliver_after: float | None = None
+
+    #: Starts without an end after which a ``once`` task is dead. None for the Alchemy's.
+    max_deliveries: int | None = None
+
+    #: True for a task with ``once``.
+    is_once: ClassVar[bool] = False
 
     # The parent process reports lost children and hard time limits through it.
     Request = "celery_alchemy.worker:SessionRequest"
@@ -85,7 +105,7 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
                 self._dump_pydantic_arguments = _without_placeholders(
                     self._dump_pydantic_arguments, self._injection
                 )
-        self.run = _in_unit_of_work(self, body, self._injection)
+        self.run = in_unit_of_work(self, body, self._injection)
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:
@@ -96,7 +116,27 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
         cls._policy = None if cls.commit_on is None else commit_on_from(cls.commit_on, f"task {name!r}")
         factory = _static(cls, "session_factory")
         cls._factory_home = None if factory is None else FactoryHome(factory, name)
+        cls._bind_once(name)
         app.steps["worker"].add("celery_alchemy.worker:SessionStep")
+
+    @classmethod
+    def _bind_once(cls, name: str) -> None:
+        once = _static(cls, "once")
+        cls.is_once = bool(once)
+        if not once:
+            return
+        if once is not True and not callable(once):
+            raise ConfigurationError(
+                f"once={once!r} of task {name!r} is neither True nor a callable.",
+                "Use once=True, or once=lambda order_id: f'charge:{order_id}'.",
+            )
+        if cls.read_only:
+            raise ConfigurationError(
+                f"Task {name!r} is both once and read_only, but once writes its completion.", "Remove one of the two."
+            )
+        # An acknowledgement before the end, or one for a child that died, would lose the task.
+        cls.acks_late = True
+        cls.reject_on_worker_lost = True
 
     # --- what bodies use -------------------------------------------------------------------------------------------------
 
@@ -131,23 +171,41 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
         except Exception as exc:
             # Autoretry, from outside of the unit of work, has no retries left: only now has the task failed for good.
             request = self.request
-            self.run_record_failure(exc, tuple(request.args or ()), request.kwargs or {})
+            failed_for_good(self, exc, tuple(request.args or ()), request.kwargs or {})
             raise
 
     def signature_from_request(self, *args: Any, **kwargs: Any) -> Signature:
-        """Make the retry's message; one made by ``self.retry()`` in the body waits for the end of the transaction."""
-        signature = super().signature_from_request(*args, **kwargs)
+        """Make the retry's message.
+
+        One made by ``self.retry()`` in the body waits for the end of the transaction; one of a ``once`` task stays owed.
+        """
+        signature = self.plain_signature_from_request(*args, **kwargs)
+        send = signature.apply_async
+        key = self.row_key()
+        if key is not None:
+            send = functools.partial(resend_owed, self, key, send)
         unit = self._unit()
         if unit is not None and unit.deferring:
-            signature.apply_async = functools.partial(unit.send_after_end, signature.apply_async)
+            send = functools.partial(unit.send_after_end, send)
+        signature.apply_async = send
         return signature
 
+    def plain_signature_from_request(self, *args: Any, **kwargs: Any) -> Signature:
+        """Make the message of another attempt as Celery does."""
+        return super().signature_from_request(*args, **kwargs)
+
     def on_replace(self, sig: Signature) -> Any:
-        """Replace the task as Celery does; the replacement is sent after the transaction has committed."""
+        """Replace the task as Celery does; the replacement is sent after, or kept in the outbox by, the transaction's commit."""
         unit = self._unit()
         if unit is None or self.request.is_eager:
             return super().on_replace(sig)
-        unit.send_after_end(sig.delay)
+        home = self.home()
+        if home.outbox is not None and (self.is_once or home.keeps_messages) and "success" in self.outcomes_to_commit():
+            with recording(self.app) as messages:
+                sig.delay()
+            hold(self.app, home, unit.session, messages, chosen_id=True)
+        else:
+            unit.send_after_end(sig.delay)
         raise Replaced("Replaced by new task")
 
     # --- what callers use ------------------------------------------------------------------------------------------------
@@ -165,6 +223,31 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
             if given is not None:
                 raise SessionArgumentError(self.name, given)
         return super().apply_async(args, kwargs, *more, **options)
+
+    def delay_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
+        """Send the task when the transaction at hand has committed, with these arguments; see ``apply_async_on_commit``."""
+        return self.apply_async_on_commit(args, kwargs)
+
+    def apply_async_on_commit(
+        self, args: Any = None, kwargs: Any = None, *, session: AnySession | None = None, **options: Any
+    ) -> AsyncResult[Any]:
+        """Send the task when the outermost transaction of a session has committed; never if it rolls back.
+
+        Args:
+            args: Positional arguments.
+            kwargs: Keyword arguments.
+            session: The session; left out, that of the running request, or of the ``alchemy.session()`` block around the call.
+            **options: As for ``apply_async``.
+
+        Returns:
+            The result, with its final id.
+
+        Raises:
+            NoSessionError: No session was given and none is at hand; nothing is sent early.
+        """
+        if session is None:
+            session = session_at_hand(f"{self.name}.apply_async_on_commit()")
+        return cast("AsyncResult[Any]", enqueue(session, self.signature(args, kwargs), **options))
 
     # --- inside ------------------------------------------------------------------------------------------------------------
 
@@ -193,6 +276,33 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
             raise NotConfiguredError(self.name, getattr(self._app, "main", None))
         return home
 
+    @property
+    def once_key(self) -> Callable[..., Any] | None:
+        """The callable that makes the key of a ``once`` task; None where the key is the task id."""
+        once = _static(type(self), "once")
+        return None if once is True else cast("Callable[..., Any]", once)
+
+    def row_key(self) -> str | None:
+        """Return the id of the running request's row; None for a task without ``once``, or called without an id.
+
+        Raises:
+            OnceKeyError: The task's key cannot be used.
+        """
+        request = self.request
+        if not self.is_once or (request.id is None and self.once_key is None):
+            return None
+        nesting = request.replaced_task_nesting or 0
+        return key_of(self, request.id or "", nesting, tuple(request.args or ()), dict(request.kwargs or {}))
+
+    def redeliver_seconds(self, home: Home, hard_limit: float | None) -> int:
+        """Return after how many seconds an owed task is sent again: never while its hard time limit lets it run."""
+        wanted = home.redeliver_after if self.redeliver_after is None else self.redeliver_after
+        return ceil(max(wanted, (hard_limit or self.time_limit or 0) + REDELIVER_MARGIN_SECONDS))
+
+    def deliveries_allowed(self, home: Home) -> int:
+        """Return how many starts without an end make the task dead."""
+        return home.max_deliveries if self.max_deliveries is None else self.max_deliveries
+
     def outcomes_to_commit(self) -> CommitOn:
         """Return the outcomes that commit: the task's own, or those of what serves it."""
         return self.home().commit_on if self._policy is None else self._policy
@@ -219,130 +329,14 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
     def run_record_failure(self, exc: BaseException, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Run the task's ``record_failure`` in a session and transaction of its own; its failure is logged, never raised."""
         record = _static(type(self), "record_failure")
-        if record is None:
-            return
-        try:
-            injection = injection_of(record, bound=False, task_name=f"record_failure of {self.name}")
-            call = _caller(record, injection) if injection.parameters else _session_first(record)
-            outer = at_hand.get()
-            unit = UnitOfWork(_FailureRecord(self), outer)
-            at_hand.set(unit)
-            try:
-                call(unit, (exc, *args), kwargs)
-                unit.succeed()
-            except BaseException as record_exc:
-                unit.fail(record_exc)
-                raise
-            finally:
-                at_hand.set(outer)
-        except Exception:
-            logger.exception("record_failure of task %s failed; the task's own error stands", self.name)
+        if record is not None:
+            record_failure(self, record, exc, args, kwargs)
 
 
 def _static(cls: type, name: str) -> Any:
     """Return a class attribute that may be a function, without making a method of it."""
     value = inspect.getattr_static(cls, name)
     return value.__func__ if isinstance(value, staticmethod) else value
-
-
-Call = Callable[[UnitOfWork, tuple[Any, ...], Mapping[str, Any]], Any]
-
-
-def _in_unit_of_work(task: SessionTask, body: Callable[..., Any], injection: Injection) -> Callable[..., Any]:
-    """Wrap a body so that each call of it is one unit of work."""
-    call = _caller(body, injection)
-    parameters = injection.parameters
-
-    @functools.wraps(body)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        outer = at_hand.get()
-        unit = UnitOfWork(task, outer)
-        if kwargs and parameters and (given := injection.given(kwargs)) is not None:
-            unit.borrow(kwargs[given])
-        at_hand.set(unit)
-        try:
-            result = call(unit, args, kwargs)
-            if type(result) not in PLAIN_TYPES:
-                refuse_entities(result, unit.owner)
-            unit.succeed()
-            return result
-        except BaseException as exc:
-            _fail(task, unit, exc, args, kwargs)
-            raise
-        finally:
-            at_hand.set(outer)
-
-    run.__signature__ = injection.signature  # type: ignore[attr-defined]
-    return run
-
-
-def _fail(
-    task: SessionTask, unit: UnitOfWork, exc: BaseException, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> None:
-    """End a unit of work whose body, or whose commit, raised."""
-    try:
-        unit.fail(exc)
-    except Exception as commit_exc:
-        _record_if_final(task, commit_exc, args, kwargs)
-        raise
-    _record_if_final(task, exc, args, kwargs)
-
-
-def _record_if_final(
-    task: SessionTask, exc: BaseException, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> None:
-    if isinstance(exc, Exception) and outcome_of(exc) == "failure" and not _autoretried(task, exc):
-        task.run_record_failure(exc, args, kwargs)
-
-
-class _FailureRecord:
-    """Runs a task's ``record_failure``: the task's sessions, but always committed, and without a time limit."""
-
-    def __init__(self, task: SessionTask) -> None:
-        self._task = task
-        self.request = task.request
-        self.name = f"record_failure of {task.name}"
-
-    def open_session(self, unit: UnitOfWork) -> Session:
-        return self._task.open_session(unit)
-
-    def outcomes_to_commit(self) -> CommitOn:
-        return SUCCESS
-
-    def unit_options(self, unit: UnitOfWork) -> SessionOptions:
-        return SessionOptions()
-
-
-def _caller(body: Callable[..., Any], injection: Injection) -> Call:
-    """Return the call of a body with its sessions, in the shortest form that its signature allows."""
-    parameters = injection.parameters
-    if not parameters:
-        return lambda unit, args, kwargs: body(*args, **kwargs)
-    only = parameters[0]
-    if len(parameters) == 1 and only.index == 0:
-        name = only.name
-
-        def call_first(unit: UnitOfWork, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-            return body(*args, **kwargs) if name in kwargs else body(unit.session, *args, **kwargs)
-
-        return call_first
-
-    def call(unit: UnitOfWork, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        filled_args, filled_kwargs = injection.fill(args, kwargs, {p.name: unit.session for p in parameters})
-        return body(*filled_args, **filled_kwargs)
-
-    return call
-
-
-def _session_first(record: Callable[..., Any]) -> Call:
-    return lambda unit, args, kwargs: record(unit.session, *args, **kwargs)
-
-
-def _autoretried(task: SessionTask, exc: Exception) -> bool:
-    """Tell whether Celery's autoretry, which wraps the unit of work, will ask for a retry; retry() knows if one is left."""
-    wanted = tuple(getattr(task, "autoretry_for", ()))
-    unwanted = tuple(getattr(task, "dont_autoretry_for", ()))
-    return hasattr(task, "_orig_run") and isinstance(exc, wanted) and not isinstance(exc, unwanted)
 
 
 def _without_placeholders(dump: Callable[..., Any], injection: Injection) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Union
+from typing import Any, Protocol, Union
 from weakref import WeakSet
 
 from sqlalchemy import Connection, event
@@ -29,6 +29,7 @@ AnySession = Union[Session, "scoped_session[Any]", Any]
 
 _WAITING = "celery_alchemy.waiting"
 _OWNER = "celery_alchemy.owner"
+_FLUSHED = "celery_alchemy.flushed"
 
 
 def sync_session_of(session: AnySession) -> Session:
@@ -49,15 +50,29 @@ def set_owner(session: Session, owner: str) -> None:
 
     The task's work is committed then; an exception would make Celery record a failure and ``autoretry_for`` run the work again.
     """
-    session.info[_OWNER] = owner
+    session.__dict__[_OWNER] = owner
 
 
 def has_waiting(session: Session) -> bool:
     """Tell whether callables wait for the session's commit."""
-    return _WAITING in session.info
+    return _WAITING in session.__dict__
 
 
 # --- callables that wait for the commit --------------------------------------------------------------------------------
+
+
+class Joint(Protocol):
+    """A callable for ``on_commit`` that has work to do in the transaction too; those of one commit are joined into one."""
+
+    def __call__(self) -> object: ...
+
+    def join(self, other: Joint) -> Joint:
+        """Return one that does the work of both."""
+        ...
+
+    def before_commit(self, session: Session) -> None:
+        """Do the work in the transaction, right before its COMMIT."""
+        ...
 
 
 @dataclass(slots=True)
@@ -98,22 +113,55 @@ def on_commit(session: AnySession, callable: Callable[[], object], *, what: str 
     transaction = session.get_nested_transaction() or session.get_transaction()
     if transaction is None:  # pragma: no cover - begin() has just made one.
         raise RuntimeError("The session has no transaction after begin().")
-    waiting: _Waiting = session.info.setdefault(_WAITING, _Waiting())
+    waiting: _Waiting = session.__dict__.setdefault(_WAITING, _Waiting())
     waiting.entries.append(_Entry(transaction, callable, what or getattr(callable, "__qualname__", repr(callable))))
+
+
+# The listeners below run for every Session of the process, also for those that nobody asked anything of. So they look into
+# __dict__ first: Session.info makes its dict when it is first asked for, 1 us.
+
+
+def _before_commit(session: Session) -> None:
+    waiting: _Waiting | None = session.__dict__.get(_WAITING)
+    if waiting is None or session.in_nested_transaction():
+        return
+    joint: Any = None
+    kept: list[_Entry] = []
+    for entry in waiting.entries:
+        if not hasattr(entry.run, "before_commit"):
+            kept.append(entry)
+        elif joint is None:
+            joint = entry
+            kept.append(entry)
+        else:
+            joint.run = joint.run.join(entry.run)
+    if joint is not None:
+        waiting.entries = kept
+        joint.run.before_commit(session)
 
 
 def _after_commit(session: Session) -> None:
     # SQLAlchemy fires this for a released SAVEPOINT as well as for the real COMMIT. It only says here how the transaction that
     # ends next has ended.
-    waiting: _Waiting | None = session.info.get(_WAITING)
+    waiting: _Waiting | None = session.__dict__.get(_WAITING)
     if waiting is not None:
         waiting.committed = session.get_nested_transaction() or session.get_transaction()
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    waiting: _Waiting | None = session.info.get(_WAITING)
-    if waiting is None:
-        return
+    if transaction.parent is None:
+        # Before the callables run, which may write in a transaction of their own.
+        ledger = ledger_of(session)
+        if ledger is not None:
+            ledger.writes = False
+        else:
+            session.__dict__.pop(_FLUSHED, None)
+    waiting: _Waiting | None = session.__dict__.get(_WAITING)
+    if waiting is not None:
+        _settle(session, transaction, waiting)
+
+
+def _settle(session: Session, transaction: SessionTransaction, waiting: _Waiting) -> None:
     mine = [entry for entry in waiting.entries if entry.transaction is transaction]
     committed = waiting.committed is transaction
     if transaction.nested:
@@ -124,7 +172,7 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
         else:
             waiting.entries = [entry for entry in waiting.entries if entry.transaction is not transaction]
     elif transaction.parent is None:
-        del session.info[_WAITING]
+        del session.__dict__[_WAITING]
         if committed:
             _finish(session, mine)
 
@@ -145,7 +193,7 @@ def _finish(session: Session, entries: list[_Entry]) -> None:
 
 
 def _run(session: Session, entries: list[_Entry]) -> None:
-    owner: str | None = session.info.get(_OWNER)
+    owner: str | None = session.__dict__.get(_OWNER)
     failures: list[str] = []
     first: Exception | None = None
     for entry in entries:
@@ -162,6 +210,7 @@ def _run(session: Session, entries: list[_Entry]) -> None:
         raise PublishError(tuple(failures)) from first
 
 
+event.listen(Session, "before_commit", _before_commit)
 event.listen(Session, "after_commit", _after_commit)
 event.listen(Session, "after_transaction_end", _after_transaction_end)
 
@@ -171,6 +220,7 @@ event.listen(Session, "after_transaction_end", _after_transaction_end)
 # given back.
 _PROMISED = "celery_alchemy.promised"
 _COMMITTED = "celery_alchemy.committed"
+_PROMISED_BEFORE = "celery_alchemy.promised_before_savepoint"
 _followed: WeakSet[Pool] = WeakSet()
 
 
@@ -179,6 +229,8 @@ def _wait_for_connection(connection: Connection, session: Session, entries: list
         event.listen(connection, "commit", _connection_commits)
         event.listen(connection, "rollback", _connection_rolls_back)
         event.listen(connection, "begin", _connection_goes_on)
+        event.listen(connection, "savepoint", _savepoint_begins)
+        event.listen(connection, "rollback_savepoint", _savepoint_rolls_back)
     pool = connection.engine.pool
     if pool not in _followed:
         _followed.add(pool)
@@ -188,11 +240,23 @@ def _wait_for_connection(connection: Connection, session: Session, entries: list
 
 def _connection_commits(connection: Connection) -> None:
     connection.info[_COMMITTED] = connection.info.pop(_PROMISED, [])
+    connection.info.pop(_PROMISED_BEFORE, None)
 
 
 def _connection_rolls_back(connection: Connection) -> None:
     connection.info.pop(_PROMISED, None)
+    connection.info.pop(_PROMISED_BEFORE, None)
     connection.info.pop(_COMMITTED, None)  # Its COMMIT failed.
+
+
+def _savepoint_begins(connection: Connection, name: str) -> None:
+    connection.info.setdefault(_PROMISED_BEFORE, {})[name] = len(connection.info.get(_PROMISED, ()))
+
+
+def _savepoint_rolls_back(connection: Connection, name: str, context: object) -> None:
+    # A SAVEPOINT that is not listed began before the first promise was made.
+    before = connection.info.get(_PROMISED_BEFORE, {}).get(name, 0)
+    del connection.info.get(_PROMISED, [])[before:]
 
 
 def _connection_goes_on(connection: Connection) -> None:
@@ -223,7 +287,7 @@ def uncommitted_changes(session: Session) -> str | None:
         return "an open SAVEPOINT"
     if session.new or session.deleted or any(session.is_modified(entity) for entity in session.dirty):
         return "unflushed changes"
-    waiting: _Waiting | None = session.info.get(_WAITING)
+    waiting: _Waiting | None = session.__dict__.get(_WAITING)
     if waiting is not None and waiting.entries:
         return "sends that wait for the commit"
     return "uncommitted writes" if has_written(session) else None
@@ -237,8 +301,15 @@ def has_written(session: Session) -> bool:
     ledger = ledger_of(session)
     if ledger is not None:
         return ledger.writes
-    # SQLAlchemy keeps these to restore the session at a rollback; there is no public name for them.
-    return any(getattr(transaction, name, None) for name in ("_new", "_dirty", "_deleted"))
+    return _FLUSHED in session.__dict__
+
+
+def _after_flush(session: Session, flush_context: object) -> None:
+    session.__dict__[_FLUSHED] = True
+
+
+# The session itself does not remember: what was flushed and is no longer referenced is gone from its identity map.
+event.listen(Session, "after_flush", _after_flush)
 
 
 class released:  # noqa: N801 - used as a function: with released(session): ...

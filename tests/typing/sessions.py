@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from celery import Celery
-from celery.result import AsyncResult
+from celery import Celery, shared_task
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, sessionmaker
@@ -50,15 +49,30 @@ def rename(session: Session, book_id: int, title: str) -> bool:
     return session.is_active
 
 
-def the_result_keeps_its_type(session: Session) -> None:
-    assert_type(rename(session=session, book_id=7, title="Emma"), bool)
-    assert_type(rename.apply_async(args=(7, "Emma")), AsyncResult[bool])
-
-
 @app.task(bind=True, base=SessionTask)
 def publish(self: SessionTask, book_id: int) -> bool:
     assert_type(self.session, Session)
     return self.session.is_active
+
+
+@shared_task(base=SessionTask)
+def withdraw(session: Session, book_id: int) -> bool:
+    return session.is_active
+
+
+def callers_leave_the_session_out(test_session: Session) -> None:
+    rename.delay(7, "Emma")
+    rename.si(7, title="Emma")
+    publish.delay(7)
+    withdraw.delay(7)
+    withdraw.si(7)
+    # A test may pass its own.
+    rename(session=test_session, book_id=7, title="Emma")
+
+
+def a_task_with_the_base_is_a_session_task() -> None:
+    assert_type(publish, SessionTask)
+    assert_type(withdraw, SessionTask)
 
 
 def released_takes_both_kinds_of_session(session: Session) -> None:
@@ -75,7 +89,7 @@ async def released_is_asynchronous_too(session: AsyncSession) -> None:
 
 def on_commit_takes_both_kinds_of_session(session: Session, asynchronous: AsyncSession) -> None:
     on_commit(session, lambda: None)
-    on_commit(asynchronous, lambda: print)
+    on_commit(asynchronous, lambda: None)
 
 
 def an_error_has_its_fields(error: UncommittedChangesError) -> None:

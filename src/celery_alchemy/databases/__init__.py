@@ -5,15 +5,17 @@ Underneath everything; imports nothing of the package but its sibling modules an
 ``configure(engine)``
     what an engine made by Alchemy needs on this database;
 ``begin_statements(connection, timeout_seconds, read_only)``
-    what a task's transaction sends first.
+    what a task's transaction sends first;
+``claim(connection, table, claim, lease_seconds, limit)``
+    how a relay takes due rows of the outbox for itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, Row, Table
 
 from . import generic, mysql, postgresql, sqlite
 
@@ -28,6 +30,10 @@ class Database(Protocol):
     def begin_statements(
         self, connection: Connection, timeout_seconds: float | None, read_only: bool
     ) -> Sequence[str]: ...
+
+    def claim(
+        self, connection: Connection, table: Table, claim: str, lease_seconds: float, limit: int
+    ) -> Sequence[Row[Any]]: ...
 
 
 _BY_DIALECT: dict[str, Database] = {

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, Row, Table, select, update
 
 from ..errors import ConfigurationError
+from ..tables import from_now
 
 
 def configure(engine: Engine) -> None:
@@ -23,3 +25,19 @@ def begin_statements(
             "Remove it, or use a database user that may only read.",
         )
     return ()
+
+
+def claim(
+    connection: Connection, table: Table, claim: str, lease_seconds: float, limit: int
+) -> Sequence[Row[Any]]:
+    """Lease due rows one relay at a time, with what standard SQL has."""
+    rows = connection.execute(
+        select(table).where(table.c.due_at <= from_now(0)).order_by(table.c.due_at).limit(limit).with_for_update()
+    ).all()
+    if rows:
+        connection.execute(
+            update(table)
+            .where(table.c.id.in_([row.id for row in rows]))
+            .values(claim=claim, due_at=from_now(lease_seconds))
+        )
+    return rows

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, Row, Table, event, select, update
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
+
+from ..tables import from_now
 
 _LIMITED = "celery_alchemy.statement_limited"
 
@@ -60,3 +62,28 @@ def _lift_limit(
         cursor.execute(f"SET SESSION {variable} = DEFAULT")
     finally:
         cursor.close()
+
+
+def claim(
+    connection: Connection, table: Table, claim: str, lease_seconds: float, limit: int
+) -> Sequence[Row[Any]]:
+    """Lease due rows: lock and read, then update by primary key.
+
+    MySQL has no UPDATE ... RETURNING. SKIP LOCKED needs MySQL 8.0.1 or MariaDB 10.6. Leasing by UPDATE and not by DELETE keeps
+    concurrent relays from deadlocks on the gaps of deleted rows.
+    Source: https://dev.mysql.com/doc/refman/8.0/en/innodb-locking-reads.html
+    """
+    rows = connection.execute(
+        select(table)
+        .where(table.c.due_at <= from_now(0))
+        .order_by(table.c.due_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+    if rows:
+        connection.execute(
+            update(table)
+            .where(table.c.id.in_([row.id for row in rows]))
+            .values(claim=claim, due_at=from_now(lease_seconds))
+        )
+    return rows

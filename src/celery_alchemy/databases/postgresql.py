@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, Row, Table, select, update
+
+from ..tables import from_now
 
 
 def configure(engine: Engine) -> None:
@@ -26,3 +29,30 @@ def begin_statements(
     if read_only:
         statements.append("SET TRANSACTION READ ONLY")
     return statements
+
+
+def claim(
+    connection: Connection, table: Table, claim: str, lease_seconds: float, limit: int
+) -> Sequence[Row[Any]]:
+    """Lease due rows in one statement.
+
+    SKIP LOCKED lets relays pass each other. The CTE is MATERIALIZED because the planner may otherwise run the LIMIT again for each
+    row and lease more than it.
+    Source: https://www.postgresql.org/docs/current/sql-select.html#SQL-FOR-UPDATE-SHARE
+    """
+    due = (
+        select(table.c.id)
+        .where(table.c.due_at <= from_now(0))
+        .order_by(table.c.due_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .cte("due")
+        .prefix_with("MATERIALIZED", dialect="postgresql")
+    )
+    statement = (
+        update(table)
+        .where(table.c.id == due.c.id)
+        .values(claim=claim, due_at=from_now(lease_seconds))
+        .returning(*table.c)
+    )
+    return connection.execute(statement).all()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, Row, Table, event, select, update
 
 from ..errors import ConfigurationError
+from ..tables import from_now
 
 BUSY_TIMEOUT_SECONDS = 30
 _READ_ONLY = "celery_alchemy.query_only"
@@ -64,3 +65,20 @@ def _allow_writes(connection: Connection) -> None:
     # query_only belongs to the connection, not to the transaction: it must not follow it back into the pool.
     if connection.info.pop(_READ_ONLY, False):
         connection.exec_driver_sql("PRAGMA query_only = OFF")
+
+
+def claim(
+    connection: Connection, table: Table, claim: str, lease_seconds: float, limit: int
+) -> Sequence[Row[Any]]:
+    """Lease due rows in one statement, atomic by itself: there is one writer at a time, and no SKIP LOCKED.
+
+    Source: https://www.sqlite.org/lang_returning.html
+    """
+    due = select(table.c.id).where(table.c.due_at <= from_now(0)).order_by(table.c.due_at).limit(limit)
+    statement = (
+        update(table)
+        .where(table.c.id.in_(due.scalar_subquery()))
+        .values(claim=claim, due_at=from_now(lease_seconds))
+        .returning(*table.c)
+    )
+    return connection.execute(statement).all()

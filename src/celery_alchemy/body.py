@@ -1,0 +1,220 @@
+"""Running a task's body: filled with its sessions, in one unit of work, or in one of a ``once`` task.
+
+Between ``task.py``, which wraps each body with it, and ``request.py`` and ``once.py``, which hold the transaction.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from .completion import State, key_of
+from .errors import DeadTaskError
+from .injection import Injection, injection_of
+from .once import OnceUnit, Overtaken, in_session_of, record_death
+from .outcome import SUCCESS, CommitOn, Replaced, outcome_of
+from .request import PLAIN_TYPES, UnitOfWork, at_hand, refuse_entities
+from .sessions import SessionOptions
+
+__all__ = ["failed_for_good", "in_unit_of_work", "record_failure"]
+
+logger = logging.getLogger(__name__)
+
+Arguments = tuple[Any, ...]
+Keywords = Mapping[str, Any]
+Call = Callable[[UnitOfWork, Arguments, Keywords], Any]
+
+#: How often a body runs again because another delivery changed the task's record while it ran.
+MAX_OVERTAKEN = 5
+
+
+def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -> Callable[..., Any]:
+    """Wrap a body so that each call of it is one unit of work."""
+    call = _caller(body, injection)
+    parameters = injection.parameters
+    session_first = len(parameters) == 1 and parameters[0].index == 0
+
+    @functools.wraps(body)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if task.is_once and (task.request.id is not None or task.once_key is not None):
+            return _run_once(task, call, args, kwargs)
+        outer = at_hand.get()
+        unit = UnitOfWork(task, outer)
+        if kwargs and parameters and (given := injection.given(kwargs)) is not None:
+            own = kwargs.pop(given)
+            if own is not None:
+                unit.borrow(own)
+        at_hand.set(unit)
+        try:
+            # The two usual shapes without a call of `call`: this runs for every task, and a call is a tenth of a microsecond.
+            if session_first:
+                result = body(unit.session, *args, **kwargs)
+            elif parameters:
+                result = call(unit, args, kwargs)
+            else:
+                result = body(*args, **kwargs)
+            if type(result) not in PLAIN_TYPES:
+                refuse_entities(result, unit.owner)
+            if unit.pending:
+                unit.succeed()
+            return result
+        except BaseException as exc:
+            _fail(task, unit, exc, args, kwargs)
+            raise
+        finally:
+            at_hand.set(outer)
+
+    run.__signature__ = injection.signature  # type: ignore[attr-defined]
+    return run
+
+
+def _fail(task: Any, unit: UnitOfWork, exc: BaseException, args: Arguments, kwargs: Keywords) -> None:
+    """End a unit of work whose body, or whose commit, raised."""
+    try:
+        unit.fail(exc)
+    except Exception as commit_exc:
+        if _is_final(task, commit_exc):
+            task.run_record_failure(commit_exc, args, kwargs)
+        raise
+    if _is_final(task, exc):
+        task.run_record_failure(exc, args, kwargs)
+
+
+def _is_final(task: Any, exc: BaseException) -> bool:
+    """Tell whether the task has failed for good with this."""
+    return isinstance(exc, Exception) and outcome_of(exc) == "failure" and not _autoretried(task, exc)
+
+
+def _autoretried(task: Any, exc: Exception) -> bool:
+    """Tell whether Celery's autoretry, which wraps the unit of work, will ask for a retry; retry() knows if one is left."""
+    wanted = tuple(getattr(task, "autoretry_for", ()))
+    unwanted = tuple(getattr(task, "dont_autoretry_for", ()))
+    return hasattr(task, "_orig_run") and isinstance(exc, wanted) and not isinstance(exc, unwanted)
+
+
+# --- once ------------------------------------------------------------------------------------------------------------------
+
+
+def _run_once(task: Any, call: Call, args: Arguments, kwargs: Keywords) -> Any:
+    nesting = task.request.replaced_task_nesting or 0
+    key = key_of(task, task.request.id or "", nesting, args, dict(kwargs))
+    for _ in range(MAX_OVERTAKEN):
+        try:
+            return _attempt_once(task, key, call, args, kwargs)
+        except Overtaken:
+            logger.info("Task %s (%s) was overtaken by another delivery of it and looks again", task.name, key)
+    raise Overtaken(key)
+
+
+def _attempt_once(task: Any, key: str, call: Call, args: Arguments, kwargs: Keywords) -> Any:
+    outer = at_hand.get()
+    unit = OnceUnit(task, outer, key)
+    at_hand.set(unit)
+    try:
+        state = unit.start()
+        if state.kind in ("completed", "dead"):
+            unit.succeed()
+            if state.fresh:
+                task.run_record_failure(DeadTaskError(task.name, key, state.error), args, kwargs)
+            return unit.replay(state)
+        try:
+            result = call(unit, args, kwargs)
+            refuse_entities(result, unit.owner)
+            return unit.replay(unit.succeed_with("returned", result))
+        except Overtaken:
+            raise
+        except BaseException as exc:
+            return _fail_once(task, unit, exc, args, kwargs)
+    finally:
+        unit.fail(Overtaken())
+        at_hand.set(outer)
+
+
+def _fail_once(task: Any, unit: OnceUnit, exc: BaseException, args: Arguments, kwargs: Keywords) -> Any:
+    """End a once task whose body, or whose commit, raised; return a result if its work turns out to have been committed."""
+    final = _is_final(task, exc)
+    state: State | None = unit.fail_once(exc, final=final)
+    if state is not None and not isinstance(exc, Replaced) and state.ending == "returned":
+        return unit.replay(state)
+    if final:
+        task.run_record_failure(exc, args, kwargs)
+    raise exc
+
+
+def failed_for_good(task: Any, exc: BaseException, args: Arguments, kwargs: Keywords) -> None:
+    """Record a failure that was only found to be final after the unit of work had ended, or that no child is left to record."""
+    key = task.row_key()
+    if key is not None:
+        record_death(task, key, exc, functools.partial(in_session_of, task))
+    task.run_record_failure(exc, args, kwargs)
+
+
+# --- record_failure --------------------------------------------------------------------------------------------------------
+
+
+def record_failure(
+    task: Any, record: Callable[..., Any], exc: BaseException, args: Arguments, kwargs: Keywords
+) -> None:
+    """Run ``record(session, exc, *args, **kwargs)`` in a session and transaction of its own; its failure is logged."""
+    outer = at_hand.get()
+    try:
+        injection = injection_of(record, bound=False, task_name=f"record_failure of {task.name}")
+        call = _caller(record, injection) if injection.parameters else _session_first(record)
+        unit = UnitOfWork(_FailureRecord(task), outer)
+        at_hand.set(unit)
+        try:
+            call(unit, (exc, *args), kwargs)
+            unit.succeed()
+        except BaseException as record_exc:
+            unit.fail(record_exc)
+            raise
+    except Exception:
+        logger.exception("record_failure of task %s failed; the task's own error stands", task.name)
+    finally:
+        at_hand.set(outer)
+
+
+class _FailureRecord:
+    """Runs a task's ``record_failure``: the task's sessions, but always committed, and without a time limit."""
+
+    def __init__(self, task: Any) -> None:
+        self._task = task
+        self.request = task.request
+        self.name = f"record_failure of {task.name}"
+
+    def open_session(self, unit: UnitOfWork) -> Session:
+        session: Session = self._task.open_session(unit)
+        return session
+
+    def outcomes_to_commit(self) -> CommitOn:
+        return SUCCESS
+
+    def unit_options(self, unit: UnitOfWork) -> SessionOptions:
+        return SessionOptions()
+
+
+# --- filling a body --------------------------------------------------------------------------------------------------------
+
+
+def _caller(body: Callable[..., Any], injection: Injection) -> Call:
+    """Return the call of a body with its sessions, in the shortest form that its signature allows."""
+    parameters = injection.parameters
+    if not parameters:
+        return lambda unit, args, kwargs: body(*args, **kwargs)
+    only = parameters[0]
+    if len(parameters) == 1 and only.index == 0:
+        return lambda unit, args, kwargs: body(unit.session, *args, **kwargs)
+
+    def call(unit: UnitOfWork, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        filled_args, filled_kwargs = injection.fill(args, kwargs, {p.name: unit.session for p in parameters})
+        return body(*filled_args, **filled_kwargs)
+
+    return call
+
+
+def _session_first(record: Callable[..., Any]) -> Call:
+    return lambda unit, args, kwargs: record(unit.session, *args, **kwargs)

@@ -1,0 +1,124 @@
+"""The command line: ``celery -A app alchemy ...``, a sub-command of Celery's own.
+
+At the edge; finds the app's Alchemy and calls what the other modules offer.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from typing import Any
+
+import click
+
+from . import upkeep
+from .errors import CeleryAlchemyError
+from .registry import home_of
+from .relay import relay_of
+
+__all__ = ["alchemy"]
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+
+@click.group(name="alchemy", help="The outbox, once tasks and the relay of celery-alchemy.")
+@click.pass_context
+def alchemy(context: click.Context) -> None:
+    """Find the Alchemy of the app that ``celery -A`` names."""
+    app = getattr(context.obj, "app", None)
+    home = None if app is None else home_of(app)
+    if home is None or not hasattr(home, "create_tables"):
+        raise click.ClickException(
+            f"The app {getattr(app, 'main', None)!r} has no Alchemy. Name the app with `celery -A module alchemy ...`."
+        )
+    app.finalize()
+    context.meta["celery_alchemy"] = home
+
+
+def _home() -> Any:
+    return click.get_current_context().meta["celery_alchemy"]
+
+
+def _print(as_json: bool, data: Any, text: str) -> None:
+    click.echo(json.dumps(data, default=str) if as_json else text)
+
+
+@alchemy.command("create-tables")
+def create_tables() -> None:
+    """Make the library's tables where they do not exist."""
+    home = _home()
+    home.create_tables()
+    click.echo(f"The table {', '.join(sorted(home.metadata.tables))} is there.")
+
+
+@alchemy.command()
+@_JSON
+def status(as_json: bool) -> None:
+    """Count what waits, is owed, completed and dead."""
+    counts = _call(upkeep.status, _home().engine)
+    lines = [
+        f"waiting    {counts['waiting']:>8}   messages that are to be sent now",
+        f"leased     {counts['leased']:>8}   messages that a process is handing over",
+        f"owed       {counts['owed']:>8}   once tasks that were sent and have not completed",
+        f"completed  {counts['completed']:>8}   records of once tasks",
+        f"dead       {counts['dead']:>8}   set aside; see `alchemy dead`",
+        f"oldest     {counts['oldest_seconds'] or 0:>8.0f}   seconds that the oldest waiting message is late",
+    ]
+    _print(as_json, counts, "\n".join(lines))
+
+
+@alchemy.command()
+@click.option("--limit", default=100, show_default=True, help="At most so many.")
+@_JSON
+def dead(limit: int, as_json: bool) -> None:
+    """List dead tasks with their errors."""
+    rows = _call(upkeep.dead, _home().engine, limit)
+    text = "\n".join(f"{row['id']}  {row['task_name']}  {row['died_at']}\n    {row['error']}" for row in rows)
+    _print(as_json, rows, text or "No dead tasks.")
+
+
+@alchemy.command()
+@click.argument("ids", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Every dead task.")
+def revive(ids: tuple[str, ...], everything: bool) -> None:
+    """Send dead tasks again, by their ids or all of them."""
+    if bool(ids) == everything:
+        raise click.UsageError("Name dead tasks by their ids, or give --all.")
+    revived = _call(upkeep.revive, _home().engine, None if everything else ids)
+    click.echo(f"{revived} revived; a relay sends them.")
+    if ids and revived < len(ids):
+        raise click.ClickException(f"{len(ids) - revived} of the ids are not those of dead tasks with a message.")
+
+
+@alchemy.command()
+def prune() -> None:
+    """Delete completion records that are older than the once window."""
+    home = _home()
+    click.echo(f"{_call(upkeep.prune_all, home.engine, home.once_window_seconds)} deleted.")
+
+
+@alchemy.command()
+@click.option("--once", "one_pass", is_flag=True, help="Send what is due and end.")
+def relay(one_pass: bool) -> None:
+    """Send what the outbox holds, until stopped."""
+    home = _home()
+    worker = relay_of(home)
+    if one_pass:
+        sent = 0
+        while claimed := _call(worker.step):
+            sent += claimed
+        click.echo(f"{sent} handled.")
+        return
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    click.echo("The relay runs.")
+    worker.run(stopping, home.relay_interval_seconds)
+
+
+def _call(function: Any, *args: Any) -> Any:
+    try:
+        return function(*args)
+    except CeleryAlchemyError as exc:
+        raise click.ClickException(str(exc)) from exc

@@ -1,0 +1,335 @@
+"""The life of a ``once`` task's request: its writes are committed once, over any number of deliveries.
+
+Beside ``request.py``: the same unit of work, with a start that looks whether the work is done, and an end that records in the
+task's own transaction that it is. The record is written last, so that a long task neither holds a lock on it nor pins the outbox's
+vacuum horizon; two runs at the same time are decided by the row's lock, and the loser rolls back and reports the winner's result.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+from celery.canvas import maybe_signature
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.orm import Session
+
+from . import completion
+from .completion import Ending, State
+from .errors import DeadTaskError, OnceCommitError
+from .message import Message, recording
+from .outbox import Row
+from .outcome import Replaced, outcome_of
+from .request import AtHand, UnitOfWork, close_quietly
+from .sending import hold
+from .transaction import uncommitted_changes
+
+__all__ = [
+    "OnceUnit",
+    "Overtaken",
+    "count_lost_start",
+    "give_up",
+    "in_session_of",
+    "record_death",
+    "resend_owed",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class Overtaken(Exception):
+    """Another delivery changed the task's record while this one ran and left it open: run again from the start."""
+
+
+class OnceUnit(UnitOfWork):
+    """One request of a ``once`` task.
+
+    Args:
+        task: The task.
+        outer: What was at hand before this request began.
+        key: The id of its row.
+    """
+
+    is_once = True
+
+    def __init__(self, task: Any, outer: AtHand | None, key: str) -> None:
+        super().__init__(task, outer)
+        self.key = key
+        self._owed = False
+        self._recording = False
+
+    def start(self) -> State:
+        """Count the start, in a transaction of its own, and say what the table says.
+
+        Returns:
+            A State; the body runs if it is ``"new"`` or ``"owed"``.
+        """
+        task: Any = self.task
+        session = self.session
+        request = task.request
+        hard_limit = (request.timelimit or (None, None))[0]
+        home = task.home()
+        state = completion.start(
+            session,
+            self.key,
+            task.redeliver_seconds(home, hard_limit),
+            task.deliveries_allowed(home),
+            request,
+        )
+        session.commit()
+        self._owed = state.kind == "owed"
+        event.listen(session, "before_commit", self._refuse_commit)
+        return state
+
+    def _refuse_commit(self, session: Session) -> None:
+        if not self._recording and not session.in_nested_transaction() and uncommitted_changes(session):
+            raise OnceCommitError(self.owner())
+
+    def succeed_with(self, ending: Ending, value: Any) -> State:
+        """Record the completion, commit, close and send.
+
+        Returns:
+            The state that every delivery reports: this run's, or that of the run that committed first.
+
+        Raises:
+            Overtaken: The record changed and is open; nothing of this run was committed.
+            Exception: What the database raised; nothing of this run was committed.
+        """
+        result = completion.encoded(ending, value)
+        session = self.session
+        self._recording = True
+        try:
+            if ending == "returned":
+                self._hold_continuation(session, value)
+            session.flush()
+            recorded = self._record(session, result)
+            if recorded:
+                self._end_transaction(session, commit=True)
+        except BaseException as exc:
+            self._unsent = None
+            self._take_session()
+            self._abandon(session, exc)
+            state = self._committed_after_all(exc)
+            if state is None:
+                raise
+            return state
+        if not recorded:
+            self._unsent = None
+            self._take_session()
+            self._abandon(session, Overtaken())
+            return self._winner()
+        self._take_session()
+        close_quietly(session, self.owner)
+        if self._unsent is not None:
+            self._send()
+        return State("completed", ending, value)
+
+    def _hold_continuation(self, session: Session, value: Any) -> None:
+        """Send the callbacks and the next link of a chain from this transaction, in the place of Celery's tracer.
+
+        The tracer sends them after the commit: a crash in between, or a broker that loses them, would end the chain.
+        Source: ``_dispatch_callbacks_and_chain`` in ``celery.app.trace``.
+        """
+        task: Any = self.task
+        request, home = task.request, task.home()
+        if not (request.callbacks or request.chain) or request.is_eager or home.outbox is None:
+            return
+        options = {"parent_id": request.id, "root_id": request.root_id or request.id}
+        if task.app.conf.task_inherit_parent_priority:
+            options["priority"] = (request.delivery_info or {}).get("priority")
+        with recording(task.app) as messages:
+            for callback in request.callbacks or ():
+                maybe_signature(callback, app=task.app).apply_async((value,), **options)
+            if request.chain:
+                following = maybe_signature(request.chain[-1], app=task.app)
+                following.apply_async((value,), chain=request.chain[:-1], **options)
+        hold(task.app, home, session, messages, chosen_id=True)
+
+    def _record(self, session: Session, result: str) -> bool:
+        try:
+            return completion.complete(
+                session, self.key, self.task.request.id, self.task.name, result, owed=self._owed
+            )
+        except IntegrityError:
+            return False
+
+    def _winner(self) -> State:
+        state = self.look()
+        if state.kind != "completed":
+            raise Overtaken(self.owner())
+        return state
+
+    def _committed_after_all(self, exc: BaseException) -> State | None:
+        """Look whether a COMMIT whose answer did not come was carried out.
+
+        The driver's error has no SQLSTATE then, and the soft time limit may have cut the waiting short. An error that the
+        database sent is an answer: it has rolled back. A serialization failure may mean that another run has won.
+        """
+        if not isinstance(exc, (DBAPIError, SoftTimeLimitExceeded)):
+            return None
+        try:
+            state = self.look()
+        except Exception:
+            logger.warning("%s: looking for the outcome of its commit failed", self.owner(), exc_info=True)
+            return None
+        return state if state.kind == "completed" else None
+
+    def look(self) -> State:
+        """Say what the table says, in a session of its own."""
+        return self.in_own_session(lambda session: completion.look(session, self.key))
+
+    def in_own_session(self, work: Callable[[Session], Any]) -> Any:
+        """Do something in a session and transaction of its own and commit it."""
+        session = self.task.open_session(self)
+        try:
+            result = work(session)
+            session.commit()
+        finally:
+            close_quietly(session, self.owner)
+        return result
+
+    def fail_once(self, exc: BaseException, *, final: bool) -> State | None:
+        """End after the body raised, and say so in the record.
+
+        Args:
+            exc: What was raised.
+            final: The task has failed for good.
+
+        Returns:
+            The completed state if a commit that seemed to have failed was carried out; else None, and ``exc`` stands.
+        """
+        outcome = outcome_of(exc)
+        if isinstance(exc, Replaced):
+            return self.succeed_with("replaced", None)
+        if outcome == "ignore":
+            if "ignore" in self.task.outcomes_to_commit():
+                return self.succeed_with("ignored", None)
+            self._recording = True
+            self.fail(exc)
+            self._complete_aside("ignored")
+            return State("completed", "ignored")
+        self._recording = True
+        self.fail(exc)
+        if final or (isinstance(exc, Reject) and not exc.requeue):
+            return record_death(self.task, self.key, exc, self.in_own_session)
+        return None
+
+    def _complete_aside(self, ending: Ending) -> None:
+        result = completion.encoded(ending, None)
+
+        def work(session: Session) -> None:
+            completion.complete(
+                session, self.key, self.task.request.id, self.task.name, result, owed=self._owed
+            )
+
+        self.in_own_session(work)
+
+    def replay(self, state: State) -> Any:
+        """Report what the run that committed reported; its callbacks and chain are in the outbox, not the tracer's to send.
+
+        Raises:
+            Ignore: That run replaced itself or raised Ignore; there is nothing to report.
+            DeadTaskError: The task is dead.
+        """
+        if state.kind == "dead":
+            raise DeadTaskError(self.task.name, self.key, state.error)
+        if state.ending != "returned":
+            raise Ignore(f"{self.owner()} was {state.ending} by the run that committed")
+        request: Any = self.task.request
+        if not request.is_eager:
+            request.callbacks = request.chain = None
+        return state.value
+
+
+def in_session_of(task: Any, work: Callable[[Session], Any]) -> Any:
+    """Do something in a session of what serves a task, outside of its unit of work, and commit it."""
+    with task.home().session() as session:
+        result = work(session)
+        session.commit()
+    return result
+
+
+def record_death(
+    task: Any, key: str, exc: BaseException, in_own_session: Callable[[Callable[[Session], Any]], Any]
+) -> State | None:
+    """Set a task aside that has failed for good; logged, never raised: the task's own error stands.
+
+    Returns:
+        The completed state if the task's work turns out to have been committed; else None.
+    """
+    error = f"{type(exc).__name__}: {exc}"
+
+    def work(session: Session) -> State:
+        if not completion.die(session, key, error):
+            state = completion.look(session, key)
+            if state.kind != "new":
+                return state
+            completion.insert_dead(session, _row_of_request(task, key), error)
+        return State("dead", error=error)
+
+    try:
+        state = in_own_session(work)
+    except Exception:
+        logger.exception("Task %s[%s] failed for good and could not be recorded as dead", task.name, task.request.id)
+        return None
+    return state if state.kind == "completed" else None
+
+
+def _row_of_request(task: Any, key: str) -> Row:
+    """Make the row of a task that came past the outbox from its request, as it was before its first attempt."""
+    request = task.request
+    with recording(task.app) as messages:
+        task.plain_signature_from_request(request, retries=0).apply_async()
+    message: Message = messages[0]
+    home = task.home()
+    hard_limit = (request.timelimit or (None, None))[0]
+    return Row(key, message, task.redeliver_seconds(home, hard_limit), task.deliveries_allowed(home))
+
+
+def resend_owed(task: Any, key: str, send: Callable[[], Any]) -> None:
+    """Send a retry of a ``once`` task so that it stays owed: its message replaces the one in the record, then goes out.
+
+    Args:
+        task: The task.
+        key: Its row.
+        send: Sends the retry's message.
+    """
+    with recording(task.app) as messages:
+        send()
+    home = task.home()
+    message = messages[0]
+    message.headers[completion.ROW_HEADER] = key
+    hard_limit = (message.headers.get("timelimit") or (None, None))[0]
+    row = Row(key, message, task.redeliver_seconds(home, hard_limit), task.deliveries_allowed(home))
+    claim = uuid4().hex
+    home.outbox.check(message)
+    with home.session() as session:
+        if not completion.resend(session, row, claim):
+            row.may_exist = True
+            home.outbox.write(session, [row], claim)
+        session.commit()
+    home.outbox.hand_over([row], claim)
+
+
+def count_lost_start(task: Any) -> None:
+    """Have the starts of a ``once`` task counted that came past the outbox and whose process died, in the parent process."""
+    key = task.row_key()
+    if key is None or getattr(task.request, completion.ROW_HEADER, None) == key:
+        return
+
+    def work(session: Session) -> None:
+        if completion.look(session, key).kind == "new":
+            completion.track(session, key, task.request, deliveries=1)
+
+    in_session_of(task, work)
+
+
+def give_up(task: Any, reason: str) -> None:
+    """Set a ``once`` task aside that was revoked or has expired, so that it is not sent again."""
+    key = task.row_key()
+    if key is not None:
+        in_session_of(task, lambda session: completion.die(session, key, f"the task was {reason}"))

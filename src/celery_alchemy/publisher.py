@@ -1,0 +1,144 @@
+"""Hands finished messages to the broker, unchanged, and waits until the broker has confirmed them.
+
+Between the outbox or the relay and the broker. Uses connections of its own, because those of the Celery app do not ask RabbitMQ
+for confirms.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterable
+from time import monotonic
+from typing import Any, cast
+
+from celery import Celery
+from kombu import Connection
+from kombu.pools import ProducerPool
+
+from .message import Message
+
+__all__ = ["Publisher", "publish_directly"]
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a broker may take to confirm a message.
+CONFIRM_TIMEOUT_SECONDS = 10.0
+
+#: Seconds for which a broker that was down is not tried again right after a commit; the relay goes on trying.
+PAUSE_SECONDS = 5.0
+
+# One attempt to connect again: a connection that the broker dropped while it was idle must not send the message by way of the relay.
+_RETRY_ONCE = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+
+
+class Publisher:
+    """Publishes with confirms; one for each app, usable from many threads, renewed after a fork.
+
+    Args:
+        app: The Celery app, for its broker settings and queue declarations.
+    """
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._lock = threading.Lock()
+        self._pool: ProducerPool | None = None
+        self._pid = 0
+        self._paused_until = 0.0
+
+    @property
+    def paused(self) -> bool:
+        """True for a while after the broker could not be reached."""
+        return monotonic() < self._paused_until
+
+    def publish(self, messages: Iterable[Message]) -> list[Exception | None]:
+        """Publish messages in order.
+
+        Returns:
+            For each message None when the broker has confirmed it, or the error. When the broker cannot be reached the messages
+            that were not tried get the error too.
+        """
+        errors: list[Exception | None] = []
+        pending = list(messages)
+        try:
+            with self._producers().acquire(block=True) as producer:
+                for message in pending:
+                    errors.append(self._publish_one(producer, message))
+        except Exception as exc:
+            self._paused_until = monotonic() + PAUSE_SECONDS
+            errors.extend([exc] * (len(pending) - len(errors)))
+        else:
+            self._paused_until = 0.0
+        return errors
+
+    def _publish_one(self, producer: Any, message: Message) -> Exception | None:
+        connection_errors = producer.connection.connection_errors
+        try:
+            send(self._app, producer, message, retry=True, retry_policy=dict(_RETRY_ONCE))
+        except connection_errors:
+            raise
+        except Exception as exc:
+            if isinstance(exc, _unreachable()):
+                raise
+            return exc
+        return None
+
+    def _producers(self) -> ProducerPool:
+        with self._lock:
+            if self._pool is None or self._pid != os.getpid():
+                self._pid = os.getpid()
+                connection: Connection = cast("Any", self._app).connection_for_write(
+                    transport_options={"confirm_publish": True}
+                )
+                limit = self._app.conf.broker_pool_limit or 10
+                self._pool = ProducerPool(connection.Pool(limit), limit=limit)
+            return self._pool
+
+    def close(self) -> None:
+        """Close the connections of this process."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+            if pool is not None and self._pid == os.getpid():
+                pool.force_close_all()
+                pool.connections.force_close_all()
+
+
+def _unreachable() -> tuple[type[Exception], ...]:
+    from kombu.exceptions import OperationalError
+
+    return (OperationalError,)
+
+
+def publish_directly(app: Celery, messages: Iterable[Message]) -> None:
+    """Publish messages as ``apply_async`` would have, over the app's own connections and with its retry policy.
+
+    Raises:
+        kombu.exceptions.OperationalError: The broker cannot be reached.
+    """
+    with cast("Any", app).producer_pool.acquire(block=True) as producer:
+        for message in messages:
+            send(
+                app,
+                producer,
+                message,
+                retry=app.conf.task_publish_retry,
+                retry_policy=dict(app.conf.task_publish_retry_policy),
+            )
+
+
+def send(app: Celery, producer: Any, message: Message, **how: Any) -> None:
+    """Give one message to a kombu producer as it is, with its queues declared."""
+    queues = cast("Any", app).amqp.queues
+    producer.publish(
+        message.body,
+        content_type=message.content_type,
+        content_encoding=message.content_encoding,
+        exchange=message.exchange,
+        routing_key=message.routing_key,
+        headers=message.headers,
+        declare=[queues[name] for name in message.queues],
+        confirm_timeout=CONFIRM_TIMEOUT_SECONDS,
+        **how,
+        **message.properties,
+    )

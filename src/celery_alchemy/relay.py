@@ -1,0 +1,266 @@
+"""The relay: sends what the outbox still holds, again and again until the broker or the task's completion has settled it.
+
+Last stop of a message that the process which wrote it could not hand over. Needs none of the user's code: it publishes rows as they
+are. Many relays work side by side; a claim gives each row to one of them for a while.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import Connection, Engine, bindparam, delete, select, update
+
+from .databases import database_of
+from .message import Message
+from .outbox import settle
+from .publisher import Publisher
+from .tables import from_now, outbox
+
+__all__ = ["Claimed", "Relay", "RelayThread", "prune"]
+
+logger = logging.getLogger(__name__)
+
+BATCH_ROWS = 200
+
+#: A claim must outlive the publishing of its batch: 200 messages at 10 s to confirm each is the worst case of a broker that crawls,
+#: so publishing stops when half of the lease is over.
+LEASE_SECONDS = 60.0
+
+#: A message that could not be published this often, with the broker reachable, is set aside.
+MAX_FAILURES = 10
+BACKOFF_SECONDS = 2.0
+BACKOFF_MAX_SECONDS = 300.0
+
+PRUNE_EVERY_SECONDS = 60.0
+PRUNE_ROWS = 1000
+
+
+@dataclass(slots=True)
+class Claimed:
+    """A row that this relay holds the lease of."""
+
+    id: str
+    once: bool
+    redeliver_seconds: int | None
+    sends: int
+    failures: int
+    message: Message
+
+
+class Relay:
+    """Publishes due rows.
+
+    Args:
+        engine: Returns the engine of the outbox's database.
+        publisher: Reaches the broker.
+        once_window_seconds: How long completion records are kept.
+    """
+
+    def __init__(self, engine: Callable[[], Engine], publisher: Publisher, once_window_seconds: float) -> None:
+        self._engine = engine
+        self._publisher = publisher
+        self._once_window_seconds = once_window_seconds
+        self._pruned_at = monotonic()
+
+    def step(self) -> int:
+        """Claim one batch, publish it, settle it.
+
+        Returns:
+            How many rows were claimed; a full batch means that there may be more.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: The database cannot be reached; nothing is lost, rows come back when their lease is over.
+        """
+        claim = uuid4().hex
+        deadline = monotonic() + LEASE_SECONDS / 2
+        engine = self._engine()
+        with engine.begin() as connection:
+            rows, corrupt = claim_due(connection, claim)
+        if corrupt:
+            with engine.begin() as connection:
+                _set_aside(connection, corrupt, claim)
+        if rows:
+            self._publish(engine, rows, claim, deadline)
+        return len(rows) + len(corrupt)
+
+    def _publish(self, engine: Engine, rows: list[Claimed], claim: str, deadline: float) -> None:
+        sent: list[Claimed] = []
+        failed: list[tuple[Claimed, Exception]] = []
+        for start in range(0, len(rows), BATCH_ROWS // 4):
+            if monotonic() > deadline:
+                break  # The rest stays leased to nobody who works on it; it is due again soon.
+            part = rows[start : start + BATCH_ROWS // 4]
+            errors = self._publisher.publish([row.message for row in part])
+            sent.extend(row for row, error in zip(part, errors) if error is None)
+            failed.extend((row, error) for row, error in zip(part, errors) if error is not None)
+            if self._publisher.paused:
+                failed.extend((row, failed[-1][1]) for row in rows[start + len(part) :])
+                break
+        with engine.begin() as connection:
+            if sent:
+                settle(connection, sent, claim)
+            if failed:
+                _put_back(connection, failed, claim, counts=not self._publisher.paused)
+
+    def prune_sometimes(self) -> None:
+        """Delete a batch of completion records that are older than the window, at most once a minute."""
+        if monotonic() - self._pruned_at < PRUNE_EVERY_SECONDS:
+            return
+        self._pruned_at = monotonic()
+        prune(self._engine(), self._once_window_seconds)
+
+    def run(self, stopping: threading.Event, interval_seconds: float) -> None:
+        """Work until ``stopping`` is set; an outage of the database or the broker is logged once and waited out.
+
+        Args:
+            stopping: Ends the loop.
+            interval_seconds: How long to wait when there was nothing to do. Varied by a quarter, so that many relays spread.
+        """
+        down = False
+        while not stopping.is_set():
+            claimed = 0
+            try:
+                with _no_fork:
+                    claimed = self.step()
+                    self.prune_sometimes()
+                if down:
+                    logger.info("The relay works again")
+                down = False
+            except Exception as exc:
+                if not down:
+                    logger.warning("The relay cannot work now and goes on trying: %s", exc)
+                down = True
+            if claimed < BATCH_ROWS or self._publisher.paused:
+                stopping.wait(interval_seconds * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
+
+
+def claim_due(connection: Connection, claim: str) -> tuple[list[Claimed], list[tuple[str, str]]]:
+    """Lease the rows that are due, oldest first.
+
+    Returns:
+        The rows, and the ids and errors of those that are no messages.
+    """
+    claimed_rows = database_of(connection.dialect.name).claim(connection, outbox, claim, LEASE_SECONDS, BATCH_ROWS)
+    rows: list[Claimed] = []
+    corrupt: list[tuple[str, str]] = []
+    for found in claimed_rows:
+        try:
+            message = Message.from_parts(found.body or b"", found.envelope or "")
+        except ValueError as exc:
+            corrupt.append((found.id, f"the row cannot be read: {exc}"))
+            continue
+        rows.append(
+            Claimed(found.id, found.once, found.redeliver_seconds, found.sends, found.failures, message)
+        )
+    return rows, corrupt
+
+
+def _set_aside(connection: Connection, rows: list[tuple[str, str]], claim: str) -> None:
+    for row_id, error in rows:
+        logger.error("The outbox row %s is set aside: %s", row_id, error)
+        connection.execute(_SET_ASIDE, {"row_id": row_id, "token": claim, "reason": error})
+
+
+def _put_back(
+    connection: Connection, failed: list[tuple[Claimed, Exception]], claim: str, *, counts: bool
+) -> None:
+    """Make rows due again later; set those aside that fail by themselves, not because the broker is down."""
+    for row, error in failed:
+        failures = row.failures + 1 if counts else row.failures
+        text = f"{type(error).__name__}: {error}"
+        if failures >= MAX_FAILURES:
+            _set_aside(connection, [(row.id, f"it could not be published {failures} times; last: {text}")], claim)
+            continue
+        wait = min(BACKOFF_SECONDS * 2**failures, BACKOFF_MAX_SECONDS) if counts else BACKOFF_SECONDS
+        connection.execute(
+            _PUT_BACK, {"row_id": row.id, "token": claim, "reason": text, "wait": wait, "count": failures}
+        )
+
+
+def prune(engine: Engine, window_seconds: float) -> int:
+    """Delete one batch of completion records that are older than the window, and return how many."""
+    with engine.begin() as connection:
+        old = (
+            select(outbox.c.id)
+            .where(outbox.c.completed_at.is_not(None), outbox.c.completed_at < from_now(-window_seconds))
+            .order_by(outbox.c.completed_at)
+            .limit(PRUNE_ROWS)
+        )
+        ids = sorted(connection.scalars(old))
+        if ids:
+            connection.execute(_PRUNE, [{"row_id": row_id} for row_id in ids])
+    return len(ids)
+
+
+_MINE = (outbox.c.id == bindparam("row_id"), outbox.c.claim == bindparam("token"))
+
+_SET_ASIDE = (
+    update(outbox).where(*_MINE).values(died_at=from_now(0), due_at=None, claim=None, error=bindparam("reason"))
+)
+
+_PUT_BACK = (
+    update(outbox)
+    .where(*_MINE)
+    .values(
+        claim=None, due_at=from_now(bindparam("wait")), failures=bindparam("count"), error=bindparam("reason")
+    )
+)
+
+_PRUNE = delete(outbox).where(outbox.c.id == bindparam("row_id"))
+
+
+# --- the relay inside of a worker ------------------------------------------------------------------------------------------
+
+# The prefork pool forks new children while the relay's thread works. A child that is forked in the middle of a call into a database
+# library inherits that library's locks as they are, for ever.
+_no_fork = threading.Lock()
+
+
+def _after_fork_in_child() -> None:
+    global _no_fork
+    _no_fork = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=lambda: _no_fork.acquire(),
+        after_in_parent=lambda: _no_fork.release(),
+        after_in_child=_after_fork_in_child,
+    )
+
+
+class RelayThread:
+    """Runs a relay in a thread of this process.
+
+    Args:
+        relay: What runs.
+        interval_seconds: How long it waits when there was nothing to do.
+    """
+
+    def __init__(self, relay: Relay, interval_seconds: float) -> None:
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(
+            target=relay.run, args=(self._stopping, interval_seconds), name="celery-alchemy-relay", daemon=True
+        )
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout_seconds: float = 10.0) -> None:
+        """Ask the relay to end after its step and wait for it."""
+        self._stopping.set()
+        self._thread.join(timeout_seconds)
+
+
+def relay_of(alchemy: Any) -> Relay:
+    """Return a relay for an Alchemy's outbox."""
+    return Relay(lambda: alchemy.engine, alchemy.outbox.publisher, alchemy.once_window_seconds)
