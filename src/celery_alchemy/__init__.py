@@ -28,6 +28,7 @@ from .errors import (
 from .sending import enqueue
 from .task import SessionTask
 from .transaction import on_commit, released
+from .transient import is_transient
 
 __all__ = [
     "Alchemy",
@@ -52,6 +53,7 @@ __all__ = [
     "UnknownTaskError",
     "UnsafeSerializerError",
     "enqueue",
+    "is_transient",
     "on_commit",
     "released",
 ]

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import random
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from time import sleep
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -19,6 +22,7 @@ from .once import OnceUnit, Overtaken, in_session_of, record_death
 from .outcome import SUCCESS, CommitOn, Replaced, outcome_of
 from .request import PLAIN_TYPES, UnitOfWork, at_hand, refuse_entities
 from .sessions import SessionOptions
+from .transient import is_lost_connection, is_transient
 
 __all__ = ["failed_for_good", "in_unit_of_work", "record_failure"]
 
@@ -40,6 +44,8 @@ def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -
 
     @functools.wraps(body)
     def run(*args: Any, **kwargs: Any) -> Any:
+        if task.transient_retries and not _runs_again(task):
+            return _with_transient_retries(task, run, args, kwargs)
         if task.is_once and (task.request.id is not None or task.once_key is not None):
             return _run_once(task, call, args, kwargs)
         outer = at_hand.get()
@@ -77,16 +83,69 @@ def _fail(task: Any, unit: UnitOfWork, exc: BaseException, args: Arguments, kwar
     try:
         unit.fail(exc)
     except Exception as commit_exc:
-        if _is_final(task, commit_exc):
-            task.run_record_failure(commit_exc, args, kwargs)
+        _record_if_final(task, commit_exc, args, kwargs)
         raise
+    if unit.is_borrowed or (unit.commit_is_uncertain and is_lost_connection(exc)):
+        # The caller's transaction is not ours to run again. And a COMMIT without an answer may have been carried out: a once task
+        # can look, any other must not be run again by us.
+        _runs_left.set((task, 0))
+    _record_if_final(task, exc, args, kwargs)
+
+
+def _record_if_final(task: Any, exc: BaseException, args: Arguments, kwargs: Keywords) -> None:
     if _is_final(task, exc):
         task.run_record_failure(exc, args, kwargs)
 
 
 def _is_final(task: Any, exc: BaseException) -> bool:
     """Tell whether the task has failed for good with this."""
-    return isinstance(exc, Exception) and outcome_of(exc) == "failure" and not _autoretried(task, exc)
+    if not isinstance(exc, Exception) or outcome_of(exc) != "failure":
+        return False
+    runs_left = _runs_left.get()
+    if runs_left is not None and runs_left[0] is task and runs_left[1] and is_transient(exc):
+        return False
+    return not _autoretried(task, exc)
+
+
+# --- transient errors ------------------------------------------------------------------------------------------------------
+
+#: The task that ``transient_retries`` runs, and how often it may still be run again.
+_runs_left: ContextVar[tuple[Any, int] | None] = ContextVar("celery_alchemy_runs_left", default=None)
+
+BACKOFF_SECONDS = 0.05
+BACKOFF_MAX_SECONDS = 5.0
+
+
+def _runs_again(task: Any) -> bool:
+    """Tell whether ``_with_transient_retries`` runs this task."""
+    runs_left = _runs_left.get()
+    return runs_left is not None and runs_left[0] is task
+
+
+def _with_transient_retries(task: Any, run: Callable[..., Any], args: Arguments, kwargs: dict[str, Any]) -> Any:
+    """Run a body again, each time in a fresh session, while it fails with what may pass."""
+    before = _runs_left.get()
+    try:
+        for left in range(task.transient_retries, -1, -1):
+            _runs_left.set((task, left))
+            try:
+                return run(*args, **kwargs)
+            except Exception as exc:
+                if _runs_left.get() == (task, 0) or not is_transient(exc):
+                    raise
+                wait = backoff_seconds(task.transient_retries - left)
+                logger.info("Task %s failed with %s and runs again in %.2f s", task.name, type(exc).__name__, wait)
+            sleep(wait)
+    finally:
+        _runs_left.set(before)
+    return None
+
+
+def backoff_seconds(tries: int) -> float:
+    """Return how long to wait before another run: at random up to a bound that doubles, so that two rivals part."""
+    return random.uniform(0, min(BACKOFF_SECONDS * 2**tries, BACKOFF_MAX_SECONDS))  # noqa: S311 - no secret
+
+
 
 
 def _autoretried(task: Any, exc: Exception) -> bool:

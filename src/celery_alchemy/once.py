@@ -108,7 +108,7 @@ class OnceUnit(UnitOfWork):
             session.flush()
             recorded = self._record(session, result)
             if recorded:
-                self._end_transaction(session, commit=True)
+                self._commit(session)
         except BaseException as exc:
             self._unsent = None
             self._take_session()

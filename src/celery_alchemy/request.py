@@ -73,6 +73,9 @@ class UnitOfWork:
     #: There is something to end: a session of its own that was used, or a message to send. Else ``succeed()`` would do nothing.
     pending: bool = False
 
+    #: True once COMMIT was sent: an error without an answer from the database does not say whether it was carried out.
+    commit_is_uncertain: bool = False
+
     #: True for a task with ``once``, whose sends always go through the outbox.
     is_once: bool = False
 
@@ -101,6 +104,11 @@ class UnitOfWork:
         if session is None:
             session = self._session = self.task.open_session(self)
         return session
+
+    @property
+    def is_borrowed(self) -> bool:
+        """True if the session is the caller's."""
+        return self._borrowed
 
     @property
     def used_session(self) -> Session | None:
@@ -156,23 +164,23 @@ class UnitOfWork:
         return session
 
     def _end_and_close(self, session: Session, commit: bool) -> None:
-        try:
-            self._end_transaction(session, commit)
-        except BaseException as exc:
-            self._unsent = None
-            self._abandon(session, exc)
-            raise
+        # Without a commit, closing is the rollback: on a dead connection it fails, and the work is none the worse.
+        if commit:
+            try:
+                self._commit(session)
+            except BaseException as exc:
+                self._unsent = None
+                self._abandon(session, exc)
+                raise
         close_quietly(session, self.owner)
 
-    def _end_transaction(self, session: Session, commit: bool) -> None:
+    def _commit(self, session: Session) -> None:
         if not session.in_transaction() and not session.new:
             return
         if has_waiting(session):
             set_owner(session, self.owner())
-        if commit:
-            session.commit()
-        else:
-            session.rollback()
+        self.commit_is_uncertain = True
+        session.commit()
 
     def _abandon(self, session: Session, exc: BaseException) -> None:
         """Roll back and close, or drop the connection where it may be in the middle of a statement.

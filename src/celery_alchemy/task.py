@@ -37,6 +37,10 @@ __all__ = ["SessionTask"]
 #: Seconds that are left to a killed run to be gone before its task is sent again.
 REDELIVER_MARGIN_SECONDS = 5
 
+#: Seconds after a soft time limit for which statements may still run. The limit is an exception in the body; the server must
+#: neither be faster, nor cut off what the body does about it.
+SOFT_GRACE_SECONDS = 5
+
 
 class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
     """A task with a session.
@@ -59,6 +63,10 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
 
     #: Isolation level of the transaction, such as ``"SERIALIZABLE"``. None for the engine's.
     isolation_level: str | None = None
+
+    #: How often the whole body is run again, in a fresh session, when it or its commit fails with what ``is_transient`` says may
+    #: pass; before Celery's own retry is considered.
+    transient_retries: int = 0
 
     #: The transaction must not write.
     read_only: bool = False
@@ -314,7 +322,8 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
     def unit_options(self, unit: UnitOfWork) -> SessionOptions:
         """Return what a unit's session needs: the task's options, and when its time limit ends its statements.
 
-        The hard limit if the task has both: at the soft one the body is told, and may still clean up.
+        The hard limit if the task has one. At a soft limit the body is told, and may still clean up; without a hard one its
+        statements end SOFT_GRACE_SECONDS later.
         """
         options = self._options
         if options is None:
@@ -323,7 +332,9 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
         if request.called_directly or request.is_eager:
             return options
         hard, soft = request.timelimit or (None, None)
-        limit = hard or self.time_limit or soft or self.soft_time_limit
+        limit = hard or self.time_limit
+        if limit is None and (soft := soft or self.soft_time_limit) is not None:
+            limit = soft + SOFT_GRACE_SECONDS
         return replace(options, timeout_at=unit.started + limit) if limit else options
 
     def run_record_failure(self, exc: BaseException, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -107,13 +107,27 @@ class SessionRequest(Request):  # type: ignore[misc]
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """Record a child that died, unless the task runs again, before the result is stored."""
-        exc = getattr(exc_info.exception, "exc", exc_info.exception)
-        if isinstance(exc, WorkerLostError):
+        lost = self._lost_child(getattr(exc_info.exception, "exc", exc_info.exception))
+        if lost is not None and not self._succeeded_before():
             if self._runs_again():
                 self._in_request(count_lost_start)
             else:
-                self._in_request(lambda task: failed_for_good(task, exc, *self._arguments()))
+                self._in_request(lambda task: failed_for_good(task, lost, *self._arguments()))
         super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def _lost_child(self, exc: BaseException) -> WorkerLostError | None:
+        """Return the error of a child that died or exited in the middle of the task; None if that is not what happened."""
+        if isinstance(exc, WorkerLostError):
+            return exc
+        by_us = getattr(self, "_already_revoked", False) or getattr(self, "_already_cancelled", False)
+        if isinstance(exc, (SystemExit, KeyboardInterrupt)) and not by_us:
+            return WorkerLostError(f"Worker exited prematurely: {type(exc).__name__}.")
+        return None
+
+    def _succeeded_before(self) -> bool:
+        """Tell whether the child was lost after it had stored its success; older Celery does not look."""
+        stored = getattr(super(), "_success_was_stored", None)
+        return stored is not None and bool(stored())
 
     def _runs_again(self) -> bool:
         """Tell whether Celery will requeue or retry the task of a lost child.

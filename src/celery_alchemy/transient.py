@@ -1,0 +1,116 @@
+"""Which database errors may pass: the one table of their codes, with the source of each.
+
+Underneath the running of bodies (``body.py``); public as ``is_transient``, for ``autoretry_for`` predicates and web code.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+
+__all__ = ["is_lost_connection", "is_transient"]
+
+#: SQLSTATEs of PostgreSQL. https://www.postgresql.org/docs/current/errcodes-appendix.html
+POSTGRESQL = {
+    "40001": "serialization_failure; https://www.postgresql.org/docs/current/transaction-iso.html says to run it again",
+    "40P01": "deadlock_detected; https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-DEADLOCKS",
+    "55P03": "lock_not_available: NOWAIT or lock_timeout",
+    "25P03": "idle_in_transaction_session_timeout: the server ended the session and rolled back",
+    "53300": "too_many_connections",
+    "57P01": "admin_shutdown: restart, failover, pg_terminate_backend",
+    "57P02": "crash_shutdown",
+    "57P03": "cannot_connect_now: the server starts up or recovers",
+    "57P05": "idle_session_timeout",
+    "08000": "connection_exception",
+    "08001": "sqlclient_unable_to_establish_sqlconnection",
+    "08003": "connection_does_not_exist",
+    "08004": "sqlserver_rejected_establishment_of_sqlconnection",
+    "08006": "connection_failure",
+}
+_POSTGRESQL_LOST = frozenset(
+    {"25P03", "57P01", "57P02", "57P05", "08000", "08001", "08003", "08004", "08006"}
+)
+
+#: Error numbers of MySQL and MariaDB. https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html,
+#: https://mariadb.com/kb/en/mariadb-error-code-reference/
+MYSQL = {
+    1213: "ER_LOCK_DEADLOCK: InnoDB has rolled the whole transaction back",
+    1205: "ER_LOCK_WAIT_TIMEOUT: the statement is rolled back, the transaction by us",
+    1020: "ER_CHECKREAD: MariaDB from 11.6, innodb_snapshot_isolation: the row changed since the snapshot",
+    3572: "ER_LOCK_NOWAIT",
+    1040: "ER_CON_COUNT_ERROR: too many connections",
+    1053: "ER_SERVER_SHUTDOWN",
+    1927: "ER_CONNECTION_KILLED of MariaDB",
+    4031: "ER_CLIENT_INTERACTION_TIMEOUT",
+    2002: "CR_CONNECTION_ERROR",
+    2003: "CR_CONN_HOST_ERROR",
+    2006: "CR_SERVER_GONE_ERROR",
+    2013: "CR_SERVER_LOST",
+    2055: "CR_SERVER_LOST_EXTENDED",
+}
+_MYSQL_LOST = frozenset({1053, 1927, 4031, 2002, 2003, 2006, 2013, 2055})
+
+#: Primary result codes of SQLite (the low byte). https://www.sqlite.org/rescode.html
+SQLITE = {
+    5: "SQLITE_BUSY: another connection writes; also SQLITE_BUSY_SNAPSHOT and SQLITE_BUSY_RECOVERY",
+    6: "SQLITE_LOCKED: a conflict within the same connection or a shared cache",
+}
+
+
+def is_transient(exc: BaseException) -> bool:
+    """Tell whether a database error has rolled the transaction back and may pass: run the whole of it again and it may work.
+
+    True for serialization failures, deadlocks, lock time-outs, lost and refused connections and a busy SQLite file, of psycopg,
+    psycopg2, asyncpg, pymysql, mysqlclient, sqlite3 and aiosqlite. False for everything else, also for a statement time-out, which
+    would run out again. When a connection is lost while COMMIT is under way the transaction may have been committed: that answer
+    is True as well, and the caller must know what it was doing.
+
+    Args:
+        exc: What SQLAlchemy raised; anything else is not transient.
+    """
+    if not isinstance(exc, DBAPIError):
+        return False
+    if is_lost_connection(exc):
+        return True
+    original: Any = exc.orig
+    state = _sqlstate(original)
+    if state is not None:
+        return state in POSTGRESQL
+    if isinstance(original, sqlite3.Error):
+        return _is_busy(original)
+    return _number(original) in MYSQL
+
+
+def is_lost_connection(exc: BaseException) -> bool:
+    """Tell whether an error means that the connection was lost, or could not be made."""
+    if not isinstance(exc, DBAPIError):
+        return False
+    if exc.connection_invalidated:
+        return True
+    original: Any = exc.orig
+    state = _sqlstate(original)
+    if state is not None:
+        return state in _POSTGRESQL_LOST
+    if _number(original) in _MYSQL_LOST:
+        return True
+    # libpq reports a refused connection without a SQLSTATE, as it never spoke to a server.
+    return type(original).__name__ == "OperationalError" and type(original).__module__.startswith("psycopg")
+
+
+def _sqlstate(original: Any) -> str | None:
+    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    return state if isinstance(state, str) else None
+
+
+def _number(original: Any) -> int | None:
+    arguments = getattr(original, "args", ())
+    return arguments[0] if arguments and isinstance(arguments[0], int) else None
+
+
+def _is_busy(original: sqlite3.Error) -> bool:
+    code = getattr(original, "sqlite_errorcode", None)  # Python 3.11
+    if code is not None:
+        return code & 0xFF in SQLITE
+    return "is locked" in str(original)
