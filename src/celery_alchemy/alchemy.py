@@ -5,10 +5,10 @@ At the edge: it checks what the user gives, makes the source of sessions and reg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
-from typing import Any, Literal, Union, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args
 
 from celery import Celery, Task
 from sqlalchemy import URL, Engine, MetaData
@@ -24,12 +24,19 @@ from .publisher import Publisher
 from .registry import homes_of
 from .request import AtHand, at_hand
 from .sending import intercept
-from .sessions import CallableSource, SessionmakerSource, SessionSource
+from .sessions import NOTHING, CallableSource, SessionmakerSource, SessionSource
 from .task import SessionTask
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+    from .async_engine import AsyncSource
 
 __all__ = ["Alchemy", "Bind", "PublishInTransaction"]
 
-Bind = Union[str, URL, Engine, "sessionmaker[Any]", Callable[[], Session]]
+Bind = Union[
+    str, URL, Engine, "AsyncEngine", "sessionmaker[Any]", "async_sessionmaker[Any]", Callable[[], Session]
+]
 PublishInTransaction = Literal["warn", "raise", "defer", "allow"]
 
 _DEFAULT_TASK_CLASS = "celery.app.task:Task"
@@ -40,7 +47,7 @@ class Alchemy:
 
     Args:
         app: The Celery app; left out, ``init_app(app)`` gives it later.
-        bind: The database: a URL, an Engine, a sessionmaker, or a callable that takes no arguments and returns a new Session. Left
+        bind: The database: a URL, an Engine or AsyncEngine, a sessionmaker or async_sessionmaker, or a callable that takes no arguments and returns a new Session. Left
             out, the URL is read from the app's setting ``sqlalchemy_url`` at first use, and ``create_engine`` options from
             ``sqlalchemy_engine_options``.
         commit_on: The outcomes that commit, for tasks that do not say: any of ``"success"``, ``"retry"``, ``"ignore"``,
@@ -105,6 +112,8 @@ class Alchemy:
         self._engine_options = dict(engine_options or {})
         self._engine_home: OwnEngine | ForeignEngine | None = None
         self._source: SessionSource | None = None
+        self._async_source: AsyncSource | None = None
+        self._bind: object = None
         if bind is not None:
             self._source = self._source_of(bind)
         elif engine_options:
@@ -183,9 +192,32 @@ class Alchemy:
         self._engine_options = dict(self.app.conf.get("sqlalchemy_engine_options") or {})
         return self._source_of(url)
 
+    @property
+    def async_source(self) -> AsyncSource:
+        """Where this Alchemy's AsyncSessions come from.
+
+        Raises:
+            ConfigurationError: The bind gives none, or no async driver is installed.
+        """
+        if self._async_source is None:
+            if self._bind is None:
+                self._source = self.source  # Reads the URL from the settings.
+            # An optional extra: greenlet and an async driver are only there where it is used.
+            from .async_engine import async_source_of
+
+            self._async_source = async_source_of(self._bind, self._engine_options)
+        if self._async_source is None:
+            raise ConfigurationError(
+                f"An AsyncSession is needed, and a {type(self._bind).__name__!r} as bind gives none.",
+                "Give Alchemy a URL, an AsyncEngine or an async_sessionmaker.",
+            )
+        return self._async_source
+
     def _source_of(self, bind: object) -> SessionSource:
-        if isinstance(bind, (str, URL)):
-            self._engine_home = OwnEngine(checked_url(bind), self._engine_options)
+        self._bind = bind
+        url = self._url_of(bind)
+        if url is not None:
+            self._engine_home = OwnEngine(url, self._engine_options)
             return _source_on(self._engine_home)
         if self._engine_options:
             raise ConfigurationError(
@@ -208,6 +240,22 @@ class Alchemy:
             " (for a scoped_session: its session_factory).",
         )
 
+    def _url_of(self, bind: object) -> URL | None:
+        """Return the URL for the sync engine of a URL, and of an AsyncEngine, whose own one only works in its event loop."""
+        if isinstance(bind, (str, URL)):
+            url = checked_url(bind)
+            self._bind = url
+        else:
+            of_maker = getattr(bind, "kw", {}).get("bind") if _is_async(bind, "async_sessionmaker") else bind
+            if not _is_async(of_maker, "AsyncEngine"):
+                return None
+            url = cast("Any", of_maker).url
+        if url.get_dialect().is_async and not url.get_driver_name() == "psycopg":
+            from .async_engine import sync_url_of
+
+            return sync_url_of(url)
+        return url
+
     # --- sessions outside of tasks ---------------------------------------------------------------------------------------
 
     @contextmanager
@@ -221,6 +269,18 @@ class Alchemy:
         at_hand.set(_Block(session, outer))
         try:
             with session:
+                yield session
+        finally:
+            at_hand.set(outer)
+
+    @asynccontextmanager
+    async def async_session(self) -> AsyncIterator[AsyncSession]:
+        """As ``session()``, with an AsyncSession on an engine of the running event loop."""
+        session = self.async_source.session(NOTHING)
+        outer = at_hand.get()
+        at_hand.set(_Block(session.sync_session, outer))
+        try:
+            async with session:
                 yield session
         finally:
             at_hand.set(outer)
@@ -247,6 +307,13 @@ class _Block:
     def __init__(self, session: Session, outer: AtHand | None) -> None:
         self.session = session
         self.outer = outer
+
+
+def _is_async(bind: object, name: str) -> bool:
+    """Tell whether a bind is one of SQLAlchemy's async kinds, without importing its asyncio extension."""
+    return any(
+        base.__name__ == name and base.__module__.startswith("sqlalchemy.ext.asyncio") for base in type(bind).__mro__
+    )
 
 
 def _source_on(home: OwnEngine | ForeignEngine) -> SessionmakerSource:

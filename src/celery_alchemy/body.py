@@ -10,6 +10,7 @@ import logging
 import random
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from time import sleep
 from typing import Any
 
@@ -44,8 +45,8 @@ def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -
 
     @functools.wraps(body)
     def run(*args: Any, **kwargs: Any) -> Any:
-        if task.transient_retries and not _runs_again(task):
-            return _with_transient_retries(task, run, args, kwargs)
+        if task.transient_retries and not runs_again(task):
+            return with_transient_retries(task, run, args, kwargs)
         if task.is_once and (task.request.id is not None or task.once_key is not None):
             return _run_once(task, call, args, kwargs)
         outer = at_hand.get()
@@ -58,7 +59,7 @@ def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -
         try:
             # The two usual shapes without a call of `call`: this runs for every task, and a call is a tenth of a microsecond.
             if session_first:
-                result = body(unit.session, *args, **kwargs)
+                result = body(unit.session_to_offer(), *args, **kwargs)
             elif parameters:
                 result = call(unit, args, kwargs)
             else:
@@ -69,7 +70,7 @@ def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -
                 unit.succeed()
             return result
         except BaseException as exc:
-            _fail(task, unit, exc, args, kwargs)
+            fail(task, unit, exc, args, kwargs)
             raise
         finally:
             at_hand.set(outer)
@@ -78,74 +79,91 @@ def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -
     return run
 
 
-def _fail(task: Any, unit: UnitOfWork, exc: BaseException, args: Arguments, kwargs: Keywords) -> None:
-    """End a unit of work whose body, or whose commit, raised."""
+def fail(task: Any, unit: UnitOfWork, exc: BaseException, args: Arguments, kwargs: Keywords) -> None:
+    """End a unit of work whose body, or whose commit, raised, and record the failure if it is final."""
     try:
-        unit.fail(exc)
+        end_failed(task, unit, exc)
     except Exception as commit_exc:
-        _record_if_final(task, commit_exc, args, kwargs)
+        record_if_final(task, commit_exc, args, kwargs)
         raise
-    if unit.is_borrowed or (unit.commit_is_uncertain and is_lost_connection(exc)):
+    record_if_final(task, exc, args, kwargs)
+
+
+def end_failed(task: Any, unit: UnitOfWork, exc: BaseException) -> None:
+    """End a unit of work whose body, or whose commit, raised.
+
+    Raises:
+        Exception: What the database raised at a commit that the policy asked for.
+    """
+    unit.fail(exc)
+    runs = _runs.get()
+    if runs is not None and (unit.is_borrowed or (unit.commit_is_uncertain and is_lost_connection(exc))):
         # The caller's transaction is not ours to run again. And a COMMIT without an answer may have been carried out: a once task
         # can look, any other must not be run again by us.
-        _runs_left.set((task, 0))
-    _record_if_final(task, exc, args, kwargs)
+        runs.left = 0
 
 
-def _record_if_final(task: Any, exc: BaseException, args: Arguments, kwargs: Keywords) -> None:
-    if _is_final(task, exc):
+def record_if_final(task: Any, exc: BaseException, args: Arguments, kwargs: Keywords) -> None:
+    if is_final(task, exc):
         task.run_record_failure(exc, args, kwargs)
 
 
-def _is_final(task: Any, exc: BaseException) -> bool:
+def is_final(task: Any, exc: BaseException) -> bool:
     """Tell whether the task has failed for good with this."""
     if not isinstance(exc, Exception) or outcome_of(exc) != "failure":
         return False
-    runs_left = _runs_left.get()
-    if runs_left is not None and runs_left[0] is task and runs_left[1] and is_transient(exc):
+    runs = _runs.get()
+    if runs is not None and runs.task is task and runs.left and is_transient(exc):
         return False
     return not _autoretried(task, exc)
 
 
 # --- transient errors ------------------------------------------------------------------------------------------------------
 
-#: The task that ``transient_retries`` runs, and how often it may still be run again.
-_runs_left: ContextVar[tuple[Any, int] | None] = ContextVar("celery_alchemy_runs_left", default=None)
+
+@dataclass(slots=True)
+class _Runs:
+    """A task that ``transient_retries`` runs, and how often it may still be run again."""
+
+    task: Any
+    left: int
+
+
+_runs: ContextVar[_Runs | None] = ContextVar("celery_alchemy_runs", default=None)
 
 BACKOFF_SECONDS = 0.05
 BACKOFF_MAX_SECONDS = 5.0
 
 
-def _runs_again(task: Any) -> bool:
-    """Tell whether ``_with_transient_retries`` runs this task."""
-    runs_left = _runs_left.get()
-    return runs_left is not None and runs_left[0] is task
+def runs_again(task: Any) -> bool:
+    """Tell whether ``with_transient_retries`` runs this task."""
+    runs = _runs.get()
+    return runs is not None and runs.task is task
 
 
-def _with_transient_retries(task: Any, run: Callable[..., Any], args: Arguments, kwargs: dict[str, Any]) -> Any:
+def with_transient_retries(task: Any, run: Callable[..., Any], args: Arguments, kwargs: dict[str, Any]) -> Any:
     """Run a body again, each time in a fresh session, while it fails with what may pass."""
-    before = _runs_left.get()
+    before = _runs.get()
+    runs = _Runs(task, task.transient_retries)
+    _runs.set(runs)
     try:
-        for left in range(task.transient_retries, -1, -1):
-            _runs_left.set((task, left))
+        while True:
             try:
                 return run(*args, **kwargs)
             except Exception as exc:
-                if _runs_left.get() == (task, 0) or not is_transient(exc):
+                if runs.left <= 0 or not is_transient(exc):
                     raise
-                wait = backoff_seconds(task.transient_retries - left)
+                runs.left -= 1
+                wait = backoff_seconds(task.transient_retries - runs.left)
                 logger.info("Task %s failed with %s and runs again in %.2f s", task.name, type(exc).__name__, wait)
             sleep(wait)
     finally:
-        _runs_left.set(before)
-    return None
+        _runs.set(before)
 
 
 def backoff_seconds(tries: int) -> float:
     """Return how long to wait before another run: at random up to a bound that doubles, so that two rivals part."""
     return random.uniform(0, min(BACKOFF_SECONDS * 2**tries, BACKOFF_MAX_SECONDS))  # noqa: S311 - no secret
-
-
 
 
 def _autoretried(task: Any, exc: Exception) -> bool:
@@ -158,9 +176,26 @@ def _autoretried(task: Any, exc: Exception) -> bool:
 # --- once ------------------------------------------------------------------------------------------------------------------
 
 
+def key_of_call(task: Any, args: Arguments, kwargs: Keywords) -> str:
+    """Return the id of the row of a once task that is about to run."""
+    return key_of(task, task.request.id or "", task.request.replaced_task_nesting or 0, args, dict(kwargs))
+
+
+def report(task: Any, unit: OnceUnit, state: State, args: Arguments, kwargs: Keywords) -> Any:
+    """End a delivery that has nothing to run, and return the result of the run that committed.
+
+    Raises:
+        DeadTaskError: The task is dead.
+        Ignore: The run that committed returned nothing.
+    """
+    unit.succeed()
+    if state.fresh:
+        task.run_record_failure(DeadTaskError(task.name, unit.key, state.error), args, kwargs)
+    return unit.replay(state)
+
+
 def _run_once(task: Any, call: Call, args: Arguments, kwargs: Keywords) -> Any:
-    nesting = task.request.replaced_task_nesting or 0
-    key = key_of(task, task.request.id or "", nesting, args, dict(kwargs))
+    key = key_of_call(task, args, kwargs)
     for _ in range(MAX_OVERTAKEN):
         try:
             return _attempt_once(task, key, call, args, kwargs)
@@ -176,10 +211,7 @@ def _attempt_once(task: Any, key: str, call: Call, args: Arguments, kwargs: Keyw
     try:
         state = unit.start()
         if state.kind in ("completed", "dead"):
-            unit.succeed()
-            if state.fresh:
-                task.run_record_failure(DeadTaskError(task.name, key, state.error), args, kwargs)
-            return unit.replay(state)
+            return report(task, unit, state, args, kwargs)
         try:
             result = call(unit, args, kwargs)
             refuse_entities(result, unit.owner)
@@ -187,15 +219,15 @@ def _attempt_once(task: Any, key: str, call: Call, args: Arguments, kwargs: Keyw
         except Overtaken:
             raise
         except BaseException as exc:
-            return _fail_once(task, unit, exc, args, kwargs)
+            return fail_once(task, unit, exc, args, kwargs)
     finally:
         unit.fail(Overtaken())
         at_hand.set(outer)
 
 
-def _fail_once(task: Any, unit: OnceUnit, exc: BaseException, args: Arguments, kwargs: Keywords) -> Any:
+def fail_once(task: Any, unit: OnceUnit, exc: BaseException, args: Arguments, kwargs: Keywords) -> Any:
     """End a once task whose body, or whose commit, raised; return a result if its work turns out to have been committed."""
-    final = _is_final(task, exc)
+    final = is_final(task, exc)
     state: State | None = unit.fail_once(exc, final=final)
     if state is not None and not isinstance(exc, Replaced) and state.ending == "returned":
         return unit.replay(state)
@@ -244,9 +276,10 @@ class _FailureRecord:
         self._task = task
         self.request = task.request
         self.name = f"record_failure of {task.name}"
+        self.uses_session = True
 
-    def open_session(self, unit: UnitOfWork) -> Session:
-        session: Session = self._task.open_session(unit)
+    def open_session(self, unit: UnitOfWork, *, deferred: bool = False) -> Session:
+        session: Session = self._task.open_session(unit, deferred=deferred)
         return session
 
     def outcomes_to_commit(self) -> CommitOn:
@@ -269,7 +302,8 @@ def _caller(body: Callable[..., Any], injection: Injection) -> Call:
         return lambda unit, args, kwargs: body(unit.session, *args, **kwargs)
 
     def call(unit: UnitOfWork, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        filled_args, filled_kwargs = injection.fill(args, kwargs, {p.name: unit.session for p in parameters})
+        session = unit.session_to_offer()
+        filled_args, filled_kwargs = injection.fill(args, kwargs, {p.name: session for p in parameters})
         return body(*filled_args, **filled_kwargs)
 
     return call

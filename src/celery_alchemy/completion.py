@@ -11,13 +11,13 @@ from typing import Any, Literal, cast
 
 from celery.app.task import Context
 from kombu.utils import json
-from sqlalchemy import CursorResult, bindparam, insert, select, update
+from sqlalchemy import CursorResult, bindparam, case, insert, select, update
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
 from .errors import OnceKeyError
 from .message import Message
-from .outbox import LEASE_SECONDS, Row, missing_table
+from .outbox import Row, end_of_lease, missing_table
 from .registry import Home
 from .tables import ID_MAX_LENGTH, from_now, outbox
 
@@ -100,10 +100,15 @@ def once_row(task: Any, home: Home, message: Message) -> Row | None:
 # --- the statements --------------------------------------------------------------------------------------------------------
 
 
-def start(session: Session, key: str, wait_seconds: float, max_deliveries: int, request: Context) -> State:
+def start(
+    session: Session, key: str, wait_seconds: float, max_deliveries: int, request: Context
+) -> State | None:
     """Count a start and put the next delivery off, or say that there is nothing to run.
 
     One statement for a task that was sent through the outbox, or that has never been seen.
+
+    Returns:
+        None if another delivery completed the task between two of the statements: look again, in a new transaction.
 
     Raises:
         MissingTableError: The table has not been made.
@@ -124,8 +129,7 @@ def start(session: Session, key: str, wait_seconds: float, max_deliveries: int, 
     except (OperationalError, ProgrammingError) as exc:
         raise missing_table(exc) or exc from exc
     error = f"it was started {max_deliveries} times and its process died each time"
-    die(session, key, error)
-    return State("dead", error=error, fresh=True)
+    return State("dead", error=error, fresh=True) if die(session, key, error) else None
 
 
 def _begin(session: Session, key: str, wait_seconds: float, max_deliveries: int) -> bool:
@@ -221,7 +225,12 @@ _OPEN = (outbox.c.id == bindparam("row_id"), outbox.c.completed_at.is_(None))
 _START = (
     update(outbox)
     .where(*_OPEN, outbox.c.died_at.is_(None), outbox.c.deliveries < bindparam("most"))
-    .values(deliveries=outbox.c.deliveries + 1, claim=None, due_at=from_now(bindparam("wait")))
+    # A row that only counts starts has no message: were it ever due, the relay would take it for a corrupt one.
+    .values(
+        deliveries=outbox.c.deliveries + 1,
+        claim=None,
+        due_at=case((outbox.c.body.is_not(None), from_now(bindparam("wait")))),
+    )
 )
 
 _LOOK = select(outbox.c.completed_at, outbox.c.result, outbox.c.died_at, outbox.c.error).where(
@@ -294,7 +303,7 @@ _RESEND = (
         body=bindparam("new_body"),
         envelope=bindparam("new_envelope"),
         claim=bindparam("token"),
-        due_at=from_now(LEASE_SECONDS),
+        due_at=end_of_lease(),
         died_at=None,
         deliveries=0,
     )

@@ -92,6 +92,20 @@ def checked_url(url: str | URL) -> URL:
     return parsed
 
 
+def pool_defaults(url: URL, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pool options of an engine that Alchemy makes: sized for the worker's pool, and pinged where a server can drop it."""
+    if url.get_backend_name() == "sqlite":
+        defaults: dict[str, Any] = {}
+        if url.database in (None, "", ":memory:"):
+            return defaults
+    else:
+        defaults = {"pool_pre_ping": True}
+    pool = worker_pool()
+    if pool is not None and "poolclass" not in options and "pool" not in options:
+        defaults |= {"pool_size": pool.tasks_per_process, "max_overflow": OVERFLOW}
+    return defaults
+
+
 class OwnEngine:
     """The engine that Alchemy makes from a URL: made at first use in each process, never shared across a fork.
 
@@ -116,23 +130,10 @@ class OwnEngine:
         return self._engine
 
     def _make(self) -> Engine:
-        engine = create_engine(self._url, **{**self._defaults(), **self._options})
+        engine = create_engine(self._url, **{**pool_defaults(self._url, self._options), **self._options})
         database_of(engine.dialect.name).configure(engine)
         observe(engine)
         return engine
-
-    def _defaults(self) -> dict[str, Any]:
-        if self._url.get_backend_name() == "sqlite":
-            # No server can drop a SQLite connection, so there is nothing to ping.
-            defaults: dict[str, Any] = {}
-            if self._url.database in (None, "", ":memory:"):
-                return defaults
-        else:
-            defaults = {"pool_pre_ping": True}
-        pool = worker_pool()
-        if pool is not None and "poolclass" not in self._options and "pool" not in self._options:
-            defaults |= {"pool_size": pool.tasks_per_process, "max_overflow": OVERFLOW}
-        return defaults
 
     def current(self) -> Engine | None:
         """Return this process's engine if it has been made."""

@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from celery.utils.functional import head_from_fun
 from sqlalchemy.orm import Session
@@ -93,11 +93,14 @@ def injection_of(body: Body, *, bound: bool, task_name: str) -> Injection:
     if bound and parameters:
         parameters = parameters[1:]
     hints = _hints(body)
+    is_async = inspect.iscoroutinefunction(inspect.unwrap(body))
     found: list[SessionParameter] = []
     for index, parameter in enumerate(parameters):
         annotation = hints.get(parameter.name, parameter.annotation)
-        if not _asks_for_session(annotation, parameter.name, task_name):
+        kind = _session_kind(annotation, parameter.name, task_name)
+        if kind is None:
             continue
+        _refuse_wrong_kind(kind, parameter.name, task_name, is_async=is_async)
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise SessionParameterError(
                 f"Task {task_name!r} asks for sessions in {parameter}.", "Name one parameter for one session."
@@ -140,20 +143,45 @@ def _hints(body: Body) -> dict[str, Any]:
     return hints
 
 
-def _asks_for_session(annotation: Any, name: str, task_name: str) -> bool:
+def _session_kind(annotation: Any, name: str, task_name: str) -> Literal["Session", "AsyncSession"] | None:
+    """Return which kind of session an annotation asks for, None if for none."""
     if isinstance(annotation, str):
         if annotation.split("[")[0].split(".")[-1].strip() in ("Session", "AsyncSession"):
             raise SessionParameterError(
                 f"The annotation {annotation!r} of parameter {name!r} of task {task_name!r} cannot be resolved at run time.",
                 "Import the class outside of `if TYPE_CHECKING:` (with ruff, list it in runtime-evaluated names).",
             )
-        return False
+        return None
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, types.UnionType):
         members = [a for a in get_args(annotation) if a is not type(None)]
-        return len(members) == 1 and _asks_for_session(members[0], name, task_name)
-    return isinstance(annotation, type) and issubclass(annotation, Session)
+        return _session_kind(members[0], name, task_name) if len(members) == 1 else None
+    if not isinstance(annotation, type):
+        return None
+    if issubclass(annotation, Session):
+        return "Session"
+    return "AsyncSession" if is_async_session_class(annotation) else None
+
+
+def is_async_session_class(class_: type) -> bool:
+    """Tell whether a class is AsyncSession or derived from it, without importing SQLAlchemy's asyncio extension."""
+    return any(
+        base.__name__ == "AsyncSession" and base.__module__.startswith("sqlalchemy.ext.asyncio") for base in class_.__mro__
+    )
+
+
+def _refuse_wrong_kind(kind: str, name: str, task_name: str, *, is_async: bool) -> None:
+    if kind == "Session" and is_async:
+        raise SessionParameterError(
+            f"Task {task_name!r} is an `async def` and asks for a Session as {name!r}, which would block the event loop.",
+            "Annotate it with AsyncSession, or make the task a plain `def`.",
+        )
+    if kind == "AsyncSession" and not is_async:
+        raise SessionParameterError(
+            f"Task {task_name!r} is a plain `def` and asks for an AsyncSession as {name!r}, which it cannot await.",
+            "Annotate it with Session, or make the task an `async def`.",
+        )
 
 
 def caller_header(body: Body, injection: Injection) -> Callable[..., object] | None:

@@ -7,6 +7,7 @@ links, routes, priorities, headers, stamps, the ``before_task_publish`` signal a
 
 from __future__ import annotations
 
+import json as plain_json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -86,7 +87,8 @@ class Message:
             ValueError: The envelope is not one. Nothing in it is executed or imported.
         """
         try:
-            parts = json.loads(envelope)
+            # The hook that knows marked types is called for each mapping, which takes longer than the parsing.
+            parts = json.loads(envelope) if '"__type__"' in envelope else plain_json.loads(envelope)
             message = cls(body=bytes(body), **parts)
         except Exception as exc:
             raise ValueError(f"not an envelope: {exc}") from exc

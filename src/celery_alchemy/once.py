@@ -67,6 +67,9 @@ class OnceUnit(UnitOfWork):
 
         Returns:
             A State; the body runs if it is ``"new"`` or ``"owed"``.
+
+        Raises:
+            Overtaken: Another delivery completed the task just now.
         """
         task: Any = self.task
         session = self.session
@@ -80,6 +83,8 @@ class OnceUnit(UnitOfWork):
             task.deliveries_allowed(home),
             request,
         )
+        if state is None:
+            raise Overtaken(self.owner())
         session.commit()
         self._owed = state.kind == "owed"
         event.listen(session, "before_commit", self._refuse_commit)
@@ -124,8 +129,8 @@ class OnceUnit(UnitOfWork):
             return self._winner()
         self._take_session()
         close_quietly(session, self.owner)
-        if self._unsent is not None:
-            self._send()
+        if self._unsent is not None and not self.sends_elsewhere:
+            self.send_unsent()
         return State("completed", ending, value)
 
     def _hold_continuation(self, session: Session, value: Any) -> None:

@@ -6,9 +6,10 @@ Between ``sending.py``, which gives it finished messages, and ``publisher.py``; 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -18,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from .errors import MessageTooLargeError, MissingTableError, UnsafeSerializerError
 from .message import Message
-from .publisher import Publisher
+from .publisher import Publisher, off_loop
 from .tables import from_now, outbox
 
 __all__ = ["HandOver", "Outbox", "Row", "missing_table"]
@@ -167,7 +168,7 @@ class HandOver:
 
     def __call__(self) -> None:
         """Publish and settle the rows, which are committed now."""
-        self._outbox.hand_over(self._rows, self._claim)
+        off_loop(partial(self._outbox.hand_over, self._rows, self._claim))
 
 
 def settle(connection: Connection, rows: Sequence[Any], claim: str) -> None:
@@ -180,16 +181,22 @@ def settle(connection: Connection, rows: Sequence[Any], claim: str) -> None:
         rows: Rows or claimed rows, with ``id``, ``once``, ``message`` and ``redeliver_seconds``.
         claim: The fencing token that they were claimed with.
     """
-    plain = [{"row_id": row.id, "token": claim} for row in sorted(rows, key=lambda r: r.id) if not row.once]
-    owed = [
-        {"row_id": row.id, "token": claim, "wait": _redeliver_in(row)}
-        for row in sorted(rows, key=lambda r: r.id)
-        if row.once
-    ]
-    if plain:
-        connection.execute(_DELETE_SENT, plain)
-    if owed:
-        connection.execute(_KEEP_OWED, owed)
+    plain = sorted(row.id for row in rows if not row.once)
+    owed: dict[float, list[str]] = {}
+    for row in sorted(rows, key=lambda row: row.id):
+        if row.once:
+            owed.setdefault(_redeliver_in(row), []).append(row.id)
+    for ids in _in_batches(plain):
+        connection.execute(_DELETE_SENT, {"row_ids": ids, "token": claim})
+    for wait, waiting in owed.items():
+        for ids in _in_batches(waiting):
+            connection.execute(_KEEP_OWED, {"row_ids": ids, "token": claim, "wait": wait})
+
+
+def _in_batches(ids: list[str]) -> Iterator[list[str]]:
+    # SQLite before 3.32 takes 999 parameters: https://www.sqlite.org/limits.html
+    for start in range(0, len(ids), 500):
+        yield ids[start : start + 500]
 
 
 def _redeliver_in(row: Any) -> float:
@@ -204,6 +211,11 @@ def _redeliver_in(row: Any) -> float:
         at = at if at.tzinfo else at.replace(tzinfo=timezone.utc)
         wait += max(0.0, (at - datetime.now(timezone.utc)).total_seconds())
     return wait
+
+
+def end_of_lease() -> from_now:
+    """Return the time until which a row that is written now belongs to the process that writes it."""
+    return from_now(bindparam("lease_seconds", callable_=lambda: LEASE_SECONDS))
 
 
 def unique_id() -> str:
@@ -249,20 +261,20 @@ _INSERT = insert(outbox).values(
     envelope=bindparam("envelope"),
     claim=bindparam("claim"),
     created_at=from_now(0),
-    due_at=from_now(LEASE_SECONDS),
+    due_at=end_of_lease(),
     sends=0,
     failures=0,
     deliveries=0,
 )
 
 _DELETE_SENT = delete(outbox).where(
-    outbox.c.id == bindparam("row_id"), outbox.c.claim == bindparam("token")
+    outbox.c.id.in_(bindparam("row_ids", expanding=True)), outbox.c.claim == bindparam("token")
 )
 
 _KEEP_OWED = (
     update(outbox)
     .where(
-        outbox.c.id == bindparam("row_id"),
+        outbox.c.id.in_(bindparam("row_ids", expanding=True)),
         outbox.c.claim == bindparam("token"),
         outbox.c.completed_at.is_(None),
         outbox.c.died_at.is_(None),

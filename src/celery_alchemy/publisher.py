@@ -6,25 +6,29 @@ for confirms.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextvars import copy_context
+from datetime import datetime, timezone
+from functools import partial
 from time import monotonic
 from typing import Any, cast
 
 from celery import Celery
 from kombu import Connection
 from kombu.pools import ProducerPool
+from sqlalchemy.util import await_only
 
 from .message import Message
+from .pipeline import CONFIRM_TIMEOUT_SECONDS, confirmed_together, publish_arguments
 
-__all__ = ["Publisher", "publish_directly"]
+__all__ = ["Publisher", "off_loop", "publish_directly"]
 
 logger = logging.getLogger(__name__)
-
-#: Seconds that a broker may take to confirm a message.
-CONFIRM_TIMEOUT_SECONDS = 10.0
 
 #: Seconds for which a broker that was down is not tried again right after a commit; the relay goes on trying.
 PAUSE_SECONDS = 5.0
@@ -52,22 +56,37 @@ class Publisher:
         """True for a while after the broker could not be reached."""
         return monotonic() < self._paused_until
 
-    def publish(self, messages: Iterable[Message]) -> list[Exception | None]:
+    def publish(
+        self, messages: Iterable[Message], within_seconds: float = float("inf")
+    ) -> list[Exception | None]:
         """Publish messages in order.
 
+        Args:
+            messages: The messages.
+            within_seconds: When this time is over, no further message is tried.
+
         Returns:
-            For each message None when the broker has confirmed it, or the error. When the broker cannot be reached the messages
-            that were not tried get the error too.
+            For each message that was tried in time None when the broker has confirmed it, or the error. When the broker cannot be
+            reached the messages that were not tried get the error too.
         """
+        deadline = monotonic() + within_seconds
         errors: list[Exception | None] = []
         pending = list(messages)
+        confirmed: set[int] = set()
         try:
             with self._producers().acquire(block=True) as producer:
-                for message in pending:
-                    errors.append(self._publish_one(producer, message))
+                if len(pending) > 1:
+                    confirmed = confirmed_together(self._app, producer, pending)
+                for index, message in enumerate(pending):
+                    if index in confirmed:
+                        errors.append(None)
+                    elif monotonic() > deadline:
+                        return errors
+                    else:
+                        errors.append(self._publish_one(producer, message))
         except Exception as exc:
             self._paused_until = monotonic() + PAUSE_SECONDS
-            errors.extend([exc] * (len(pending) - len(errors)))
+            errors.extend(None if index in confirmed else exc for index in range(len(errors), len(pending)))
         else:
             self._paused_until = 0.0
         return errors
@@ -110,12 +129,27 @@ def _unreachable() -> tuple[type[Exception], ...]:
     return (OperationalError,)
 
 
+def off_loop(work: Callable[[], None]) -> None:
+    """Run work that waits for servers; when an AsyncSession's commit asks for it, in a thread, so that its event loop goes on."""
+    # Not imported: greenlet is no dependency, and where it is not loaded no AsyncSession runs.
+    greenlet = sys.modules.get("greenlet")
+    if greenlet is None or not getattr(greenlet.getcurrent(), "__sqlalchemy_greenlet_provider__", False):
+        work()
+        return
+    loop = asyncio.get_running_loop()
+    await_only(loop.run_in_executor(None, copy_context().run, work))
+
+
 def publish_directly(app: Celery, messages: Iterable[Message]) -> None:
     """Publish messages as ``apply_async`` would have, over the app's own connections and with its retry policy.
 
     Raises:
         kombu.exceptions.OperationalError: The broker cannot be reached.
     """
+    off_loop(partial(_publish_directly, app, messages))
+
+
+def _publish_directly(app: Celery, messages: Iterable[Message]) -> None:
     with cast("Any", app).producer_pool.acquire(block=True) as producer:
         for message in messages:
             send(
@@ -131,14 +165,8 @@ def send(app: Celery, producer: Any, message: Message, **how: Any) -> None:
     """Give one message to a kombu producer as it is, with its queues declared."""
     queues = cast("Any", app).amqp.queues
     producer.publish(
-        message.body,
-        content_type=message.content_type,
-        content_encoding=message.content_encoding,
-        exchange=message.exchange,
-        routing_key=message.routing_key,
-        headers=message.headers,
+        **publish_arguments(message),
         declare=[queues[name] for name in message.queues],
         confirm_timeout=CONFIRM_TIMEOUT_SECONDS,
         **how,
-        **message.properties,
     )

@@ -48,6 +48,9 @@ class Home(Protocol):
     def source(self) -> SessionSource: ...
 
     @property
+    def async_source(self) -> Any: ...
+
+    @property
     def engine(self) -> Engine: ...
 
     def session(self) -> AbstractContextManager[Session]: ...
@@ -75,6 +78,17 @@ class FactoryHome:
                 "Give it a sessionmaker, or a callable that takes no arguments and returns a new Session.",
             )
 
+
+    @property
+    def async_source(self) -> Any:
+        """A class's session_factory gives sync sessions only.
+
+        Raises:
+            ConfigurationError: Always.
+        """
+        raise ConfigurationError(
+            "A session_factory gives no AsyncSession.", "Tie an Alchemy with a URL or an AsyncEngine to the app."
+        )
 
     @property
     def engine(self) -> Engine:

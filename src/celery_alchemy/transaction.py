@@ -5,6 +5,7 @@ Above the ledger, below the request. Works for every Session, whoever made it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from weakref import WeakSet
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
+from sqlalchemy.util.concurrency import await_only, in_greenlet
 
 from .errors import ConfigurationError, PublishError, UncommittedChangesError
 from .ledger import ledger_of
@@ -198,7 +200,7 @@ def _run(session: Session, entries: list[_Entry]) -> None:
     first: Exception | None = None
     for entry in entries:
         try:
-            entry.run()
+            _run_entry(entry)
         except Exception as exc:
             first = first or exc
             failures.append(f"{entry.what}: {type(exc).__name__}: {exc}")
@@ -208,6 +210,14 @@ def _run(session: Session, entries: list[_Entry]) -> None:
                 )
     if first is not None and owner is None:
         raise PublishError(tuple(failures)) from first
+
+
+def _run_entry(entry: _Entry) -> None:
+    if hasattr(entry.run, "before_commit") and in_greenlet():
+        # A hand-over talks to the broker and the database; under an AsyncSession it must not hold up the event loop.
+        await_only(asyncio.to_thread(entry.run))
+    else:
+        entry.run()
 
 
 event.listen(Session, "before_commit", _before_commit)

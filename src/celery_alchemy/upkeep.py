@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, case, func, select, update
+from sqlalchemy import Connection, Engine, and_, case, func, or_, select, update
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from .outbox import missing_table
@@ -43,8 +43,9 @@ def status(engine: Engine) -> dict[str, Any]:
     due = and_(c.due_at.is_not(None), c.due_at <= from_now(0))
     leased = and_(c.claim.is_not(None), c.due_at > from_now(0))
     owed = and_(c.once.is_(True), c.claim.is_(None), c.due_at > from_now(0))
+    backing_off = and_(c.once.is_(False), c.claim.is_(None), c.due_at > from_now(0))
     counted = {
-        "waiting": due,
+        "waiting": or_(due, backing_off),
         "leased": leased,
         "owed": owed,
         "completed": c.completed_at.is_not(None),

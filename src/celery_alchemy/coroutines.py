@@ -1,0 +1,199 @@
+"""Running the body of an ``async def`` task: a coroutine in the process's event loop, in one unit of work.
+
+Beside ``body.py``: the unit of work is the same; only the body is awaited, and the sync half of its AsyncSession is worked in a
+greenlet, where SQLAlchemy lets sync code use an async driver.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from celery.app.task import Context
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+from sqlalchemy.util import greenlet_spawn
+
+from .body import (
+    MAX_OVERTAKEN,
+    end_failed,
+    fail_once,
+    key_of_call,
+    record_if_final,
+    report,
+    runs_again,
+    with_transient_retries,
+)
+from .injection import Injection
+from .loop import process_loop
+from .once import OnceUnit, Overtaken
+from .request import UnitOfWork, at_hand, refuse_entities
+
+__all__ = ["AsyncTask", "in_async_unit_of_work"]
+
+Arguments = tuple[Any, ...]
+Keywords = Mapping[str, Any]
+
+
+class AsyncTask:
+    """What a unit of work asks of its task, answered for a request that runs in the event loop.
+
+    The request is kept here, because Celery's request stack belongs to the thread that waits outside of the loop.
+    """
+
+    def __init__(self, task: Any, request: Context) -> None:
+        #: The task itself.
+        self.of = task
+        self.request = request
+        self.name: str = task.name
+        self.async_session: AsyncSession | None = None
+
+    def session_of(self, unit: UnitOfWork) -> AsyncSession:
+        """Return the AsyncSession of the request, made at the first use."""
+        if self.async_session is None:
+            self.async_session = self.of.home().async_source.session(unit)
+            unit.use(self.async_session.sync_session)
+        return self.async_session
+
+    def open_session(self, unit: UnitOfWork) -> Session:
+        """Return the sync half of a new AsyncSession; the first one is the request's."""
+        if self.async_session is None:
+            return self.session_of(unit).sync_session
+        session: Session = self.of.home().async_source.session(unit).sync_session
+        return session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.of, name)
+
+
+def in_async_unit_of_work(
+    task: Any, body: Callable[..., Coroutine[Any, Any, Any]], injection: Injection
+) -> Callable[..., Any]:
+    """Wrap a coroutine function so that Celery can call it and each call is one unit of work."""
+
+    @functools.wraps(body)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        request = task.request
+        is_awaited = request.called_directly and not request.is_eager and _in_a_loop()
+        if task.transient_retries and not is_awaited and not runs_again(task):
+            return with_transient_retries(task, run, args, kwargs)
+        call = _Call(task, request, body, injection, args, kwargs)
+        if is_awaited:
+            return call.run() if process_loop.is_here() else asyncio.wrap_future(process_loop.submit(call.run))
+        try:
+            return process_loop.run(call.run)
+        except Exception as exc:
+            if not call.is_recorded:
+                record_if_final(task, exc, args, kwargs)
+            raise
+        finally:
+            call.send()
+
+    # Celery, and inspect.iscoroutinefunction(), must see the function that it is: wraps() would pass on the mark of a coroutine.
+    run.__signature__ = injection.signature  # type: ignore[attr-defined]
+    return run
+
+
+def _in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+class _Call:
+    """One request: what is called, with what, and what is left to do when the coroutine has ended.
+
+    Attributes:
+        is_recorded: The end was recorded in the loop, as a ``once`` task's is.
+    """
+
+    def __init__(
+        self,
+        task: Any,
+        request: Context,
+        body: Callable[..., Coroutine[Any, Any, Any]],
+        injection: Injection,
+        args: Arguments,
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.asked = AsyncTask(task, request)
+        self.is_recorded = False
+        self._body = body
+        self._injection = injection
+        self._args = args
+        self._kwargs = kwargs
+        self._units: list[UnitOfWork] = []
+        once = task.is_once and (request.id is not None or task.once_key is not None)
+        self._key = key_of_call(task, args, kwargs) if once else None
+
+    async def run(self) -> Any:
+        """Run the body in a unit of work."""
+        outer = at_hand.get()
+        try:
+            if self._key is None:
+                return await self._attempt(outer)
+            self.is_recorded = True
+            for _ in range(MAX_OVERTAKEN):
+                self.asked.async_session = None
+                try:
+                    return await self._attempt_once(outer, self._key)
+                except Overtaken:
+                    continue
+            raise Overtaken(self._key)
+        finally:
+            at_hand.set(outer)
+
+    def send(self) -> None:
+        """Send what waited for the end of the transaction, outside of the loop, which must not wait for the broker."""
+        for unit in self._units:
+            unit.send_unsent()
+
+    def _begin(self, unit: UnitOfWork) -> None:
+        unit.sends_elsewhere = True
+        self._units.append(unit)
+        at_hand.set(unit)
+
+    async def _attempt(self, outer: Any) -> Any:
+        unit = UnitOfWork(self.asked, outer)
+        self._begin(unit)
+        try:
+            result = await self._await_body(unit)
+            await greenlet_spawn(unit.succeed)
+        except BaseException as exc:
+            await greenlet_spawn(end_failed, self.asked.of, unit, exc)
+            raise
+        return result
+
+    async def _attempt_once(self, outer: Any, key: str) -> Any:
+        unit = OnceUnit(self.asked, outer, key)
+        self._begin(unit)
+        try:
+            state = await greenlet_spawn(unit.start)
+            if state.kind in ("completed", "dead"):
+                return await greenlet_spawn(report, self.asked, unit, state, self._args, self._kwargs)
+            try:
+                result = await self._await_body(unit)
+                return unit.replay(await greenlet_spawn(unit.succeed_with, "returned", result))
+            except Overtaken:
+                raise
+            except BaseException as exc:
+                return await greenlet_spawn(fail_once, self.asked, unit, exc, self._args, self._kwargs)
+        finally:
+            await greenlet_spawn(unit.fail, Overtaken())
+
+    async def _await_body(self, unit: UnitOfWork) -> Any:
+        given = self._injection.given(self._kwargs)
+        if given is None:
+            names = [parameter.name for parameter in self._injection.parameters]
+            sessions = {name: self.asked.session_of(unit) for name in names}
+            args, kwargs = self._injection.fill(self._args, self._kwargs, sessions)
+        else:
+            unit.borrow(self._kwargs[given].sync_session)
+            args, kwargs = self._args, self._kwargs
+        result = await self._body(*args, **kwargs)
+        refuse_entities(result, unit.owner)
+        return result
