@@ -4,10 +4,13 @@ The names that users import; each is documented where it is defined.
 """
 
 from .alchemy import Alchemy
+from .entities import ForUpdate
 from .errors import (
     CeleryAlchemyError,
     ConfigurationError,
     DeadTaskError,
+    EntityNotFoundError,
+    EntityReferenceError,
     EntityReturnedError,
     MessageTooLargeError,
     MissingTableError,
@@ -35,7 +38,10 @@ __all__ = [
     "CeleryAlchemyError",
     "ConfigurationError",
     "DeadTaskError",
+    "EntityNotFoundError",
+    "EntityReferenceError",
     "EntityReturnedError",
+    "ForUpdate",
     "MessageTooLargeError",
     "MissingTableError",
     "NoSessionError",

@@ -15,6 +15,7 @@ from sqlalchemy import URL, Engine, MetaData
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from . import tables
+from .entities import belongs_to, models_from
 from .engine import ForeignEngine, OwnEngine, checked_url
 from .errors import ConfigurationError, TasksAlreadyBoundError
 from .message import install
@@ -62,6 +63,8 @@ class Alchemy:
         redeliver_after: Seconds after which an owed ``once`` task is sent again.
         max_deliveries: Starts without an end after which a ``once`` task is dead.
         max_message_bytes: The largest message body that the outbox accepts.
+        models: The declarative bases, registries or MetaData whose entities may be arguments of tasks; left out, every mapped
+            class may.
         remote_tasks: Names, or patterns such as ``"billing.*"``, of tasks that other services run and this app does not know.
 
     Raises:
@@ -84,6 +87,7 @@ class Alchemy:
         redeliver_after: float = 900,
         max_deliveries: int = 5,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        models: object = None,
         remote_tasks: Iterable[str] = (),
     ) -> None:
         if isinstance(app, (str, URL, Engine, sessionmaker)):
@@ -109,6 +113,7 @@ class Alchemy:
         self.max_deliveries = int(_positive("max_deliveries", max_deliveries))
         self._max_message_bytes = int(_positive("max_message_bytes", max_message_bytes))
         self.remote_tasks = tuple(remote_tasks)
+        self._models = None if models is None else models_from(models)
         self._engine_options = dict(engine_options or {})
         self._engine_home: OwnEngine | ForeignEngine | None = None
         self._source: SessionSource | None = None
@@ -171,6 +176,10 @@ class Alchemy:
                 "Give it a URL, an Engine, or a sessionmaker with bind=engine.",
             )
         return engine
+
+    def allows_entity(self, class_: type) -> bool:
+        """Tell whether entities of a mapped class may be arguments of tasks."""
+        return self._models is None or belongs_to(class_, self._models)
 
     @property
     def metadata(self) -> MetaData:

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from time import sleep
 from typing import Any
 
+from celery.exceptions import Ignore
 from sqlalchemy.orm import Session
 
 from .completion import State, key_of
-from .errors import DeadTaskError
+from .entities import load
+from .errors import DeadTaskError, EntityNotFoundError
 from .injection import Injection, injection_of
 from .once import OnceUnit, Overtaken, in_session_of, record_death
 from .outcome import SUCCESS, CommitOn, Replaced, outcome_of
@@ -41,7 +43,7 @@ def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -
     """Wrap a body so that each call of it is one unit of work."""
     call = _caller(body, injection)
     parameters = injection.parameters
-    session_first = len(parameters) == 1 and parameters[0].index == 0
+    session_first = len(parameters) == 1 and parameters[0].index == 0 and not injection.entities
 
     @functools.wraps(body)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -60,7 +62,7 @@ def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -
             # The two usual shapes without a call of `call`: this runs for every task, and a call is a tenth of a microsecond.
             if session_first:
                 result = body(unit.session_to_offer(), *args, **kwargs)
-            elif parameters:
+            elif parameters or injection.entities:
                 result = call(unit, args, kwargs)
             else:
                 result = body(*args, **kwargs)
@@ -294,19 +296,40 @@ class _FailureRecord:
 
 def _caller(body: Callable[..., Any], injection: Injection) -> Call:
     """Return the call of a body with its sessions, in the shortest form that its signature allows."""
-    parameters = injection.parameters
-    if not parameters:
+    parameters, entities = injection.parameters, injection.entities
+    if not parameters and not entities:
         return lambda unit, args, kwargs: body(*args, **kwargs)
-    only = parameters[0]
-    if len(parameters) == 1 and only.index == 0:
+    if len(parameters) == 1 and parameters[0].index == 0 and not entities:
         return lambda unit, args, kwargs: body(unit.session, *args, **kwargs)
 
-    def call(unit: UnitOfWork, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def call(unit: UnitOfWork, args: Arguments, kwargs: Keywords) -> Any:
+        if entities:
+            args, kwargs = load_entities(unit, injection, args, kwargs)
         session = unit.session_to_offer()
         filled_args, filled_kwargs = injection.fill(args, kwargs, {p.name: session for p in parameters})
         return body(*filled_args, **filled_kwargs)
 
     return call
+
+
+def load_entities(
+    unit: UnitOfWork, injection: Injection, args: Arguments, kwargs: Keywords
+) -> tuple[Arguments, Keywords]:
+    """Return the arguments with references replaced by rows of the unit's session.
+
+    Raises:
+        EntityNotFoundError, Ignore, Retry: A row is not there; which one is up to the task's ``missing``.
+    """
+    try:
+        return load(unit.session, injection.entities, args, kwargs)
+    except EntityNotFoundError as exc:
+        task: Any = unit.task
+        missing = getattr(task, "missing", "fail")
+        if missing == "ignore":
+            raise Ignore(str(exc)) from exc
+        if missing == "retry":
+            raise task.retry(exc=exc) from exc
+        raise
 
 
 def _session_first(record: Callable[..., Any]) -> Call:

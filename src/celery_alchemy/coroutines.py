@@ -21,6 +21,7 @@ from .body import (
     end_failed,
     fail_once,
     key_of_call,
+    load_entities,
     record_if_final,
     report,
     runs_again,
@@ -190,7 +191,12 @@ class _Call:
         if given is None:
             names = [parameter.name for parameter in self._injection.parameters]
             sessions = {name: self.asked.session_of(unit) for name in names}
-            args, kwargs = self._injection.fill(self._args, self._kwargs, sessions)
+            args, kwargs = self._args, self._kwargs
+            if self._injection.entities:
+                self.asked.session_of(unit)
+                args, loaded = await greenlet_spawn(load_entities, unit, self._injection, args, kwargs)
+                kwargs = dict(loaded)
+            args, kwargs = self._injection.fill(args, kwargs, sessions)
         else:
             unit.borrow(self._kwargs[given].sync_session)
             args, kwargs = self._args, self._kwargs

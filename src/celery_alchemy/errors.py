@@ -14,6 +14,8 @@ __all__ = [
     "CeleryAlchemyError",
     "ConfigurationError",
     "DeadTaskError",
+    "EntityNotFoundError",
+    "EntityReferenceError",
     "EntityReturnedError",
     "MessageTooLargeError",
     "MissingTableError",
@@ -375,4 +377,44 @@ class DeadTaskError(CeleryAlchemyError):
         return (
             f"{self.task_name} ({self.key}) is dead: {self.error}. Look with `celery -A your_app alchemy dead`, send it"
             " again with `... alchemy revive`."
+        )
+
+
+class EntityReferenceError(CeleryAlchemyError):
+    """An entity cannot travel as an argument, or a reference cannot be one to an entity of the task's.
+
+    Args:
+        entity: The name of its class.
+        problem: Why.
+        remedy: What to do.
+    """
+
+    def __init__(self, entity: str, problem: str, remedy: str) -> None:
+        super().__init__(entity, problem, remedy)
+        self.entity = entity
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"A {self.entity} cannot be an argument of a task: {self.problem}. {self.remedy}"
+
+
+class EntityNotFoundError(CeleryAlchemyError):
+    """The row that an argument refers to does not exist, or is not visible yet.
+
+    Args:
+        entity: The name of its class.
+        key: Its primary key.
+    """
+
+    def __init__(self, entity: str, key: tuple[Any, ...]) -> None:
+        super().__init__(entity, key)
+        self.entity = entity
+        self.key = key
+
+    def __str__(self) -> str:
+        shown = self.key[0] if len(self.key) == 1 else self.key
+        return (
+            f"There is no {self.entity} with the key {shown!r}. It was deleted, or the task was sent before the transaction that"
+            ' made it committed: use delay_on_commit(). missing="ignore" or "retry" on the task treats it otherwise.'
         )

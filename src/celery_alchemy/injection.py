@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from celery.utils.functional import head_from_fun
 from sqlalchemy.orm import Session
 
+from .entities import EntityParameter, entity_parameters
 from .errors import SessionParameterError
 
 __all__ = ["Body", "Injection", "SessionParameter", "caller_header", "injection_of"]
@@ -44,10 +45,12 @@ class Injection:
     Attributes:
         parameters: The injected parameters in the order of the signature.
         signature: The signature without them, and without ``self``.
+        entities: The parameters that are annotated with mapped classes.
     """
 
     parameters: tuple[SessionParameter, ...]
     signature: inspect.Signature
+    entities: tuple[EntityParameter, ...] = ()
 
     def fill(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], sessions: Mapping[str, Any]
@@ -109,9 +112,8 @@ def injection_of(body: Body, *, bound: bool, task_name: str) -> Injection:
         found.append(SessionParameter(parameter.name, None if keyword_only else index))
     _refuse_twins(found, task_name)
     names = {p.name for p in found}
-    return Injection(
-        tuple(found), signature.replace(parameters=[p for p in parameters if p.name not in names])
-    )
+    visible = signature.replace(parameters=[p for p in parameters if p.name not in names])
+    return Injection(tuple(found), visible, entity_parameters(visible, hints))
 
 
 def _refuse_twins(found: list[SessionParameter], task_name: str) -> None:

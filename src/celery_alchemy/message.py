@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import Any, cast
 
 from celery import Celery
@@ -61,6 +62,23 @@ class Message:
     def task_name(self) -> str | None:
         """The name of the task; None for a message that is no task."""
         return cast("str | None", self.headers.get("task"))
+
+    def properties_at_publish(self) -> dict[str, Any]:
+        """Return the properties with what is left of the time to live, which a broker counts from the publish.
+
+        A message that has expired goes out without one: a worker reports it as revoked, a broker would drop it in silence.
+        """
+        expires = self.headers.get("expires")
+        if "expiration" not in self.properties or not isinstance(expires, str):
+            return self.properties
+        try:
+            at = datetime.fromisoformat(expires.replace("Z", "+00:00"))
+        except ValueError:
+            return self.properties
+        at = at if at.tzinfo else at.replace(tzinfo=timezone.utc)
+        left = (at - datetime.now(timezone.utc)).total_seconds()
+        others = {name: value for name, value in self.properties.items() if name != "expiration"}
+        return {**others, "expiration": left} if left > 0 else others
 
     def envelope(self) -> str:
         """Return everything but the body, as JSON."""

@@ -7,7 +7,7 @@ here, and gets an error of its own there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any
 
@@ -39,12 +39,20 @@ def publish_arguments(message: Message) -> dict[str, Any]:
         "exchange": message.exchange,
         "routing_key": message.routing_key,
         "headers": message.headers,
-        **message.properties,
+        **message.properties_at_publish(),
     }
 
 
-def confirmed_together(app: Celery, producer: Any, messages: Sequence[Message]) -> set[int]:
+def confirmed_together(
+    app: Celery, producer: Any, messages: Sequence[Message], meanwhile: Callable[[], None]
+) -> set[int]:
     """Publish messages in order, in as few round trips as the transport allows.
+
+    Args:
+        app: The Celery app, for its queues.
+        producer: A kombu producer that no other thread uses meanwhile.
+        messages: The messages.
+        meanwhile: Called when all are sent and the broker has to confirm them; not called if it does so at once.
 
     Returns:
         The indexes of those that the broker has confirmed; empty when the transport cannot, or when it is not known which.
@@ -56,7 +64,7 @@ def confirmed_together(app: Celery, producer: Any, messages: Sequence[Message]) 
         channel = producer.channel
         if producer.connection.transport.driver_type == "amqp" and hasattr(channel, "confirm_select"):
             _declare(app, producer, messages)
-            return _confirming(channel.connection).publish(messages)
+            return _confirming(channel.connection).publish(messages, meanwhile)
         if getattr(producer, "supports_batch_publish", False):
             _declare(app, producer, messages)
             with producer.batch(max_size=len(messages)):
@@ -119,8 +127,12 @@ class _ConfirmingChannel:
         self._refused: set[int] = set()
         self._returned = False
 
-    def publish(self, messages: Sequence[Message]) -> set[int]:
+    def publish(self, messages: Sequence[Message], meanwhile: Callable[[], None]) -> set[int]:
         """Publish messages and wait until the broker has answered for each.
+
+        Args:
+            messages: The messages.
+            meanwhile: Called before the waiting.
 
         Returns:
             The indexes of those that were confirmed.
@@ -139,6 +151,7 @@ class _ConfirmingChannel:
                 if len(self._collected.data) >= _WRITE_BYTES:
                     self._flush()
             self._flush()
+            meanwhile()
             deadline = monotonic() + CONFIRM_TIMEOUT_SECONDS
             while self._open:
                 self._channel.connection.drain_events(timeout=max(0.001, deadline - monotonic()))
@@ -159,7 +172,8 @@ class _ConfirmingChannel:
         from amqp import spec
         from amqp.serialization import dumps
 
-        properties = {**message.properties, "delivery_mode": maybe_delivery_mode(message.properties.get("delivery_mode"))}
+        properties = dict(message.properties_at_publish())
+        properties["delivery_mode"] = maybe_delivery_mode(properties.get("delivery_mode"))
         priority = properties.pop("priority", 0)
         expiration = properties.pop("expiration", None)
         if expiration is not None:

@@ -55,6 +55,8 @@ class Home(Protocol):
 
     def session(self) -> AbstractContextManager[Session]: ...
 
+    def allows_entity(self, class_: type) -> bool: ...
+
 
 class FactoryHome:
     """Serves a task class that has ``session_factory`` and needs no Alchemy."""
@@ -101,6 +103,10 @@ class FactoryHome:
         if engine is None:
             raise ConfigurationError("The session_factory is bound to no engine.", "Bind it to one.")
         return engine
+
+    def allows_entity(self, class_: type) -> bool:
+        """Entities of every mapped class may travel."""
+        return True
 
     @contextmanager
     def session(self) -> Iterator[Session]:

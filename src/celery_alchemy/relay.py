@@ -17,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import Connection, Engine, bindparam, delete, select, update
+from sqlalchemy.exc import DBAPIError
 
 from .databases import database_of
 from .message import Message
@@ -56,6 +57,20 @@ class Claimed:
     message: Message
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What one claim leased: rows with a message, and the ids and errors of rows without one."""
+
+    claim: str
+    claimed_at: float
+    rows: list[Claimed]
+    corrupt: list[tuple[str, str]]
+
+    @property
+    def size(self) -> int:
+        return len(self.rows) + len(self.corrupt)
+
+
 class Relay:
     """Publishes due rows.
 
@@ -70,9 +85,10 @@ class Relay:
         self._publisher = publisher
         self._once_window_seconds = once_window_seconds
         self._pruned_at = monotonic()
+        self._ahead: _Batch | None = None
 
     def step(self) -> int:
-        """Claim one batch, publish it, settle it.
+        """Claim one batch, or take the one that was claimed ahead; publish it, settle it.
 
         Returns:
             How many rows were claimed; a full batch means that there may be more.
@@ -80,19 +96,41 @@ class Relay:
         Raises:
             sqlalchemy.exc.DBAPIError: The database cannot be reached; nothing is lost, rows come back when their lease is over.
         """
-        claim = uuid4().hex
+        batch = self._take()
         engine = self._engine()
-        with engine.begin() as connection:
-            rows, corrupt = claim_due(connection, claim)
-        if corrupt:
+        if batch.corrupt:
             with engine.begin() as connection:
-                _set_aside(connection, corrupt, claim)
-        if rows:
-            self._publish(engine, rows, claim)
-        return len(rows) + len(corrupt)
+                _set_aside(connection, batch.corrupt, batch.claim)
+        if batch.rows:
+            self._publish(engine, batch)
+        return batch.size
 
-    def _publish(self, engine: Engine, rows: list[Claimed], claim: str) -> None:
-        errors = self._publisher.publish([row.message for row in rows], LEASE_SECONDS / 2)
+    def _take(self) -> _Batch:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and monotonic() - ahead.claimed_at < LEASE_SECONDS / 4:
+            return ahead
+        return self._claim()
+
+    def _claim(self) -> _Batch:
+        claim, claimed_at = uuid4().hex, monotonic()
+        with self._engine().begin() as connection:
+            rows, corrupt = claim_due(connection, claim)
+        return _Batch(claim, claimed_at, rows, corrupt)
+
+    def _claim_ahead(self) -> None:
+        """Claim the next batch while the broker confirms this one."""
+        try:
+            self._ahead = self._claim()
+        except DBAPIError:
+            logger.debug("The settlement that follows reports this", exc_info=True)
+
+    def _publish(self, engine: Engine, batch: _Batch) -> None:
+        rows, claim = batch.rows, batch.claim
+        errors = self._publisher.publish(
+            [row.message for row in rows],
+            LEASE_SECONDS / 2,
+            self._claim_ahead if batch.size >= BATCH_ROWS else lambda: None,
+        )
         # What was not tried in time stays leased to nobody who works on it; it is due again soon.
         sent = [row for row, error in zip(rows, errors) if error is None]
         failed = [(row, error) for row, error in zip(rows, errors) if error is not None]

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from celery.app.task import Context
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 from sqlalchemy import inspect
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from .errors import EntityReturnedError
@@ -214,7 +215,10 @@ class UnitOfWork:
         """
         ledger = ledger_of(session)
         interrupted = not isinstance(exc, Exception) or isinstance(exc, SoftTimeLimitExceeded)
-        if interrupted or (ledger is not None and ledger.in_flight):
+        # SQLAlchemy sends no ROLLBACK after a COMMIT that failed, and SQLite's transaction is still open then. Of all that the
+        # driver is asked for, only COMMIT and ROLLBACK have no statement.
+        commit_failed = isinstance(exc, DBAPIError) and exc.statement is None
+        if interrupted or commit_failed or (ledger is not None and ledger.in_flight):
             _invalidate(session, self.owner)
         else:
             close_quietly(session, self.owner)

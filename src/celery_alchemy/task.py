@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import ceil
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, cast, get_args
 
 from celery import Celery, Task
 from celery.app.task import Context
@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 
 from .body import failed_for_good, in_unit_of_work, record_failure
 from .completion import key_of
+from .entities import Missing, encoded
 from .errors import ConfigurationError, NoSessionError, NotConfiguredError, SessionArgumentError
 from .injection import Injection, caller_header, injection_of
 from .message import recording
@@ -40,7 +41,7 @@ REDELIVER_MARGIN_SECONDS = 5
 
 #: Seconds after a soft time limit for which statements may still run. The limit is an exception in the body; the server must
 #: neither be faster, nor cut off what the body does about it.
-SOFT_GRACE_SECONDS = 5
+SOFT_GRACE_SECONDS = 2
 
 
 class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
@@ -68,6 +69,9 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
     #: How often the whole body is run again, in a fresh session, when it or its commit fails with what ``is_transient`` says may
     #: pass; before Celery's own retry is considered.
     transient_retries: int = 0
+
+    #: What to do when the row of an entity in the arguments is not there: ``"fail"``, ``"ignore"`` or ``"retry"``.
+    missing: Missing = "fail"
 
     #: The transaction must not write.
     read_only: bool = False
@@ -137,6 +141,11 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
         cls._policy = None if cls.commit_on is None else commit_on_from(cls.commit_on, f"task {name!r}")
         factory = _static(cls, "session_factory")
         cls._factory_home = None if factory is None else FactoryHome(factory, name)
+        if cls.missing not in get_args(Missing):
+            raise ConfigurationError(
+                f"missing={cls.missing!r} of task {name!r} is unknown.",
+                f"Use one of {', '.join(map(repr, get_args(Missing)))}.",
+            )
         cls._bind_once(name)
         app.steps["worker"].add("celery_alchemy.worker:SessionStep")
 
@@ -253,7 +262,29 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
                 given = self._injection.parameters[0].name
             if given is not None:
                 raise SessionArgumentError(self.name, given)
-        return super().apply_async(args, kwargs, *more, **options)
+        return super().apply_async(self._encoded(args), self._encoded(kwargs), *more, **options)
+
+    def apply(self, args: Any = None, kwargs: Any = None, *more: Any, **options: Any) -> Any:
+        """Run the task here as Celery does; entities are loaded in the task's own session, as in a worker."""
+        return super().apply(self._encoded(args), self._encoded(kwargs), *more, **options)
+
+    def signature(self, args: Any = None, *more: Any, **options: Any) -> Signature:
+        """Make a signature as Celery does; entities in its arguments become references now.
+
+        Raises:
+            EntityReferenceError: An entity has no row yet; flush first.
+        """
+        signature = super().signature(args, *more, **options)
+        for part in ("args", "kwargs"):
+            signature[part] = self._encoded(signature[part])
+        return signature
+
+    def _encoded(self, arguments: Any) -> Any:
+        return encoded(arguments, self._may_travel) if arguments else arguments
+
+    def _may_travel(self, class_: type) -> bool:
+        home = home_of(self.app)
+        return home is None or home.allows_entity(class_)
 
     def delay_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
         """Send the task when the transaction at hand has committed, with these arguments; see ``apply_async_on_commit``."""

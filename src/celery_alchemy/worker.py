@@ -6,7 +6,10 @@ At the edge: Celery finds ``SessionStep`` and ``SessionRequest`` through the nam
 from __future__ import annotations
 
 import logging
+import os
+import signal
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from billiard.exceptions import WorkerLostError
@@ -15,7 +18,7 @@ from celery.exceptions import TimeLimitExceeded
 from celery.worker.request import Request
 
 from .body import failed_for_good
-from .engine import WorkerPool, pool_findings, set_worker_pool
+from .engine import WorkerPool, pool_findings, set_worker_pool, worker_pool
 from .errors import NotConfiguredError
 from .once import count_lost_start, give_up
 from .registry import homes_of
@@ -102,8 +105,19 @@ class SessionRequest(Request):  # type: ignore[misc]
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Record a hard time limit, whose child is killed, before the result is stored."""
         if not soft:
+            self._kill_child()
             self._in_request(lambda task: failed_for_good(task, TimeLimitExceeded(timeout), *self._arguments()))
         super().on_timeout(soft, timeout)
+
+    def _kill_child(self) -> None:
+        """Kill the child that Celery will kill right after this.
+
+        Its transaction holds its locks until then, and ``record_failure`` may wait for them, in the loop that would kill it.
+        """
+        pool = worker_pool()
+        if pool is not None and pool.name == "prefork" and self.worker_pid not in (None, os.getpid()):
+            with suppress(ProcessLookupError):
+                os.kill(self.worker_pid, signal.SIGKILL)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """Record a child that died, unless the task runs again, before the result is stored."""
