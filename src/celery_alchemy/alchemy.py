@@ -25,7 +25,7 @@ from .publisher import Publisher
 from .registry import homes_of
 from .request import AtHand, at_hand
 from .sending import intercept
-from .sessions import NOTHING, CallableSource, SessionmakerSource, SessionSource
+from .sessions import NOTHING, CallableSource, OneMaker, SessionmakerSource, SessionSource
 from .task import SessionTask
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ class Alchemy:
         url = self._url_of(bind)
         if url is not None:
             self._engine_home = OwnEngine(url, self._engine_options)
-            return _source_on(self._engine_home)
+            return SessionmakerSource(self._engine_home)
         if self._engine_options:
             raise ConfigurationError(
                 f"engine_options were given with a {type(bind).__name__!r}.",
@@ -235,12 +235,12 @@ class Alchemy:
             )
         if isinstance(bind, Engine):
             self._engine_home = ForeignEngine(bind)
-            return _source_on(self._engine_home)
+            return SessionmakerSource(self._engine_home)
         if isinstance(bind, sessionmaker):
             engine = bind.kw.get("bind")
             if isinstance(engine, Engine):
                 self._engine_home = ForeignEngine(engine)
-            return SessionmakerSource(lambda: bind, bind.class_)
+            return SessionmakerSource(OneMaker(bind), bind.class_)
         if callable(bind) and not isinstance(bind, (scoped_session, type)):
             return CallableSource(cast("Callable[[], Session]", bind))
         raise ConfigurationError(
@@ -323,21 +323,6 @@ def _is_async(bind: object, name: str) -> bool:
     return any(
         base.__name__ == name and base.__module__.startswith("sqlalchemy.ext.asyncio") for base in type(bind).__mro__
     )
-
-
-def _source_on(home: OwnEngine | ForeignEngine) -> SessionmakerSource:
-    """Sessions on one engine. ``expire_on_commit=False``: objects stay usable after a commit and after ``released()``."""
-    makers: dict[Engine, sessionmaker[Session]] = {}
-
-    def maker() -> sessionmaker[Session]:
-        engine = home.get()
-        made = makers.get(engine)
-        if made is None:
-            makers.clear()
-            made = makers[engine] = sessionmaker(engine, expire_on_commit=False)
-        return made
-
-    return SessionmakerSource(maker)
 
 
 def _set_task_class(app: Celery) -> None:

@@ -6,7 +6,8 @@ Beside ``engine.py`` and ``sessions.py``, which it mirrors; the rules live there
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,8 +19,7 @@ from sqlalchemy.orm import Session
 from .databases import database_of
 from .engine import ForeignEngine, pool_defaults
 from .errors import ConfigurationError
-from .ledger import Ledger, keep_ledger, observe
-from .loop import process_loop
+from .ledger import keep_ledger, observe
 from .sessions import Asks, kept_class
 
 __all__ = ["AsyncSource", "OwnAsyncEngines", "async_source_of", "sync_url_of"]
@@ -62,7 +62,54 @@ def _with_driver(url: URL, drivers: Mapping[str, tuple[str, ...]], kind: str) ->
     )
 
 
-class OwnAsyncEngines:
+class _LoopEngines:
+    """The engine of each event loop, disposed of when its loop ends."""
+
+    def __init__(self) -> None:
+        self._engines: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncEngine] = WeakKeyDictionary()
+        self._held: dict[AsyncEngine, AsyncGenerator[None, None]] = {}
+
+    def get(self) -> AsyncEngine:
+        """Return the running loop's engine, making it at the first call."""
+        loop = asyncio.get_running_loop()
+        engine = self._engines.get(loop)
+        if engine is None:
+            self._forget_closed()
+            engine = self._make()
+            self._engines[loop] = engine
+            self._hold(loop, engine)
+        return engine
+
+    def _make(self) -> AsyncEngine:
+        raise NotImplementedError
+
+    def _hold(self, loop: asyncio.AbstractEventLoop, engine: AsyncEngine) -> None:
+        """Have the engine disposed of when the loop ends, be it the process's or that of an ``asyncio.run()``.
+
+        A loop tells nobody but its async generators of its end, by ``shutdown_asyncgens()``; so one of them holds the engine.
+        """
+
+        async def hold() -> AsyncGenerator[None, None]:
+            try:
+                yield
+            finally:
+                self._engines.pop(loop, None)
+                self._held.pop(engine, None)
+                await engine.dispose()
+
+        holder = self._held[engine] = hold()
+        with suppress(StopIteration):
+            holder.__anext__().send(None)
+
+    def _forget_closed(self) -> None:
+        """Drop the engines of loops that were closed without their generators being told."""
+        for loop in [loop for loop in self._engines if loop.is_closed()]:
+            engine = self._engines.pop(loop)
+            self._held.pop(engine, None)
+            engine.sync_engine.dispose(close=False)
+
+
+class OwnAsyncEngines(_LoopEngines):
     """The async engines that Alchemy makes from a URL: one for each event loop.
 
     Args:
@@ -71,29 +118,18 @@ class OwnAsyncEngines:
     """
 
     def __init__(self, url: URL, options: Mapping[str, Any]) -> None:
+        super().__init__()
         self._url = async_url_of(url)
         self._options = dict(options)
-        self._engines: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncEngine] = WeakKeyDictionary()
-        process_loop.at_close(self._dispose)
 
-    def get(self) -> AsyncEngine:
-        """Return the running loop's engine, making it at the first call."""
-        loop = asyncio.get_running_loop()
-        engine = self._engines.get(loop)
-        if engine is None:
-            engine = create_async_engine(self._url, **{**pool_defaults(self._url, self._options), **self._options})
-            database_of(engine.dialect.name).configure(engine.sync_engine)
-            observe(engine.sync_engine)
-            self._engines[loop] = engine
+    def _make(self) -> AsyncEngine:
+        engine = create_async_engine(self._url, **{**pool_defaults(self._url, self._options), **self._options})
+        database_of(engine.dialect.name).configure(engine.sync_engine)
+        observe(engine.sync_engine)
         return engine
 
-    async def _dispose(self) -> None:
-        engine = self._engines.pop(asyncio.get_running_loop(), None)
-        if engine is not None:
-            await engine.dispose()
 
-
-class ForeignAsyncEngines:
+class ForeignAsyncEngines(_LoopEngines):
     """A user's own AsyncEngine: used in the first event loop that asks; any other loop gets one with a pool of its own.
 
     Its connections belong to the loop that opened them. A process that serves a web framework and runs tasks eagerly has two loops.
@@ -103,22 +139,19 @@ class ForeignAsyncEngines:
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
+        super().__init__()
         self._engine = engine
-        self._engines: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncEngine] = WeakKeyDictionary()
-        ForeignEngine(engine.sync_engine)
+        self._after_fork = ForeignEngine(engine.sync_engine)
 
-    def get(self) -> AsyncEngine:
-        """Return the running loop's engine."""
-        loop = asyncio.get_running_loop()
-        engine = self._engines.get(loop)
-        if engine is None:
-            if not self._engines:
-                engine = self._engine
-            else:
-                sync = self._engine.sync_engine
-                engine = AsyncEngine(Engine(sync.pool.recreate(), sync.dialect, sync.url))
-            self._engines[loop] = engine
-        return engine
+    def _make(self) -> AsyncEngine:
+        if self._engine not in self._held:
+            return self._engine
+        sync = self._engine.sync_engine
+        engine = Engine(sync.pool.recreate(), sync.dialect, sync.url, echo=sync.echo)
+        # The pool takes its listeners along, the engine does not.
+        engine.dispatch._update(sync.dispatch, only_propagate=False)  # type: ignore[attr-defined]
+        engine._has_events = sync._has_events
+        return AsyncEngine(engine.execution_options(**sync.get_execution_options()))
 
 
 class AsyncSource:
@@ -145,9 +178,14 @@ class AsyncSource:
         if self._engine is not None:
             keywords["bind"] = self._engine()
         if options.isolation_level is not None:
+            if "bind" not in keywords:
+                raise ConfigurationError(
+                    f"isolation_level={options.isolation_level!r} needs to know the engine, and the async_sessionmaker has none.",
+                    "Make it with bind=engine, or set the level where its engines are made.",
+                )
             keywords["bind"] = keywords["bind"].execution_options(isolation_level=options.isolation_level)
         session = self._class(sync_session_class=self._sync_class, **keywords)
-        keep_ledger(session.sync_session, Ledger(options.timeout_at, options.read_only))
+        keep_ledger(session.sync_session, options.timeout_at, read_only=options.read_only)
         return session
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from . import upkeep
+from .check import check
 from .errors import CeleryAlchemyError
 from .registry import home_of
 from .relay import relay_of
@@ -50,6 +51,17 @@ def create_tables() -> None:
     home = _home()
     home.create_tables()
     click.echo(f"The table {', '.join(sorted(home.metadata.tables))} is there.")
+
+
+@alchemy.command("check")
+@_JSON
+def run_checks(as_json: bool) -> None:
+    """Look at the app, the broker and the database; exit code 1 if a guarantee does not hold."""
+    findings = check(_home())
+    text = "\n".join(f"{f.level.upper():7} {f.code}: {f.reason}\n        {f.fix}" for f in findings)
+    _print(as_json, [finding.as_dict() for finding in findings], text or "All is well.")
+    if any(finding.level == "error" for finding in findings):
+        raise click.exceptions.Exit(1)
 
 
 @alchemy.command()

@@ -15,6 +15,7 @@ from weakref import WeakSet
 
 from sqlalchemy import URL, Engine, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import NullPool, QueuePool
 
 from .databases import database_of
@@ -106,6 +107,11 @@ def pool_defaults(url: URL, options: Mapping[str, Any]) -> dict[str, Any]:
     return defaults
 
 
+def _maker_on(engine: Engine) -> sessionmaker[Session]:
+    # Objects stay usable after a commit and after ``released()``: an attribute does not begin a transaction that nobody ends.
+    return sessionmaker(engine, expire_on_commit=False)
+
+
 class OwnEngine:
     """The engine that Alchemy makes from a URL: made at first use in each process, never shared across a fork.
 
@@ -119,6 +125,7 @@ class OwnEngine:
         self._options = dict(options)
         self._lock = threading.Lock()
         self._engine: Engine | None = None
+        self.maker: sessionmaker[Session] | None = None
         _engines.add(self)
 
     def get(self) -> Engine:
@@ -128,6 +135,11 @@ class OwnEngine:
                 if self._engine is None:
                     self._engine = self._make()
         return self._engine
+
+    def make(self) -> sessionmaker[Session]:
+        """Make and return the sessionmaker of this process, for ``sessions.py``."""
+        self.maker = _maker_on(self.get())
+        return self.maker
 
     def _make(self) -> Engine:
         engine = create_engine(self._url, **{**pool_defaults(self._url, self._options), **self._options})
@@ -142,6 +154,7 @@ class OwnEngine:
     def after_fork_in_child(self) -> None:
         """Forget the parent's engine without touching its sockets; the next ``get()`` makes the child's."""
         engine, self._engine = self._engine, None
+        self.maker = None
         self._lock = threading.Lock()
         if engine is not None:
             engine.dispose(close=False)
@@ -157,12 +170,18 @@ class ForeignEngine:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.maker: sessionmaker[Session] | None = None
         observe(engine)
         _engines.add(self)
 
     def get(self) -> Engine:
         """Return the user's engine."""
         return self._engine
+
+    def make(self) -> sessionmaker[Session]:
+        """Make and return the sessionmaker, for ``sessions.py``."""
+        self.maker = _maker_on(self._engine)
+        return self.maker
 
     def current(self) -> Engine | None:
         """Return the user's engine."""

@@ -10,13 +10,14 @@ import re
 from collections.abc import Callable
 from time import monotonic
 from typing import Any, cast
+from weakref import ref
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session, SessionTransaction
 
 from .databases import database_of
 
-__all__ = ["Ledger", "keep_ledger", "ledger_of", "listen", "observe"]
+__all__ = ["Ledger", "has_sent_writes", "keep_ledger", "ledger_of", "listen", "observe"]
 
 KEY = "celery_alchemy.ledger"
 _OBSERVED = "celery_alchemy.observed"
@@ -33,7 +34,8 @@ class Ledger:
     """The running account of one session.
 
     Attributes:
-        writes: The current transaction sent a statement that changes rows or tables.
+        transaction: Weak reference to the outermost transaction that ``writes`` is about; None before the first one.
+        writes: That transaction sent a statement that changes rows or tables.
         in_flight: A statement was sent whose end was not seen. At the end of a request this means that it was interrupted, and
             that nobody knows in what state its connection is.
         statements: How many statements were sent since the session was made.
@@ -41,14 +43,13 @@ class Ledger:
         read_only: Transactions of this session must not write.
     """
 
-    __slots__ = ("in_flight", "read_only", "statements", "timeout_at", "writes")
-
-    def __init__(self, timeout_at: float | None = None, read_only: bool = False) -> None:
-        self.writes = False
-        self.in_flight = False
-        self.statements = 0
-        self.timeout_at = timeout_at
-        self.read_only = read_only
+    # Defaults on the class: a ledger is made for every request, and most of them never change most of these.
+    transaction: Callable[[], SessionTransaction | None] | None = None
+    writes: bool = False
+    in_flight: bool = False
+    statements: int = 0
+    timeout_at: float | None = None
+    read_only: bool = False
 
 
 def ledger_of(session: Session) -> Ledger | None:
@@ -57,10 +58,25 @@ def ledger_of(session: Session) -> Ledger | None:
     return ledger
 
 
-def keep_ledger(session: Session, ledger: Ledger) -> None:
-    """Give one session a ledger. Its class, or it alone, must be listened to."""
+def keep_ledger(session: Session, timeout_at: float | None = None, *, read_only: bool = False) -> None:
+    """Give one session a ledger. Its class, or it alone, must be listened to.
+
+    Args:
+        session: The session.
+        timeout_at: ``time.monotonic()`` seconds at which its statements must have ended, or None.
+        read_only: Its transactions must not write.
+    """
     # Not in .info, whose dict each session makes for itself when it is first asked for: 1 us.
-    session.__dict__[KEY] = ledger
+    ledger = session.__dict__[KEY] = Ledger()
+    if timeout_at is not None:
+        ledger.timeout_at = timeout_at
+    if read_only:
+        ledger.read_only = True
+
+
+def has_sent_writes(ledger: Ledger, transaction: SessionTransaction) -> bool:
+    """Tell whether an outermost transaction has sent a statement that changes rows or tables."""
+    return ledger.writes and ledger.transaction is not None and ledger.transaction() is transaction
 
 
 def listen(target: type[Session] | Session) -> None:
@@ -72,8 +88,13 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
     ledger: Ledger | None = session.__dict__.get(KEY)
     if ledger is None:
         return
-    if (ledger.timeout_at is not None or ledger.read_only) and not transaction.nested:
-        _send_settings(ledger, connection)
+    if not transaction.nested:
+        if ledger.transaction is None or ledger.transaction() is not transaction:
+            # Weak: the transaction knows the session, and a circle would leave both to the garbage collector.
+            ledger.transaction = ref(transaction)
+            ledger.writes = False
+        if ledger.timeout_at is not None or ledger.read_only:
+            _send_settings(ledger, connection)
     if _OBSERVED not in connection.dialect.__dict__:
         observe(connection.engine)
     # On the Connection, which lives as long as the checkout: its .info is the driver connection's and would follow that to its
@@ -112,7 +133,10 @@ def _reporting(execute: Callable[..., None], driver_error: type[Exception]) -> C
             return execute(cursor, statement, *rest)
         ledger.statements += 1
         if not ledger.writes:
-            ledger.writes = _is_write(statement, context)
+            if context.compiled is None or context.is_text:
+                ledger.writes = _READS.match(statement) is None
+            else:
+                ledger.writes = bool(context.isinsert or context.isupdate or context.isdelete or context.isddl)
         ledger.in_flight = True
         try:
             execute(cursor, statement, *rest)
@@ -124,8 +148,3 @@ def _reporting(execute: Callable[..., None], driver_error: type[Exception]) -> C
 
     return report
 
-
-def _is_write(statement: str, context: Any) -> bool:
-    if context.compiled is None or context.is_text:
-        return _READS.match(statement) is None
-    return bool(context.isinsert or context.isupdate or context.isdelete or context.isddl)

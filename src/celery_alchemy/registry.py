@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from .errors import ConfigurationError
 from .outbox import Outbox
 from .outcome import SUCCESS, CommitOn
-from .sessions import CallableSource, SessionmakerSource, SessionSource
+from .sessions import CallableSource, OneMaker, SessionmakerSource, SessionSource
 
 __all__ = ["FactoryHome", "Home", "home_of", "homes_of"]
 
@@ -71,7 +71,7 @@ class FactoryHome:
 
     def __init__(self, factory: object, task_name: str) -> None:
         if isinstance(factory, sessionmaker):
-            self.source: SessionSource = SessionmakerSource(lambda: factory, factory.class_)
+            self.source: SessionSource = SessionmakerSource(OneMaker(factory), factory.class_)
         elif callable(factory):
             self.source = CallableSource(cast("Callable[[], Any]", factory))
         else:

@@ -86,6 +86,7 @@ class Relay:
         self._once_window_seconds = once_window_seconds
         self._pruned_at = monotonic()
         self._ahead: _Batch | None = None
+        self._stopping = threading.Event()
 
     def step(self) -> int:
         """Claim one batch, or take the one that was claimed ahead; publish it, settle it.
@@ -129,7 +130,7 @@ class Relay:
         errors = self._publisher.publish(
             [row.message for row in rows],
             LEASE_SECONDS / 2,
-            self._claim_ahead if batch.size >= BATCH_ROWS else lambda: None,
+            self._claim_ahead if batch.size >= BATCH_ROWS and not self._stopping.is_set() else lambda: None,
         )
         # What was not tried in time stays leased to nobody who works on it; it is due again soon.
         sent = [row for row, error in zip(rows, errors) if error is None]
@@ -155,7 +156,9 @@ class Relay:
             interval_seconds: How long to wait when there was nothing to do. Varied by a quarter, so that many relays spread.
         """
         down = False
-        while not stopping.is_set():
+        self._stopping = stopping
+        # A batch that was claimed ahead is published before the end: no other relay would take it before its lease is over.
+        while not stopping.is_set() or self._ahead is not None:
             claimed = 0
             try:
                 with _no_fork:

@@ -77,6 +77,9 @@ class UnitOfWork:
     #: There is something to end: an opened session, or a message to send. Else ``succeed()`` would do nothing.
     pending: bool = False
 
+    #: The outcomes that commit, known once a session was opened.
+    commit_on: CommitOn | None = None
+
     #: True once COMMIT was sent: an error without an answer from the database does not say whether it was carried out.
     commit_is_uncertain: bool = False
 
@@ -160,7 +163,8 @@ class UnitOfWork:
         if session is not None:
             ledger = ledger_of(session)
             self.task.uses_session = ledger is not None and ledger.statements > 0
-            self._end_and_close(session, "success" in self.task.outcomes_to_commit())
+            commit_on = self.commit_on
+            self._end_and_close(session, "success" in (self.task.outcomes_to_commit() if commit_on is None else commit_on))
         if self._unsent is not None and not self.sends_elsewhere:
             self.send_unsent()
 
@@ -190,7 +194,7 @@ class UnitOfWork:
 
     def _end_and_close(self, session: Session, commit: bool) -> None:
         # Without a commit, closing is the rollback: on a dead connection it fails, and the work is none the worse.
-        if commit:
+        if commit and (session.in_transaction() or session.new):
             try:
                 self._commit(session)
             except BaseException as exc:

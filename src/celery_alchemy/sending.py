@@ -5,6 +5,7 @@ Above ``message.py`` and ``outbox.py``, below ``task.py``, whose ``delay_on_comm
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -33,6 +34,9 @@ from .sessions import is_open
 from .transaction import AnySession, has_written, on_commit, sync_session_of
 
 __all__ = ["enqueue", "intercept", "session_at_hand"]
+
+# Whose frames lie between a call of delay() and the look at its transaction.
+_SENDERS = frozenset({"celery", __name__.split(".")[0]})
 
 
 def enqueue(session: AnySession, signature: Signature, **options: Any) -> Any:
@@ -192,8 +196,16 @@ def intercept(app: Celery) -> Recorder | None:
         return Recorder(app, lambda message: hold(app, home, session, [message]))
     if policy == "raise":
         raise PublishInTransactionError(held.owner())
-    warnings.warn(PublishInTransactionWarning(held.owner()), stacklevel=6)
+    warnings.warn(PublishInTransactionWarning(held.owner()), stacklevel=_level_of_caller())
     return None
+
+
+def _level_of_caller() -> int:
+    """Return the stacklevel of the line that sent: the first outside of Celery and this package, seen from ``intercept``."""
+    level, frame = 0, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _SENDERS:
+        level, frame = level + 1, frame.f_back
+    return level + 1
 
 
 def _has_unsaved(session: Session) -> bool:

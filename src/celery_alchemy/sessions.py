@@ -14,9 +14,9 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from .errors import ConfigurationError
-from .ledger import Ledger, keep_ledger, listen, observe
+from .ledger import keep_ledger, listen, observe
 
-__all__ = ["CallableSource", "SessionmakerSource", "SessionSource", "SessionOptions", "is_open"]
+__all__ = ["CallableSource", "OneMaker", "SessionmakerSource", "SessionSource", "SessionOptions", "is_open"]
 
 _OPEN = "_celery_alchemy_open"
 
@@ -42,12 +42,14 @@ class Asks(Protocol):
     def session_options(self) -> SessionOptions: ...
 
 
+NO_OPTIONS = SessionOptions()
+
+
 class _AsksNothing:
     def session_options(self) -> SessionOptions:
-        return _NO_OPTIONS
+        return NO_OPTIONS
 
 
-_NO_OPTIONS = SessionOptions()
 NOTHING = _AsksNothing()
 
 
@@ -58,7 +60,7 @@ class SessionSource(Protocol):
         """Return a new session that has no connection yet."""
         ...
 
-    def opened(self, asks: Asks = NOTHING) -> Session:
+    def opened(self, options: SessionOptions = ...) -> Session:
         """Return the same for one who is going to use it: it is not deferred. It has no connection yet either."""
         ...
 
@@ -119,22 +121,48 @@ def kept_class(class_: type[Session]) -> type[Session]:
     return _classes_for(class_)[0]
 
 
+class Makers(Protocol):
+    """Gives the sessionmaker of this process.
+
+    Attributes:
+        maker: What ``make()`` returned in this process; None until it was called.
+    """
+
+    maker: sessionmaker[Any] | None
+
+    def make(self) -> sessionmaker[Any]:
+        """Make, keep and return it."""
+        ...
+
+
+class OneMaker:
+    """A sessionmaker that somebody has made already."""
+
+    def __init__(self, maker: sessionmaker[Any]) -> None:
+        self.maker: sessionmaker[Any] | None = maker
+        self._made = maker
+
+    def make(self) -> sessionmaker[Any]:
+        """Return it."""
+        return self._made
+
+
 class SessionmakerSource:
     """Sessions as a ``sessionmaker`` makes them, with its class and its options, but deferred.
 
     Args:
-        maker: Returns the sessionmaker of this process.
+        makers: Gives the sessionmaker of this process.
         class_: The class of its sessions.
     """
 
-    def __init__(self, maker: Callable[[], sessionmaker[Any]], class_: type[Session] = Session) -> None:
-        self._maker = maker
+    def __init__(self, makers: Makers, class_: type[Session] = Session) -> None:
+        self._makers = makers
         self.class_, self._deferred = _classes_for(class_)
         self._optioned: dict[tuple[Engine, str], Engine] = {}
 
     def engine(self) -> Engine | None:
         """Return the engine that the sessionmaker is bound to, if it is bound to one."""
-        bind = self._maker().kw.get("bind")
+        bind = (self._makers.maker or self._makers.make()).kw.get("bind")
         return bind if isinstance(bind, Engine) else None
 
     def session(self, asks: Asks = NOTHING) -> Session:
@@ -143,19 +171,19 @@ class SessionmakerSource:
         session.__dict__[_OPEN] = (self, asks)
         return session
 
-    def opened(self, asks: Asks = NOTHING) -> Session:
+    def opened(self, options: SessionOptions = NO_OPTIONS) -> Session:
         """Return a session whose ``__init__`` has run; for one who will use it this saves 3 us."""
         session = self.class_.__new__(self.class_)
-        self.open(session, asks.session_options())
+        self.open(session, options)
         return session
 
     def open(self, session: Session, options: SessionOptions) -> None:
         """Run the ``__init__`` that was deferred."""
-        keywords = dict(self._maker().kw)
+        keywords = dict((self._makers.maker or self._makers.make()).kw)
         if options.isolation_level is not None:
             self._isolate(keywords, options.isolation_level)
         session.__init__(**keywords)  # type: ignore[misc]
-        keep_ledger(session, Ledger(options.timeout_at, options.read_only))
+        keep_ledger(session, options.timeout_at, read_only=options.read_only)
 
     def _isolate(self, keywords: dict[str, Any], level: str) -> None:
         """Replace engines by engines of the same pool that begin with the isolation level."""
@@ -198,7 +226,10 @@ class CallableSource:
 
     def session(self, asks: Asks = NOTHING) -> Session:
         """Return what the callable returns, with a ledger."""
-        options = asks.session_options()
+        return self.opened(asks.session_options())
+
+    def opened(self, options: SessionOptions = NO_OPTIONS) -> Session:
+        """Return what the callable returns, with a ledger."""
         session = cast("object", self._make())
         if not isinstance(session, Session):
             raise ConfigurationError(
@@ -206,10 +237,7 @@ class CallableSource:
                 "Return a new sqlalchemy.orm.Session at each call.",
             )
         listen(session)
-        keep_ledger(session, Ledger(options.timeout_at, options.read_only))
+        keep_ledger(session, options.timeout_at, read_only=options.read_only)
         if options.isolation_level is not None:
             session.connection(execution_options={"isolation_level": options.isolation_level})
         return session
-
-    # What the callable returns is ready for use.
-    opened = session

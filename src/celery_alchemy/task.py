@@ -371,8 +371,12 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
 
     def open_session(self, unit: UnitOfWork, *, deferred: bool = False) -> Session:
         """Return a session for a unit of work, ready for use or deferred until it is used."""
-        source = self.home().source
-        return source.session(unit) if deferred else source.opened(unit)
+        home = self._factory_home or home_of(self._app) or self.home()
+        if deferred:
+            return home.source.session(unit)
+        unit.pending = True
+        unit.commit_on = home.commit_on if self._policy is None else self._policy
+        return home.source.opened(self.unit_options(unit))
 
     def unit_options(self, unit: UnitOfWork) -> SessionOptions:
         """Return what a unit's session needs: the task's options, and when its time limit ends its statements.
@@ -383,8 +387,9 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
         options = self._options
         if options is None:
             options = type(self)._options = SessionOptions(self.isolation_level, self.read_only)
-        request = self.request
-        if request.called_directly or request.is_eager:
+        # As self.request, which makes an empty one where no request runs.
+        request = self.request_stack.top
+        if request is None or request.called_directly or request.is_eager:
             return options
         hard, soft = request.timelimit or (None, None)
         limit = hard or self.time_limit

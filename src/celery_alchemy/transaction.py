@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Union
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
@@ -19,7 +19,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool
 from sqlalchemy.util.concurrency import await_only, in_greenlet
 
 from .errors import ConfigurationError, PublishError, UncommittedChangesError
-from .ledger import ledger_of
+from .ledger import has_sent_writes, ledger_of
 from .sessions import is_open
 
 __all__ = ["AnySession", "has_waiting", "has_written", "on_commit", "released", "set_owner", "sync_session_of", "uncommitted_changes"]
@@ -151,13 +151,6 @@ def _after_commit(session: Session) -> None:
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    if transaction.parent is None:
-        # Before the callables run, which may write in a transaction of their own.
-        ledger = ledger_of(session)
-        if ledger is not None:
-            ledger.writes = False
-        else:
-            session.__dict__.pop(_FLUSHED, None)
     waiting: _Waiting | None = session.__dict__.get(_WAITING)
     if waiting is not None:
         _settle(session, transaction, waiting)
@@ -310,12 +303,15 @@ def has_written(session: Session) -> bool:
         return False
     ledger = ledger_of(session)
     if ledger is not None:
-        return ledger.writes
-    return _FLUSHED in session.__dict__
+        return has_sent_writes(ledger, transaction)
+    flushed: Callable[[], SessionTransaction | None] | None = session.__dict__.get(_FLUSHED)
+    return flushed is not None and flushed() is transaction
 
 
 def _after_flush(session: Session, flush_context: object) -> None:
-    session.__dict__[_FLUSHED] = True
+    transaction = session.get_transaction()
+    if transaction is not None and ledger_of(session) is None:
+        session.__dict__[_FLUSHED] = ref(transaction)
 
 
 # The session itself does not remember: what was flushed and is no longer referenced is gone from its identity map.
