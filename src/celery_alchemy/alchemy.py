@@ -51,6 +51,8 @@ class Alchemy:
         bind: The database: a URL, an Engine or AsyncEngine, a sessionmaker or async_sessionmaker, or a callable that takes no arguments and returns a new Session. Left
             out, the URL is read from the app's setting ``sqlalchemy_url`` at first use, and ``create_engine`` options from
             ``sqlalchemy_engine_options``.
+        name: For a second database of the app: tasks ask for its session by ``Annotated[Session, "name"]``. The Alchemy without
+            a name serves everything else: ``self.session``, the outbox, ``once``.
         commit_on: The outcomes that commit, for tasks that do not say: any of ``"success"``, ``"retry"``, ``"ignore"``,
             ``"reject"``; every other outcome, and every exception, rolls back.
         engine_options: ``create_engine`` options for a URL; they win over Alchemy's own choice.
@@ -77,6 +79,7 @@ class Alchemy:
         app: Celery | None = None,
         bind: Bind | None = None,
         *,
+        name: str | None = None,
         commit_on: Iterable[str] = ("success",),
         engine_options: Mapping[str, Any] | None = None,
         publish_in_transaction: PublishInTransaction = "warn",
@@ -102,6 +105,7 @@ class Alchemy:
             )
         self.commit_on = commit_on_from(commit_on, "Alchemy")
         self.publish_in_transaction: str = publish_in_transaction
+        self.name = name
         self.app: Celery | None = None
         self.keeps_messages = outbox
         self.outbox: Outbox | None = None
@@ -145,7 +149,7 @@ class Alchemy:
         self.app = app
         self.outbox = Outbox(Publisher(app), lambda: self.engine, self._max_message_bytes)
         install(app, intercept)
-        homes_of(app)[None] = self
+        homes_of(app)[self.name] = self
         app.steps["worker"].add("celery_alchemy.worker:SessionStep")
         app.steps["worker"].add("celery_alchemy.worker:RelayStep")
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import functools
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from time import sleep
 from typing import Any
 
 from celery.exceptions import Ignore
+from celery.app.task import Context
 from sqlalchemy.orm import Session
 
 from .completion import State, key_of
@@ -23,7 +25,7 @@ from .errors import DeadTaskError, EntityNotFoundError
 from .injection import Injection, injection_of
 from .once import OnceUnit, Overtaken, in_session_of, record_death
 from .outcome import SUCCESS, CommitOn, Replaced, outcome_of
-from .request import PLAIN_TYPES, UnitOfWork, at_hand, refuse_entities
+from .request import PLAIN_TYPES, UnitOfWork, Works, at_hand, refuse_entities
 from .sessions import SessionOptions
 from .transient import is_lost_connection, is_transient
 
@@ -43,11 +45,16 @@ def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -
     """Wrap a body so that each call of it is one unit of work."""
     call = _caller(body, injection)
     parameters = injection.parameters
-    session_first = len(parameters) == 1 and parameters[0].index == 0 and not injection.entities
+    session_first = (
+        len(parameters) == 1
+        and parameters[0].index == 0
+        and parameters[0].database is None
+        and not injection.entities
+    )
 
     @functools.wraps(body)
     def run(*args: Any, **kwargs: Any) -> Any:
-        if task.transient_retries and not runs_again(task):
+        if task.transient_retries and not runs_again(task.request):
             return with_transient_retries(task, run, args, kwargs)
         if task.is_once and (task.request.id is not None or task.once_key is not None):
             return _run_once(task, call, args, kwargs)
@@ -84,14 +91,14 @@ def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -
 def fail(task: Any, unit: UnitOfWork, exc: BaseException, args: Arguments, kwargs: Keywords) -> None:
     """End a unit of work whose body, or whose commit, raised, and record the failure if it is final."""
     try:
-        end_failed(task, unit, exc)
+        end_failed(unit, exc)
     except Exception as commit_exc:
         record_if_final(task, commit_exc, args, kwargs)
         raise
     record_if_final(task, exc, args, kwargs)
 
 
-def end_failed(task: Any, unit: UnitOfWork, exc: BaseException) -> None:
+def end_failed(unit: UnitOfWork, exc: BaseException) -> None:
     """End a unit of work whose body, or whose commit, raised.
 
     Raises:
@@ -99,7 +106,9 @@ def end_failed(task: Any, unit: UnitOfWork, exc: BaseException) -> None:
     """
     unit.fail(exc)
     runs = _runs.get()
-    if runs is not None and (unit.is_borrowed or (unit.commit_is_uncertain and is_lost_connection(exc))):
+    if runs is None or runs.request is not unit.task.request:
+        return
+    if unit.is_borrowed or unit.is_in_callers_transaction or (unit.commit_is_uncertain and is_lost_connection(exc)):
         # The caller's transaction is not ours to run again. And a COMMIT without an answer may have been carried out: a once task
         # can look, any other must not be run again by us.
         runs.left = 0
@@ -115,7 +124,7 @@ def is_final(task: Any, exc: BaseException) -> bool:
     if not isinstance(exc, Exception) or outcome_of(exc) != "failure":
         return False
     runs = _runs.get()
-    if runs is not None and runs.task is task and runs.left and is_transient(exc):
+    if runs is not None and runs.request is task.request and runs.left and is_transient(exc):
         return False
     return not _autoretried(task, exc)
 
@@ -125,10 +134,20 @@ def is_final(task: Any, exc: BaseException) -> bool:
 
 @dataclass(slots=True)
 class _Runs:
-    """A task that ``transient_retries`` runs, and how often it may still be run again."""
+    """A request that ``transient_retries`` runs, and how often it may still be run again."""
 
     task: Any
+    request: Context
     left: int
+
+    def seconds_until_next(self, exc: Exception) -> float | None:
+        """Return how long to wait until the body runs again after this error; None if it does not."""
+        if self.left <= 0 or not is_transient(exc):
+            return None
+        self.left -= 1
+        wait = backoff_seconds(self.task.transient_retries - self.left)
+        logger.info("Task %s failed with %s and runs again in %.2f s", self.task.name, type(exc).__name__, wait)
+        return wait
 
 
 _runs: ContextVar[_Runs | None] = ContextVar("celery_alchemy_runs", default=None)
@@ -137,30 +156,35 @@ BACKOFF_SECONDS = 0.05
 BACKOFF_MAX_SECONDS = 5.0
 
 
-def runs_again(task: Any) -> bool:
-    """Tell whether ``with_transient_retries`` runs this task."""
+def runs_again(request: Context) -> bool:
+    """Tell whether ``with_transient_retries`` runs this request."""
     runs = _runs.get()
-    return runs is not None and runs.task is task
+    return runs is not None and runs.request is request
+
+
+@contextmanager
+def transient_runs(task: Any, request: Context) -> Iterator[_Runs]:
+    """Count the runs of a request, inside the block."""
+    before = _runs.get()
+    runs = _Runs(task, request, task.transient_retries)
+    _runs.set(runs)
+    try:
+        yield runs
+    finally:
+        _runs.set(before)
 
 
 def with_transient_retries(task: Any, run: Callable[..., Any], args: Arguments, kwargs: dict[str, Any]) -> Any:
     """Run a body again, each time in a fresh session, while it fails with what may pass."""
-    before = _runs.get()
-    runs = _Runs(task, task.transient_retries)
-    _runs.set(runs)
-    try:
+    with transient_runs(task, task.request) as runs:
         while True:
             try:
                 return run(*args, **kwargs)
             except Exception as exc:
-                if runs.left <= 0 or not is_transient(exc):
+                wait = runs.seconds_until_next(exc)
+                if wait is None:
                     raise
-                runs.left -= 1
-                wait = backoff_seconds(task.transient_retries - runs.left)
-                logger.info("Task %s failed with %s and runs again in %.2f s", task.name, type(exc).__name__, wait)
             sleep(wait)
-    finally:
-        _runs.set(before)
 
 
 def backoff_seconds(tries: int) -> float:
@@ -278,14 +302,20 @@ class _FailureRecord:
         self._task = task
         self.request = task.request
         self.name = f"record_failure of {task.name}"
-        self.uses_session = True
+        self.uses_session = False
+        self.has_named_databases: bool = task.has_named_databases
 
     def open_session(self, unit: UnitOfWork, *, deferred: bool = False) -> Session:
-        session: Session = self._task.open_session(unit, deferred=deferred)
+        # Always deferred: a session that the task opens at once is given the task's own policy and limits.
+        session: Session = self._task.home().source.session(unit)
         return session
 
     def outcomes_to_commit(self) -> CommitOn:
         return SUCCESS
+
+    def in_database(self, database: str) -> Works:
+        works: Works = self._task.in_database(database)
+        return works
 
     def unit_options(self, unit: UnitOfWork) -> SessionOptions:
         return SessionOptions()
@@ -299,14 +329,12 @@ def _caller(body: Callable[..., Any], injection: Injection) -> Call:
     parameters, entities = injection.parameters, injection.entities
     if not parameters and not entities:
         return lambda unit, args, kwargs: body(*args, **kwargs)
-    if len(parameters) == 1 and parameters[0].index == 0 and not entities:
-        return lambda unit, args, kwargs: body(unit.session, *args, **kwargs)
 
     def call(unit: UnitOfWork, args: Arguments, kwargs: Keywords) -> Any:
         if entities:
             args, kwargs = load_entities(unit, injection, args, kwargs)
-        session = unit.session_to_offer()
-        filled_args, filled_kwargs = injection.fill(args, kwargs, {p.name: session for p in parameters})
+        sessions = {p.name: unit.session_of_database(p.database) for p in parameters}
+        filled_args, filled_kwargs = injection.fill(args, kwargs, sessions)
         return body(*filled_args, **filled_kwargs)
 
     return call

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import CancelledError
 from typing import Any
 
 from celery.app.task import Context
@@ -25,6 +26,7 @@ from .body import (
     record_if_final,
     report,
     runs_again,
+    transient_runs,
     with_transient_retries,
 )
 from .injection import Injection
@@ -50,6 +52,12 @@ class AsyncTask:
         self.request = request
         self.name: str = task.name
         self.async_session: AsyncSession | None = None
+        #: Calls of ``run_record_failure`` that wait for the end of the coroutine.
+        self.failures: list[tuple[BaseException, Arguments, Keywords]] = []
+
+    def run_record_failure(self, exc: BaseException, args: Arguments, kwargs: Keywords) -> None:
+        """Have the failure recorded when the coroutine has ended: its session is a synchronous one, which blocks."""
+        self.failures.append((exc, args, kwargs))
 
     def session_of(self, unit: UnitOfWork) -> AsyncSession:
         """Return the AsyncSession of the request, made at the first use."""
@@ -77,20 +85,19 @@ def in_async_unit_of_work(
     @functools.wraps(body)
     def run(*args: Any, **kwargs: Any) -> Any:
         request = task.request
-        is_awaited = request.called_directly and not request.is_eager and _in_a_loop()
-        if task.transient_retries and not is_awaited and not runs_again(task):
+        make = functools.partial(_Call, task, request, body, injection, args, kwargs)
+        if request.called_directly and not request.is_eager and _in_a_loop():
+            return _awaited(task, request, make)
+        if task.transient_retries and not runs_again(request):
             return with_transient_retries(task, run, args, kwargs)
-        call = _Call(task, request, body, injection, args, kwargs)
-        if is_awaited:
-            return call.run() if process_loop.is_here() else asyncio.wrap_future(process_loop.submit(call.run))
+        call = make()
         try:
-            return process_loop.run(call.run)
+            return process_loop.run(call.run, call.interrupt)
         except Exception as exc:
-            if not call.is_recorded:
-                record_if_final(task, exc, args, kwargs)
+            call.fail(exc)
             raise
         finally:
-            call.send()
+            call.finish()
 
     # Celery, and inspect.iscoroutinefunction(), must see the function that it is: wraps() would pass on the mark of a coroutine.
     run.__signature__ = injection.signature  # type: ignore[attr-defined]
@@ -105,12 +112,25 @@ def _in_a_loop() -> bool:
     return True
 
 
-class _Call:
-    """One request: what is called, with what, and what is left to do when the coroutine has ended.
+async def _awaited(task: Any, request: Context, make: Callable[..., _Call]) -> Any:
+    """Run a task that a coroutine awaits: in the coroutine's own loop, with that loop's engine."""
+    with transient_runs(task, request) as runs:
+        while True:
+            call = make(is_awaited=True)
+            try:
+                return await call.run()
+            except Exception as exc:
+                call.fail(exc)
+                wait = runs.seconds_until_next(exc)
+                if wait is None:
+                    raise
+            finally:
+                await asyncio.to_thread(call.finish)
+            await asyncio.sleep(wait)
 
-    Attributes:
-        is_recorded: The end was recorded in the loop, as a ``once`` task's is.
-    """
+
+class _Call:
+    """One request: what is called, with what, and what is left to do when the coroutine has ended."""
 
     def __init__(
         self,
@@ -120,9 +140,12 @@ class _Call:
         injection: Injection,
         args: Arguments,
         kwargs: dict[str, Any],
+        *,
+        is_awaited: bool = False,
     ) -> None:
         self.asked = AsyncTask(task, request)
-        self.is_recorded = False
+        self._interrupted_by: BaseException | None = None
+        self._is_awaited = is_awaited
         self._body = body
         self._injection = injection
         self._args = args
@@ -137,7 +160,6 @@ class _Call:
         try:
             if self._key is None:
                 return await self._attempt(outer)
-            self.is_recorded = True
             for _ in range(MAX_OVERTAKEN):
                 self.asked.async_session = None
                 try:
@@ -148,8 +170,22 @@ class _Call:
         finally:
             at_hand.set(outer)
 
-    def send(self) -> None:
-        """Send what waited for the end of the transaction, outside of the loop, which must not wait for the broker."""
+    def interrupt(self, exc: BaseException) -> None:
+        """Take note of what is about to cancel the coroutine: a soft time limit, or the end of the process."""
+        self._interrupted_by = exc
+
+    def fail(self, exc: Exception) -> None:
+        """Have a failure recorded that is final; that of a ``once`` task was found to be so, or not, at its end."""
+        if self._key is None:
+            record_if_final(self.asked, exc, self._args, self._kwargs)
+
+    def finish(self) -> None:
+        """Record failures and send what waited for the end of the transaction.
+
+        Outside of the loop, which must wait neither for a broker nor for a synchronous driver.
+        """
+        for failure in self.asked.failures:
+            self.asked.of.run_record_failure(*failure)
         for unit in self._units:
             unit.send_unsent()
 
@@ -165,9 +201,24 @@ class _Call:
             result = await self._await_body(unit)
             await greenlet_spawn(unit.succeed)
         except BaseException as exc:
-            await greenlet_spawn(end_failed, self.asked.of, unit, exc)
-            raise
+            ending = self._ending(exc)
+            await greenlet_spawn(end_failed, unit, ending)
+            if ending is exc:
+                raise
+            raise ending from exc
         return result
+
+    def _ending(self, exc: BaseException) -> BaseException:
+        """Return what the task ends with: for a cancelled coroutine, what cancelled it.
+
+        A CancelledError of the body's own, such as that of a task which it awaits, is no Exception: Celery would take it for the
+        end of the worker.
+        """
+        if not isinstance(exc, asyncio.CancelledError):
+            return exc
+        if self._interrupted_by is not None:
+            return self._interrupted_by
+        return exc if self._is_awaited else CancelledError(f"{self.asked.name} was cancelled: {exc}")
 
     async def _attempt_once(self, outer: Any, key: str) -> Any:
         unit = OnceUnit(self.asked, outer, key)
@@ -182,23 +233,26 @@ class _Call:
             except Overtaken:
                 raise
             except BaseException as exc:
-                return await greenlet_spawn(fail_once, self.asked, unit, exc, self._args, self._kwargs)
+                return await greenlet_spawn(
+                    fail_once, self.asked, unit, self._ending(exc), self._args, self._kwargs
+                )
         finally:
             await greenlet_spawn(unit.fail, Overtaken())
 
     async def _await_body(self, unit: UnitOfWork) -> Any:
         given = self._injection.given(self._kwargs)
-        if given is None:
+        if given is None or self._kwargs[given] is None:
             names = [parameter.name for parameter in self._injection.parameters]
             sessions = {name: self.asked.session_of(unit) for name in names}
-            args, kwargs = self._args, self._kwargs
+            args, kwargs = self._args, {name: value for name, value in self._kwargs.items() if name != given}
             if self._injection.entities:
                 self.asked.session_of(unit)
                 args, loaded = await greenlet_spawn(load_entities, unit, self._injection, args, kwargs)
                 kwargs = dict(loaded)
             args, kwargs = self._injection.fill(args, kwargs, sessions)
         else:
-            unit.borrow(self._kwargs[given].sync_session)
+            self.asked.async_session = self._kwargs[given]
+            unit.borrow(self.asked.async_session.sync_session)
             args, kwargs = self._args, self._kwargs
         result = await self._body(*args, **kwargs)
         refuse_entities(result, unit.owner)

@@ -32,10 +32,12 @@ class SessionParameter:
     Attributes:
         name: Its name in the signature.
         index: Its place among the positional parameters, ``self`` of a bound task not counted; None if it is keyword-only.
+        database: The name of the Alchemy it asks for, from ``Annotated[Session, "name"]``; None for the app's default.
     """
 
     name: str
     index: int | None
+    database: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,8 @@ def injection_of(body: Body, *, bound: bool, task_name: str) -> Injection:
                 f"Task {task_name!r} asks for sessions in {parameter}.", "Name one parameter for one session."
             )
         keyword_only = parameter.kind is parameter.KEYWORD_ONLY
-        found.append(SessionParameter(parameter.name, None if keyword_only else index))
+        place = None if keyword_only else index
+        found.append(SessionParameter(parameter.name, place, _database_of(annotation)))
     _refuse_twins(found, task_name)
     names = {p.name for p in found}
     visible = signature.replace(parameters=[p for p in parameters if p.name not in names])
@@ -117,11 +120,24 @@ def injection_of(body: Body, *, bound: bool, task_name: str) -> Injection:
 
 
 def _refuse_twins(found: list[SessionParameter], task_name: str) -> None:
-    if len(found) > 1:
-        raise SessionParameterError(
-            f"Task {task_name!r} asks twice for the same session, as {found[0].name!r} and as {found[1].name!r}.",
-            "Keep one; open a second database's session in the body: `with its_alchemy.begin() as session:`.",
-        )
+    seen: dict[str | None, str] = {}
+    for parameter in found:
+        if parameter.database in seen:
+            raise SessionParameterError(
+                f"Task {task_name!r} asks twice for the same session, as {seen[parameter.database]!r} and as"
+                f" {parameter.name!r}.",
+                "Keep one; for a second database name its Alchemy: Annotated[Session, 'analytics'].",
+            )
+        seen[parameter.database] = parameter.name
+
+
+def _database_of(annotation: Any) -> str | None:
+    """Return the name in ``Annotated[Session, "name"]``."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = next(member for member in get_args(annotation) if member is not type(None))
+    if get_origin(annotation) is not Annotated:
+        return None
+    return next((extra for extra in get_args(annotation)[1:] if isinstance(extra, str)), None)
 
 
 def _hints(body: Body) -> dict[str, Any]:

@@ -133,21 +133,6 @@ class ProcessLoop:
             return result
         raise exc
 
-    async def join(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a coroutine in the loop and await it from another loop; cancelling this cancels it, and waits for its end."""
-        loop = self.get()
-        work = _Work(make, None)
-        loop.call_soon_threadsafe(work.start, context=copy_context())
-        ended = asyncio.wrap_future(work.done)
-        try:
-            # Shielded: a Future that is cancelled itself would not tell when the coroutine has ended.
-            return await asyncio.shield(ended)
-        except asyncio.CancelledError as exc:
-            if not work.done.done():
-                work.interrupt(loop, exc)
-                await asyncio.wait([ended])
-            raise
-
     def _get_inner(self) -> ProcessLoop:
         with self._lock:
             if self._inner is None:

@@ -1,7 +1,7 @@
-"""Publishes many messages in one round trip to the broker, where its transport can, and says which of them are confirmed.
+"""Publishes many messages in one round trip, where the broker's transport can, and says which are confirmed.
 
-Beneath ``publisher.py``, which publishes one by one whatever this leaves: a message that is refused takes its neighbours with it
-here, and gets an error of its own there.
+Beneath ``publisher.py``, which publishes one by one whatever this leaves: a message that is refused takes its
+neighbours with it here, and gets an error of its own there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 #: Seconds that a broker may take to confirm a message.
 CONFIRM_TIMEOUT_SECONDS = 10.0
 
-# Bytes that are collected for one write to the socket: a write for each message takes more time than the message.
+# Bytes that are collected for one write to the socket: a write for each takes longer than the message.
 _WRITE_BYTES = 128 * 1024
 
 
@@ -52,10 +52,11 @@ def confirmed_together(
         app: The Celery app, for its queues.
         producer: A kombu producer that no other thread uses meanwhile.
         messages: The messages.
-        meanwhile: Called when all are sent and the broker has to confirm them; not called if it does so at once.
+        meanwhile: Called when all are sent and the broker has yet to confirm them, if there is such a time.
 
     Returns:
-        The indexes of those that the broker has confirmed; empty when the transport cannot, or when it is not known which.
+        The indexes of those that the broker has confirmed; empty when the transport cannot, or when it is not
+        known which.
 
     Raises:
         TimeoutError: The broker did not confirm in time.
@@ -74,18 +75,18 @@ def confirmed_together(
             return set(range(len(messages)))
     except TimeoutError:
         raise
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001 - whatever it was, each message meets it again alone.
         logger.debug("Publishing one by one: %r", exc)
     return set()
 
 
 def _declare(app: Celery, producer: Any, messages: Sequence[Message]) -> None:
-    queues: Any = app.amqp.queues  # type: ignore[attr-defined]
+    queues: Any = app.amqp.queues
     for name in dict.fromkeys(name for message in messages for name in message.queues):
         producer.maybe_declare(queues[name])
 
 
-# --- RabbitMQ ---------------------------------------------------------------------------------------------------------------
+# --- RabbitMQ ---------------------------------------------------------------------------------------------
 
 
 class _Collected:
@@ -99,13 +100,14 @@ class _Collected:
 
 
 class _ConfirmingChannel:
-    """A channel of its own in confirm mode, on which a whole batch is sent before the first confirm is waited for.
+    """A channel of its own in confirm mode, on which a batch is sent before the first confirm is waited for.
 
-    py-amqp waits for the confirm of each message before it sends the next. Its own frame writer is used here, on a buffer, so that
-    many messages are one write to the socket.
+    py-amqp waits for the confirm of each message before it sends the next. Its own frame writer is used here, on
+    a buffer, so that many messages are one write to the socket.
 
-    Source: https://www.rabbitmq.com/docs/confirms#publisher-confirms: the broker counts the messages of a channel from 1 in the
-    order of their arrival, ``multiple`` confirms all up to the tag, and a return comes before the message's confirm.
+    Source: https://www.rabbitmq.com/docs/confirms#publisher-confirms: the broker counts a channel's messages from
+    1 in the order of their arrival, ``multiple`` confirms all up to the tag, and a return comes before the confirm
+    of its message.
 
     Args:
         connection: A py-amqp connection that no other thread uses meanwhile.
@@ -163,7 +165,7 @@ class _ConfirmingChannel:
             self._connection.__dict__.pop(_CONFIRMING, None)
             raise
         if self._returned:
-            # A queue is gone. Which message it was for is not said; declared and published again, one by one, none is lost.
+            # A queue is gone. Which message was for it is not said: all are published again, one by one.
             self._forget_declarations()
             return set()
         return {tag - first for tag in range(first, self._last_tag + 1) if tag not in self._refused}
@@ -179,9 +181,14 @@ class _ConfirmingChannel:
         if expiration is not None:
             properties["expiration"] = str(int(expiration * 1000))
         content = self._channel.prepare_message(
-            message.body, priority, message.content_type, message.content_encoding, message.headers, properties
+            message.body,
+            priority,
+            message.content_type,
+            message.content_encoding,
+            message.headers,
+            properties,
         )
-        # The default exchange has a route to every queue that exists: a message without one would be lost in silence.
+        # The default exchange has a route to every queue that exists; without one a message would be lost.
         mandatory = message.exchange == ""
         arguments = dumps("Bssbb", (0, message.exchange, message.routing_key, mandatory, False))
         self._write_frame(1, self._channel.channel_id, spec.Basic.Publish, arguments, content)
@@ -197,13 +204,13 @@ class _ConfirmingChannel:
     def _forget_declarations(self) -> None:
         self._connection.client.declared_entities.clear()
 
-    def _on_ack(self, tag: int, multiple: bool) -> None:
+    def _on_ack(self, tag: int, multiple: bool) -> None:  # noqa: FBT001 - py-amqp calls it so.
         self._answered(tag, multiple)
 
-    def _on_nack(self, tag: int, multiple: bool) -> None:
+    def _on_nack(self, tag: int, multiple: bool) -> None:  # noqa: FBT001 - as above.
         self._refused |= self._answered(tag, multiple)
 
-    def _answered(self, tag: int, multiple: bool) -> set[int]:
+    def _answered(self, tag: int, multiple: bool) -> set[int]:  # noqa: FBT001 - as above.
         tags = {t for t in self._open if t <= tag} if multiple else {tag}
         self._open -= tags
         return tags
@@ -214,7 +221,7 @@ class _ConfirmingChannel:
 
 def _confirming(connection: Any) -> _ConfirmingChannel:
     """Return the channel of a connection; it is kept on the connection, with which it ends."""
-    channel = connection.__dict__.get(_CONFIRMING)
+    channel: _ConfirmingChannel | None = connection.__dict__.get(_CONFIRMING)
     if channel is None:
         channel = connection.__dict__[_CONFIRMING] = _ConfirmingChannel(connection)
     return channel

@@ -13,13 +13,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from contextvars import copy_context
-from datetime import datetime, timezone
 from functools import partial
 from time import monotonic
 from typing import Any, cast
 
 from celery import Celery
 from kombu import Connection
+from kombu.exceptions import OperationalError
 from kombu.pools import ProducerPool
 from sqlalchemy.util import await_only
 
@@ -35,6 +35,11 @@ PAUSE_SECONDS = 5.0
 
 # One attempt to connect again: a connection that the broker dropped while it was idle must not send the message by way of the relay.
 _RETRY_ONCE = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+
+
+# Redis' answers that are about one queue's key; any other (OOM, READONLY, LOADING, MASTERDOWN) is about the whole server.
+# Source: https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors
+_REFUSED_BY_REDIS = ("WRONGTYPE", "NOPERM", "No permissions")
 
 
 class Publisher:
@@ -102,7 +107,8 @@ class Publisher:
         except connection_errors:
             raise
         except Exception as exc:
-            if isinstance(exc, _unreachable()):
+            # kombu wraps Redis' refusals as it wraps an outage.
+            if isinstance(exc, OperationalError) and not str(exc).startswith(_REFUSED_BY_REDIS):
                 raise
             return exc
         return None
@@ -123,14 +129,8 @@ class Publisher:
         with self._lock:
             pool, self._pool = self._pool, None
             if pool is not None and self._pid == os.getpid():
-                pool.force_close_all()
+                cast("Any", pool).force_close_all()
                 pool.connections.force_close_all()
-
-
-def _unreachable() -> tuple[type[Exception], ...]:
-    from kombu.exceptions import OperationalError
-
-    return (OperationalError,)
 
 
 def off_loop(work: Callable[[], None]) -> None:

@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from .databases import database_of
 from .message import Message
-from .outbox import settle
+from .outbox import missing_table, settle
 from .publisher import Publisher
 from .tables import from_now, outbox
 
@@ -169,7 +169,7 @@ class Relay:
                 down = False
             except Exception as exc:
                 if not down:
-                    logger.warning("The relay cannot work now and goes on trying: %s", exc)
+                    logger.warning("The relay cannot work now and goes on trying: %s", missing_table(exc) or exc)
                 down = True
             if claimed < BATCH_ROWS or self._publisher.paused:
                 stopping.wait(interval_seconds * random.uniform(0.75, 1.25))  # noqa: S311 - no secret

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from celery.app.task import Context
 from celery.exceptions import Reject, SoftTimeLimitExceeded
-from sqlalchemy import inspect
+from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -23,7 +23,7 @@ from .outcome import CommitOn, outcome_of
 from .sessions import SessionOptions, is_open
 from .transaction import has_waiting, set_owner
 
-__all__ = ["PLAIN_TYPES", "AtHand", "UnitOfWork", "at_hand", "close_quietly", "refuse_entities"]
+__all__ = ["PLAIN_TYPES", "AtHand", "UnitOfWork", "Works", "at_hand", "close_quietly", "refuse_entities"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,11 @@ class Works(Protocol):
 
     def outcomes_to_commit(self) -> CommitOn: ...
 
+    @property
+    def has_named_databases(self) -> bool: ...
+
+    def in_database(self, database: str) -> Works: ...
+
     def unit_options(self, unit: UnitOfWork) -> SessionOptions: ...
 
 
@@ -83,8 +88,14 @@ class UnitOfWork:
     #: True once COMMIT was sent: an error without an answer from the database does not say whether it was carried out.
     commit_is_uncertain: bool = False
 
+    #: True if the session was bound to a Connection: its transaction is somebody else's to end.
+    is_in_callers_transaction: bool = False
+
     #: True for a task with ``once``, whose sends always go through the outbox.
     is_once: bool = False
+
+    #: The units of the app's other databases, by name.
+    others: dict[str, UnitOfWork] | None = None
 
     #: True if whoever runs the unit sends what waits for its end.
     sends_elsewhere: bool = False
@@ -141,6 +152,29 @@ class UnitOfWork:
         """The session if the request has touched it; asking does not make one."""
         return self._session
 
+    def session_of_database(self, database: str | None) -> Session:
+        """Return the session for a parameter that names one of the app's databases, or none.
+
+        In an app whose only Alchemy has no name, the text in ``Annotated[Session, "text"]`` is a comment.
+        """
+        if database is None or not self.task.has_named_databases:
+            return self.session_to_offer()
+        return self.other_session(database)
+
+    def other_session(self, database: str) -> Session:
+        """Return the session of another of the app's databases: a transaction of its own, with the same outcome.
+
+        It is committed before this one, whose commit lets the messages out. One transaction cannot span two databases: when this
+        one's commit fails, the other's is done.
+        """
+        others = self.others
+        if others is None:
+            others = self.others = {}
+        if database not in others:
+            others[database] = UnitOfWork(self.task.in_database(database), self.outer)
+            self.pending = True
+        return others[database].session
+
     def session_options(self) -> SessionOptions:
         """What the session needs, asked when it is opened."""
         self.pending = True
@@ -159,6 +193,8 @@ class UnitOfWork:
         Raises:
             Exception: What the database raised at the commit; the session is rolled back and closed then, and nothing is sent.
         """
+        for other in (self.others or {}).values():
+            other.succeed()
         session = self._take_session()
         if session is not None:
             ledger = ledger_of(session)
@@ -176,6 +212,8 @@ class UnitOfWork:
         Raises:
             Exception: What the database raised at a commit that the policy asked for.
         """
+        for other in (self.others or {}).values():
+            other.fail(exc)
         session = self._take_session()
         if session is not None:
             if outcome_of(exc) in self.task.outcomes_to_commit():
@@ -217,6 +255,7 @@ class UnitOfWork:
         A soft time limit and the BaseExceptions of shutdown and of greenlets are raised in the middle of whatever runs, a COMMIT
         included; then nobody knows what the server will send next on that connection.
         """
+        self.is_in_callers_transaction = isinstance(session.bind, Connection)
         ledger = ledger_of(session)
         interrupted = not isinstance(exc, Exception) or isinstance(exc, SoftTimeLimitExceeded)
         # SQLAlchemy sends no ROLLBACK after a COMMIT that failed, and SQLite's transaction is still open then. Of all that the

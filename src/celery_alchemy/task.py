@@ -28,7 +28,7 @@ from .injection import Injection, caller_header, injection_of
 from .message import recording
 from .once import resend_owed
 from .outcome import CommitOn, Replaced, commit_on_from
-from .registry import FactoryHome, Home, home_of
+from .registry import FactoryHome, Home, home_of, homes_of
 from .request import UnitOfWork, at_hand
 from .sending import enqueue, hold, session_at_hand
 from .sessions import SessionOptions
@@ -111,10 +111,26 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
             task._wrap_body()
         return cast("SessionTask", task)
 
+    def _refuse_spanning(self) -> None:
+        """Refuse what cannot hold over two databases, each of which commits by itself.
+
+        Raises:
+            ConfigurationError: The task is ``once`` or has ``transient_retries``, and asks for a session of a named database.
+        """
+        named = next((p for p in self._injection.parameters if p.database is not None), None)
+        promise = "once" if _static(type(self), "once") else "transient_retries" if self.transient_retries else None
+        if named is not None and promise is not None:
+            raise ConfigurationError(
+                f"Task {self.name!r} has {promise} and asks for a session of {named.database!r}: a run that is repeated would"
+                " commit its writes there again.",
+                f"Remove {promise}, or write there in a task of its own that is sent on commit.",
+            )
+
     def _wrap_body(self) -> None:
         body = self.run
         bound = not inspect.ismethod(body) and not isinstance(inspect.getattr_static(type(self), "run"), staticmethod)
         self._injection = injection_of(body, bound=bound, task_name=self.name or type(self).__name__)
+        self._refuse_spanning()
         if self._injection.parameters:
             if hasattr(type(self), "__header__"):
                 header = caller_header(body, self._injection)
@@ -147,6 +163,12 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
                 f"Use one of {', '.join(map(repr, get_args(Missing)))}.",
             )
         cls._bind_once(name)
+        record = _static(cls, "record_failure")
+        if inspect.iscoroutinefunction(record):
+            raise ConfigurationError(
+                f"record_failure of task {name!r} is an `async def`.",
+                "Make it a plain `def` with a Session: it also runs where there is no event loop, for a child that was killed.",
+            )
         app.steps["worker"].add("celery_alchemy.worker:SessionStep")
 
     @classmethod
@@ -164,6 +186,13 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
             raise ConfigurationError(
                 f"Task {name!r} is both once and read_only, but once writes its completion.", "Remove one of the two."
             )
+        for option in ("redeliver_after", "max_deliveries"):
+            value = getattr(cls, option)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if value is not None and not (number and value > 0):
+                raise ConfigurationError(
+                    f"{option}={value!r} of task {name!r} is not a positive number.", "Give a number greater than 0."
+                )
         # An acknowledgement before the end, or one for a child that died, would lose the task.
         cls.acks_late = True
         cls.reject_on_worker_lost = True
@@ -365,6 +394,15 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
         """Return how many starts without an end make the task dead."""
         return home.max_deliveries if self.max_deliveries is None else self.max_deliveries
 
+    @property
+    def has_named_databases(self) -> bool:
+        """True if the app has an Alchemy with a name."""
+        return any(name is not None for name in homes_of(self.app))
+
+    def in_database(self, database: str) -> OtherDatabase:
+        """Return this task as a unit of work on another of the app's databases sees it."""
+        return OtherDatabase(self, database)
+
     def outcomes_to_commit(self) -> CommitOn:
         """Return the outcomes that commit: the task's own, or those of what serves it."""
         return self.home().commit_on if self._policy is None else self._policy
@@ -388,7 +426,7 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
         if options is None:
             options = type(self)._options = SessionOptions(self.isolation_level, self.read_only)
         # As self.request, which makes an empty one where no request runs.
-        request = self.request_stack.top
+        request = self.request if self.is_async else self.request_stack.top
         if request is None or request.called_directly or request.is_eager:
             return options
         hard, soft = request.timelimit or (None, None)
@@ -402,6 +440,42 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
         record = _static(type(self), "record_failure")
         if record is not None:
             record_failure(self, record, exc, args, kwargs)
+
+
+class OtherDatabase:
+    """A task, with the sessions of another Alchemy of its app."""
+
+    uses_session = False
+    has_named_databases = True
+
+    def __init__(self, task: SessionTask, database: str) -> None:
+        self._task = task
+        self._home = home_of(task.app, database)
+        if self._home is None:
+            raise ConfigurationError(
+                f"Task {task.name!r} asks for a session of {database!r}, and the app has no Alchemy of that name.",
+                f"Make Alchemy(app, url, name={database!r}).",
+            )
+        self.request = task.request
+        self.name = f"{task.name} ({database})"
+
+    def open_session(self, unit: UnitOfWork, *, deferred: bool = False) -> Session:
+        """Return a deferred session of that database."""
+        if self._home is None:  # pragma: no cover - refused at the start.
+            raise NotConfiguredError(self.name, None)
+        return self._home.source.session(unit)
+
+    def outcomes_to_commit(self) -> CommitOn:
+        """Return the task's outcomes."""
+        return self._task.outcomes_to_commit()
+
+    def unit_options(self, unit: UnitOfWork) -> SessionOptions:
+        """Return the task's options."""
+        return self._task.unit_options(unit)
+
+    def in_database(self, database: str) -> OtherDatabase:
+        """Return the task on yet another database."""
+        return OtherDatabase(self._task, database)
 
 
 def _static(cls: type, name: str) -> Any:

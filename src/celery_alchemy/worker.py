@@ -19,7 +19,7 @@ from celery.worker.request import Request
 
 from .body import failed_for_good
 from .engine import WorkerPool, pool_findings, set_worker_pool, worker_pool
-from .errors import NotConfiguredError
+from .errors import ConfigurationError, NotConfiguredError
 from .once import count_lost_start, give_up
 from .registry import homes_of
 from .relay import RelayThread, relay_of
@@ -38,7 +38,9 @@ class SessionStep(bootsteps.Step):  # type: ignore[misc]  # Celery has no annota
         pool = WorkerPool(_pool_name(worker.pool_cls), int(worker.concurrency or 1))
         set_worker_pool(pool)
         _refuse_homeless_tasks(worker.app)
+        _refuse_async_tasks(worker.app, pool)
         for home in homes_of(worker.app).values():
+            _refuse_short_window(worker.app, home)
             _report_engine(home, pool)
 
 
@@ -61,6 +63,43 @@ def _refuse_homeless_tasks(app: Any) -> None:
             except NotConfiguredError as exc:
                 # Celery prints a SystemExit and stops; of any other exception it would go on without this step.
                 raise SystemExit(f"celery-alchemy: {exc}") from exc
+
+
+def _refuse_short_window(app: Any, home: Any) -> None:
+    """Refuse to start a worker that would forget a completed ``once`` task before the broker delivers it for the last time."""
+    if not any(getattr(task, "is_once", False) for task in app.tasks.values()):
+        return
+    with app.connection_for_read() as connection:
+        channel_class = getattr(connection.get_transport_cls(), "Channel", None)
+        options = connection.transport_options or {}
+    # Of brokers that deliver a message again when it was not acknowledged in time: Redis, SQS.
+    timeout = options.get("visibility_timeout", getattr(channel_class, "visibility_timeout", None))
+    if isinstance(timeout, (int, float)) and home.once_window_seconds < timeout:
+        raise SystemExit(
+            f"celery-alchemy: once_window={home.once_window_seconds:g} s is shorter than the broker's visibility_timeout of"
+            f" {timeout:g} s, after which it delivers a message again: the record that the task is done would be gone by then, and"
+            " its work done twice. Make once_window longer (the default is 7 days), or visibility_timeout shorter."
+        )
+
+
+def _refuse_async_tasks(app: Any, pool: WorkerPool) -> None:
+    """Refuse to start a worker that cannot run the app's ``async def`` tasks.
+
+    Raises:
+        SystemExit: It names a task, and says why.
+    """
+    tasks = [task for task in app.tasks.values() if isinstance(task, SessionTask) and task.is_async]
+    if tasks and pool.name in ("gevent", "eventlet"):
+        raise SystemExit(
+            f"celery-alchemy: task {tasks[0].name!r} is an `async def`, which the {pool.name} pool cannot run: its threads"
+            " are greenlets, and an asyncio event loop needs a real one. Use --pool=threads, prefork or solo."
+        )
+    for task in tasks:
+        if task.injects_sessions or task.is_once:
+            try:
+                task.home().async_source  # noqa: B018 - it is made here, so that a driver that is not installed is noticed now.
+            except ConfigurationError as exc:
+                raise SystemExit(f"celery-alchemy: task {task.name!r}: {exc}") from exc
 
 
 def _report_engine(home: Any, pool: WorkerPool) -> None:

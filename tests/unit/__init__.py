@@ -1,0 +1,1 @@
+"""Each part of a task's session by itself, in the test's own process."""

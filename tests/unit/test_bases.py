@@ -1,0 +1,271 @@
+"""SessionTask is a base like others: it mixes with users' classes, and classes with `run` are tasks too."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator
+from typing import Any
+
+import flask
+import pytest
+from celery import Celery, Task
+from sqlalchemy.orm import Session, sessionmaker
+
+from celery_alchemy import Alchemy, NotConfiguredError, SessionTask
+from tests.services.databases import Database
+from tests.unit.shop import Base, Shop, add_books, task_of
+
+pytestmark = pytest.mark.databases("sqlite")
+
+
+def test_class_with_run_is_served(shop: Shop) -> None:
+    """A class-based task gets its session in `run` and in `self.session`, the same one."""
+
+    class Add(SessionTask):
+        name = "add"
+
+        def run(self, session: Session, title: str) -> str:
+            assert self.session is session
+            add_books(session, [title])
+            return title
+
+    task = shop.app.register_task(Add())
+
+    assert task("Emma") == "Emma"
+    assert task.apply(args=["Lady Susan"]).get() == "Lady Susan"
+    assert shop.trace(task, title="Persuasion").value == "Persuasion"
+    assert shop.titles() == ["Emma", "Lady Susan", "Persuasion"]
+
+
+def test_class_with_autoretry_retries_a_failing_commit(shop: Shop) -> None:
+    """register_task() adds Celery's autoretry around the transaction, so that the second attempt is a fresh one."""
+    attempts: list[int] = []
+
+    class Add(SessionTask):
+        name = "add"
+        autoretry_for = (LookupError,)
+        retry_kwargs = {"countdown": 0}  # noqa: RUF012
+
+        def run(self, session: Session, title: str) -> None:
+            attempts.append(self.request.retries)
+            add_books(session, [title])
+            if len(attempts) == 1:
+                raise LookupError(title)
+
+    task = shop.app.register_task(Add())
+    task.apply(args=["Emma"]).get()
+
+    assert attempts == [0, 1]
+    assert shop.titles() == ["Emma"]
+
+
+def test_run_inherited_from_a_users_class_is_served(shop: Shop) -> None:
+    """The body may stand in a base class, abstract or not."""
+
+    class Importer(SessionTask, abc.ABC):
+        abstract = True
+
+        def run(self, session: Session) -> None:
+            add_books(session, self.titles())
+
+        @abc.abstractmethod
+        def titles(self) -> list[str]: ...
+
+    class ImportAusten(Importer):
+        name = "import-austen"
+
+        def titles(self) -> list[str]:
+            return ["Emma"]
+
+    shop.app.register_task(ImportAusten())()
+
+    assert shop.titles() == ["Emma"]
+
+
+def test_super_run_stays_in_one_transaction(shop: Shop) -> None:
+    """A run() that calls super().run() passes its session on as an ordinary argument, and both commit together."""
+
+    class One(SessionTask):
+        name = "one"
+
+        def run(self, session: Session) -> None:
+            add_books(session, ["Emma"])
+
+    class Two(One):
+        name = "two"
+
+        def run(self, session: Session) -> None:
+            super().run(session)
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        shop.app.register_task(Two())()
+
+    assert shop.titles() == []
+
+
+def test_flask_task_of_celerys_documentation_mixes_in(database: Database) -> None:
+    """Flask's documented FlaskTask, which overrides __call__, gives its context and SessionTask the session."""
+    web = flask.Flask("shop")
+
+    class FlaskTask(Task):
+        def __call__(self, *args: object, **kwargs: object) -> object:
+            with web.app_context():
+                return self.run(*args, **kwargs)
+
+    class ShopTask(FlaskTask, SessionTask):
+        abstract = True
+
+    app = Celery("shop", task_cls=ShopTask, broker="memory://", set_as_current=False)
+    alchemy = Alchemy(app, database.url)
+    Base.metadata.create_all(database.engine)
+
+    @task_of(app, bind=True)
+    def add(self: Any, session: Session, title: str) -> str:
+        add_books(self.session, [title])
+        return flask.current_app.name
+
+    assert add("Emma") == "shop"
+    assert add.apply(args=["Persuasion"]).get() == "shop"
+    assert app.task_cls is ShopTask
+    assert database.scalar("SELECT count(*) FROM book") == 2
+    alchemy.engine.dispose()
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_base_that_does_not_call_super_init_mixes_in(shop: Shop, order: str) -> None:
+    """A user's base with an __init__ of its own need not know of SessionTask, whichever stands first."""
+
+    class Counted(Task):
+        def __init__(self) -> None:
+            self.calls = 0
+
+    bases = (Counted, SessionTask) if order == "before" else (SessionTask, Counted)
+    base = type("ShopTask", bases, {"abstract": True})
+
+    @shop.task(base=base, bind=True)
+    def add(self: Any, session: Session, title: str) -> None:
+        self.calls += 1
+        add_books(session, [title])
+
+    add("Emma")
+
+    assert add.calls == 1
+    assert shop.titles() == ["Emma"]
+
+
+def test_base_with_its_own_hooks_keeps_them(shop: Shop) -> None:
+    """before_start, on_success and after_return of a mixed-in base run as in Celery, on_success after the commit."""
+    seen: list[tuple[str, int]] = []
+
+    class Noisy(Task):
+        def before_start(self, *args: Any, **kwargs: Any) -> None:
+            seen.append(("before_start", len(shop.titles())))
+
+        def on_success(self, *args: Any, **kwargs: Any) -> None:
+            seen.append(("on_success", len(shop.titles())))
+
+        def after_return(self, *args: Any, **kwargs: Any) -> None:
+            seen.append(("after_return", len(shop.titles())))
+
+    @shop.task(base=type("ShopTask", (Noisy, SessionTask), {"abstract": True}))
+    def add(session: Session) -> None:
+        add_books(session, ["Emma"])
+
+    shop.trace(add)
+
+    assert seen == [("before_start", 0), ("on_success", 1), ("after_return", 1)]
+
+
+def test_call_override_runs_the_body_in_its_transaction(shop: Shop) -> None:
+    """A user's __call__ around super().__call__() sees the committed result."""
+    committed: list[int] = []
+
+    class Timed(SessionTask):
+        abstract = True
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            result = super().__call__(*args, **kwargs)
+            committed.append(len(shop.titles()))
+            return result
+
+    @shop.task(base=Timed)
+    def add(session: Session, title: str) -> None:
+        add_books(session, [title])
+
+    add("Emma")
+    shop.trace(add, "Persuasion")
+
+    assert committed == [1, 2]
+
+
+def test_session_factory_on_the_class_needs_no_alchemy(database: Database) -> None:
+    """A SessionTask subclass with a sessionmaker serves its tasks in an app that has nothing else."""
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    Base.metadata.create_all(database.engine)
+
+    class ShopTask(SessionTask):
+        abstract = True
+        session_factory = sessionmaker(database.engine)
+
+    @task_of(app, base=ShopTask, bind=True)
+    def add(self: SessionTask, title: str) -> None:
+        add_books(self.session, [title])
+
+    add("Emma")
+
+    assert database.rows("SELECT title FROM book") == [("Emma",)]
+
+
+@pytest.fixture
+def plain_app() -> Iterator[Celery]:
+    """An app without any Alchemy."""
+    app = Celery("plain", broker="memory://", set_as_current=False)
+    yield app
+    app.close()
+
+
+def test_session_factory_may_be_a_function(plain_app: Celery, database: Database) -> None:
+    """A plain function that returns a new Session is called once for each request, without self."""
+    made: list[Session] = []
+
+    def new_session() -> Session:
+        made.append(Session(database.engine))
+        return made[-1]
+
+    class ShopTask(SessionTask):
+        abstract = True
+        session_factory = new_session
+
+    @task_of(plain_app, base=ShopTask)
+    def ask(session: Session) -> bool:
+        return session is made[-1]
+
+    assert ask() is True
+    assert ask() is True
+    assert len(made) == 2
+
+
+def test_session_task_without_any_alchemy_says_so(plain_app: Celery) -> None:
+    """The error names the task and the app, and the three remedies."""
+
+    @task_of(plain_app, base=SessionTask, name="rename", bind=True)
+    def rename(self: SessionTask) -> None:
+        self.session.connection()
+
+    with pytest.raises(NotConfiguredError, match=r"'rename'.*'plain'.*Alchemy\(app, url\).*session_factory"):
+        rename()
+
+
+def test_shared_task_is_served_in_its_app(shop: Shop) -> None:
+    """A task of another module, registered by a class of its own, still finds the app's Alchemy."""
+
+    class Add(shop.app.Task):  # type: ignore[name-defined, misc]
+        name = "add"
+
+        def run(self, title: str, session: Session) -> None:
+            add_books(session, [title])
+
+    shop.app.register_task(Add)("Emma")
+
+    assert shop.titles() == ["Emma"]

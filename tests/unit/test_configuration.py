@@ -1,0 +1,196 @@
+"""Wrong input is refused at the earliest possible moment, with what, why and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+from celery_alchemy import Alchemy, ConfigurationError, SessionTask, TasksAlreadyBoundError
+from tests.unit.shop import task_of
+
+
+@pytest.fixture
+def app() -> Iterator[Celery]:
+    """A fresh app."""
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    yield app
+    app.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("shop.db", "cannot be parsed.*dialect\\+driver://"),
+        ("", "cannot be parsed"),
+        ("nodialect://host/shop", "no dialect 'nodialect'.*psycopg"),
+        ("postgresql+nodriver://host/shop", r"no dialect 'postgresql\+nodriver'"),
+        ("oracle+oracledb://host/shop", "driver for oracle.* is not installed.*Install"),
+        ("mysql://host/shop", "driver for mysql.* is not installed"),
+    ],
+)
+def test_wrong_url_is_refused_when_alchemy_is_made(app: Celery, url: str, message: str) -> None:
+    """Not at the first task: a typo in a URL stops the program where it is written."""
+    with pytest.raises(ConfigurationError, match=message):
+        Alchemy(app, url)
+
+
+@pytest.mark.parametrize(
+    ("bind", "message"),
+    [
+        (3, "bind is a 'int'.*Give a URL, an Engine"),
+        ({"url": "sqlite://"}, "bind is a 'dict'"),
+        (Session, "bind is a 'type'"),
+        (scoped_session(sessionmaker()), "bind is a 'scoped_session'.*session_factory"),
+    ],
+)
+def test_bind_of_the_wrong_kind_is_refused(app: Celery, bind: Any, message: str) -> None:
+    """The error names the kind that was given and those that work."""
+    with pytest.raises(ConfigurationError, match=message):
+        Alchemy(app, bind)
+
+
+def test_connection_and_session_are_no_bind(app: Celery) -> None:
+    """Both are one connection's or one thread's; a worker needs what makes them."""
+    engine = create_engine("sqlite://")
+
+    with engine.connect() as connection, pytest.raises(ConfigurationError, match="bind is a 'Connection'"):
+        Alchemy(app, connection)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    with Session(engine) as session, pytest.raises(ConfigurationError, match="bind is a 'Session'"):
+        Alchemy(app, session)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
+def test_callable_that_returns_no_session_says_so(app: Celery) -> None:
+    """It can only be seen at the first use, and is named there."""
+    Alchemy(app, lambda: "session")  # type: ignore[arg-type, return-value] # pyright: ignore[reportArgumentType]
+
+    @task_of(app)
+    def work(session: Session) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="returned 'str', which is no Session"):
+        work()
+
+
+@pytest.mark.parametrize("first", ["sqlite://", sessionmaker(), create_engine("sqlite://")])
+def test_forgotten_app_is_told_from_a_wrong_bind(first: Any) -> None:
+    """`Alchemy(url)` says that the first argument is the app."""
+    with pytest.raises(ConfigurationError, match=r"not the Celery app.*Alchemy\(app, url\)"):
+        Alchemy(first)
+
+
+def test_engine_options_without_a_url_are_refused(app: Celery) -> None:
+    """Options that nothing would read are a mistake."""
+    with pytest.raises(ConfigurationError, match="without a URL"):
+        Alchemy(app, engine_options={"pool_size": 3})
+    with pytest.raises(ConfigurationError, match="with a 'Engine'"):
+        Alchemy(app, create_engine("sqlite://"), engine_options={"pool_size": 3})
+
+
+def test_unknown_publish_mode_is_refused(app: Celery) -> None:
+    """The four modes are listed."""
+    with pytest.raises(ConfigurationError, match="'warn', 'raise', 'defer', 'allow'"):
+        Alchemy(app, "sqlite://", publish_in_transaction="later")  # type: ignore[arg-type] # pyright: ignore
+
+
+def test_alchemy_without_a_database_says_so_at_the_first_use(app: Celery) -> None:
+    """Both ways to give one are named; before init_app() that is named too."""
+    with pytest.raises(ConfigurationError, match="sqlalchemy_url"):
+        Alchemy(app).engine  # noqa: B018
+    with pytest.raises(ConfigurationError, match="init_app"):
+        Alchemy().engine  # noqa: B018
+
+
+def test_one_alchemy_serves_one_app(app: Celery) -> None:
+    """init_app() of a second app is refused; of the same app it changes nothing."""
+    alchemy = Alchemy(app, "sqlite://")
+    alchemy.init_app(app)
+
+    with pytest.raises(ConfigurationError, match="serves the app 'shop' already"):
+        alchemy.init_app(Celery("other", set_as_current=False))
+
+
+def test_alchemy_after_bound_tasks_is_refused(app: Celery) -> None:
+    """Tasks in use cannot change their class; the error names them and the remedy."""
+
+    @task_of(app, name="rename")
+    def rename(session: Session) -> None: ...
+
+    assert rename.name == "rename"
+    with pytest.raises(TasksAlreadyBoundError, match="rename were bound before.*base=SessionTask"):
+        Alchemy(app, "sqlite://")
+
+
+def test_alchemy_after_finalize_without_tasks_is_fine(app: Celery) -> None:
+    """Celery's own tasks need no session."""
+    app.finalize()
+    Alchemy(app, "sqlite://")
+
+    @task_of(app)
+    def work(session: Session) -> bool:
+        return session.is_active
+
+    assert work() is True
+
+
+def test_alchemy_after_bound_session_tasks_is_fine(app: Celery) -> None:
+    """Tasks with base=SessionTask find an Alchemy that comes later."""
+
+    @task_of(app, base=SessionTask)
+    def work(session: Session) -> bool:
+        return session.is_active
+
+    assert work.name.endswith("work")
+    Alchemy(app, "sqlite://")
+
+    assert work() is True
+
+
+def test_alchemy_after_decorated_but_unused_tasks_is_fine(app: Celery) -> None:
+    """Celery makes tasks at their first use; decorating is not using."""
+
+    @task_of(app)
+    def work(session: Session) -> bool:
+        return session.is_active
+
+    Alchemy(app, "sqlite://")
+
+    assert work() is True
+
+
+def test_own_task_class_of_the_app_is_kept(app: Celery) -> None:
+    """An app with a task class of its own keeps it; `base=SessionTask` serves single tasks."""
+
+    class Own(app.Task):  # type: ignore[name-defined, misc]
+        abstract = True
+
+    own = Celery("own", task_cls=Own, broker="memory://", set_as_current=False)
+    Alchemy(own, "sqlite://")
+
+    @task_of(own)
+    def plain() -> str:
+        return "plain"
+
+    @task_of(own, base=SessionTask)
+    def work(session: Session) -> bool:
+        return session.is_active
+
+    assert own.task_cls is Own
+    assert plain() == "plain"
+    assert work() is True
+
+
+def test_wrong_session_factory_is_refused(app: Celery) -> None:
+    """A class attribute that can make no session is named with its task."""
+
+    class ShopTask(SessionTask):
+        abstract = True
+        session_factory = 3
+
+    def rename() -> None: ...
+
+    with pytest.raises(ConfigurationError, match="session_factory of task 'rename' is a 'int'"):
+        bool(task_of(app, base=ShopTask, name="rename")(rename))

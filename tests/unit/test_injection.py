@@ -1,0 +1,349 @@
+"""A parameter annotated with Session is injected, wherever it stands, and does not exist for callers."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import pytest
+from celery import signature
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from celery_alchemy import SessionArgumentError, SessionParameterError, SessionTask
+from tests.unit.shop import Shop, add_books
+
+if TYPE_CHECKING:
+    from nowhere import Nothing  # type: ignore[import-not-found] # pyright: ignore[reportMissingImports]
+    from sqlalchemy.orm import Session as HiddenSession
+
+pytestmark = pytest.mark.databases("sqlite")
+
+Values = tuple[bool, int, int]
+
+
+class ShopSession(Session):
+    """A user's own Session class."""
+
+
+class Order(BaseModel):
+    """What a caller of a pydantic task sends."""
+
+    title: str
+    copies: int
+
+
+def first(session: Session, left: int, right: int = 2) -> Values:
+    return isinstance(session, Session), left, right
+
+
+def middle(left: int, session: Session, right: int = 2) -> Values:
+    return isinstance(session, Session), left, right
+
+
+def last(left: int, right: int, session: Session) -> Values:
+    return isinstance(session, Session), left, right
+
+
+def keyword_only(left: int, right: int = 2, *, session: Session) -> Values:
+    return isinstance(session, Session), left, right
+
+
+def positional_only(left: int, session: Session, /, right: int = 2) -> Values:
+    return isinstance(session, Session), left, right
+
+
+def with_default(left: int, right: int = 2, session: Session | None = None) -> Values:
+    return isinstance(session, Session), left, right
+
+
+def optional(left: int, session: Optional[Session], right: int = 2) -> Values:  # noqa: UP045
+    return isinstance(session, Session), left, right
+
+
+def annotated(session: Annotated[Session, "the shop"], left: int, right: int = 2) -> Values:
+    return isinstance(session, Session), left, right
+
+
+def annotated_optional(session: Annotated[Optional[Session], 3], left: int, right: int = 2) -> Values:  # noqa: UP045
+    return isinstance(session, Session), left, right
+
+
+def subclass(left: int, right: int = 2, *, session: ShopSession) -> Values:
+    return isinstance(session, Session), left, right
+
+
+def beside_unresolved(session: Session, left: int, right: int | Nothing = 2) -> Values:
+    return isinstance(session, Session), left, right
+
+
+def before_variadic(session: Session, left: int, *rights: int) -> Values:
+    return isinstance(session, Session), left, rights[0]
+
+
+def bound_first(self: SessionTask, session: Session, left: int, right: int = 2) -> Values:
+    return self.session is session, left, right
+
+
+def bound_last(self: SessionTask, left: int, right: int, session: Session) -> Values:
+    return self.session is session, left, right
+
+
+def bound_keyword_only(self: SessionTask, left: int, right: int = 2, *, session: Session) -> Values:
+    return self.session is session, left, right
+
+
+def without_annotation(self: SessionTask, left: int, right: int = 2) -> Values:
+    return isinstance(self.session, Session), left, right
+
+
+PLAIN = [
+    first,
+    middle,
+    last,
+    keyword_only,
+    positional_only,
+    with_default,
+    optional,
+    annotated,
+    annotated_optional,
+    subclass,
+    beside_unresolved,
+    before_variadic,
+]
+BOUND = [bound_first, bound_last, bound_keyword_only, without_annotation]
+
+
+def as_task(shop: Shop, body: Callable[..., Any]) -> Any:
+    return shop.task(name=body.__name__, bind=body in BOUND)(body)
+
+
+@pytest.mark.parametrize("body", [*PLAIN, *BOUND])
+def test_session_is_injected_wherever_it_stands(shop: Shop, body: Callable[..., Any]) -> None:
+    """Direct calls, eager calls, signatures and the worker's tracer all fill the parameter in."""
+    task = as_task(shop, body)
+
+    results = [
+        task(1, 2),
+        task.apply(args=[1, 2]).get(),
+        task.s(2).apply(args=[1]).get() if body is before_variadic else task.s(1, 2).apply().get(),
+        signature(body.__name__, (1, 2), app=shop.app).apply().get(),
+        shop.trace(task, 1, 2).value,
+    ]
+
+    assert results[:2] == [(True, 1, 2)] * 2
+    assert [tuple(result) for result in results[3:]] == [(True, 1, 2)] * 2
+    assert results[2][0] is True
+
+
+@pytest.mark.parametrize("body", [*PLAIN[:4], *PLAIN[5:-1], *BOUND])
+def test_session_is_injected_among_keywords(shop: Shop, body: Callable[..., Any]) -> None:
+    """Arguments by keyword, and by position and keyword mixed, leave the session its place."""
+    task = as_task(shop, body)
+
+    results = [
+        task(left=1, right=2),
+        task(1, right=2),
+        task.apply(kwargs={"left": 1, "right": 2}).get(),
+        task.s(right=2).apply(kwargs={"left": 1}).get(),
+        shop.trace(task, 1, right=2).value,
+    ]
+
+    assert results == [(True, 1, 2)] * 5
+
+
+@pytest.mark.parametrize("body", [*PLAIN, *BOUND])
+def test_callers_never_see_the_session(shop: Shop, body: Callable[..., Any]) -> None:
+    """The signature that tools read has no session and no self, and `.delay()` checks arguments without them."""
+    task = as_task(shop, body)
+
+    task.delay(1, 2)
+
+    assert list(inspect.signature(task.run).parameters)[0] == "left"
+    assert "session" not in inspect.signature(task.run).parameters
+    assert shop.waiting() == 1
+    with pytest.raises(TypeError, match="left"):
+        task.delay()
+    if body is not before_variadic:
+        with pytest.raises(TypeError, match="positional argument"):
+            task.delay(1, 2, 3)
+        with pytest.raises(TypeError, match="titel"):
+            task.delay(1, 2, titel="x")
+    assert shop.waiting() == 1
+
+
+def test_argument_check_can_be_switched_off(shop: Shop) -> None:
+    """`typing=False` is Celery's way to check nothing, with a session as without."""
+    task = shop.task(typing=False)(first)
+
+    task.delay()
+
+    assert shop.waiting() == 1
+
+
+@pytest.mark.parametrize("call", ["delay", "apply_async", "s"])
+def test_session_in_a_message_is_refused(shop: Shop, call: str) -> None:
+    """A session cannot travel, so it is refused where it is sent, by name and task."""
+    task = shop.task(name="rename")(first)
+    session = Session()
+
+    def send() -> None:
+        if call == "delay":
+            task.delay(session=session, left=1)
+        elif call == "apply_async":
+            task.apply_async((session, 1))
+        else:
+            task.s(1, session=session).delay()
+
+    with pytest.raises(SessionArgumentError, match=r"rename\(\) got a value for 'session'"):
+        send()
+    assert shop.waiting() == 0
+
+
+def test_own_session_is_neither_committed_nor_closed(shop: Shop) -> None:
+    """A test that passes its session by keyword keeps it open, with the task's uncommitted rows in it."""
+
+    @shop.task()
+    def add(session: Session, title: str) -> None:
+        add_books(session, [title])
+
+    with Session(shop.alchemy.engine) as own:
+        add(session=own, title="Emma")
+        in_transaction, committed = own.in_transaction(), shop.titles()
+        own.commit()
+
+    assert in_transaction
+    assert committed == []
+    assert shop.titles() == ["Emma"]
+
+
+def test_own_session_survives_a_failing_body(shop: Shop) -> None:
+    """A failing task leaves the session that it was lent as it is."""
+
+    @shop.task(bind=True)
+    def add(self: SessionTask, session: Session, title: str) -> None:
+        assert self.session is session
+        add_books(session, [title])
+        raise LookupError(title)
+
+    with Session(shop.alchemy.engine) as own:
+        with pytest.raises(LookupError):
+            add(session=own, title="Emma")
+        assert own.in_transaction()
+        own.commit()
+
+    assert shop.titles() == ["Emma"]
+
+
+@pytest.mark.parametrize("body", [first, middle, last, keyword_only, bound_first, bound_last])
+def test_own_session_leaves_positional_arguments_their_places(shop: Shop, body: Callable[..., Any]) -> None:
+    """`rename(7, "x", session=mine)` fills the parameter in, wherever it stands."""
+    task = as_task(shop, body)
+
+    with Session() as own:
+        assert task(1, 2, session=own) == (True, 1, 2)
+
+
+def test_none_for_the_session_asks_for_a_fresh_one(shop: Shop) -> None:
+    """A caller that hands an absent session through gets the task's own, committed and closed."""
+
+    @shop.task()
+    def add(title: str, session: Session | None = None) -> None:
+        assert session is not None
+        add_books(session, [title])
+
+    add("Emma", session=None)
+
+    assert shop.titles() == ["Emma"]
+    assert shop.checked_out() == 0
+
+
+@pytest.mark.parametrize("bind", [False, True])
+def test_pydantic_models_travel_beside_a_session(shop: Shop, bind: bool) -> None:
+    """`pydantic=True` validates what the worker gets and dumps what the caller gives; the session is in neither's way."""
+
+    def plain(session: Session, order: Order, copies: int = 1) -> Order:
+        return Order(title=order.title, copies=copies if session.is_active else 0)
+
+    def bound(self: SessionTask, order: Order, session: Session, copies: int = 1) -> Order:
+        return plain(self.session, order, copies)
+
+    task = shop.task(pydantic=True, bind=bind)(bound if bind else plain)
+    order = Order(title="Emma", copies=3)
+
+    task.delay(order, copies=5)
+    task.delay(order=order)
+    result = shop.trace(task, {"title": "Emma", "copies": 3}, copies=5)
+
+    assert shop.waiting() == 2
+    assert result.value == {"title": "Emma", "copies": 5}
+    assert task.apply(args=[order.model_dump()]).get() == {"title": "Emma", "copies": 1}
+
+
+def test_chain_passes_results_on_beside_the_session(shop: Shop) -> None:
+    """In a chain the result of one task is the first argument after the injected ones of the next."""
+
+    @shop.task()
+    def double(session: Session, number: int) -> int:
+        return number * 2 if session.is_active else 0
+
+    assert (double.s(1) | double.s() | double.s()).apply().get() == 8
+
+
+def test_decorated_body_keeps_its_session(shop: Shop) -> None:
+    """A user's decorator with functools.wraps around the body hides nothing."""
+
+    def twice(body: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(body)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            body(*args, **kwargs)
+            return body(*args, **kwargs)
+
+        return call
+
+    task = shop.task()(twice(middle))
+
+    assert task(1, 2) == (True, 1, 2)
+    assert task(left=1) == (True, 1, 2)
+
+
+def test_task_without_a_session_parameter_is_left_alone(shop: Shop) -> None:
+    """A parameter that is merely called session is an ordinary argument."""
+
+    @shop.task()
+    def log_in(session: str) -> str:
+        return session
+
+    assert log_in("token") == "token"
+    assert log_in.apply(args=["token"]).get() == "token"
+
+
+def test_two_parameters_for_one_session_are_refused(shop: Shop) -> None:
+    """Both would be the same session; the error names both and says how to reach another database."""
+
+    def copy(source: Session, target: Annotated[Session, "analytics"]) -> None: ...
+
+    with pytest.raises(SessionParameterError, match=r"'source' and as 'target'.*Annotated"):
+        bool(shop.task()(copy))
+
+
+def test_variadic_session_is_refused(shop: Shop) -> None:
+    """`*sessions: Session` names no number of sessions."""
+
+    def copy(*sessions: Session) -> None: ...
+
+    with pytest.raises(SessionParameterError, match="Name one parameter"):
+        bool(shop.task()(copy))
+
+
+def test_unresolvable_session_annotation_is_refused(shop: Shop) -> None:
+    """A Session imported for type checkers only is an error at once, and not a TypeError in the worker."""
+
+    def rename(session: HiddenSession, title: str) -> None: ...
+
+    rename.__annotations__["session"] = "orm.Session"
+
+    with pytest.raises(SessionParameterError, match="outside of `if TYPE_CHECKING"):
+        bool(shop.task()(rename))
