@@ -333,7 +333,12 @@ def _caller(body: Callable[..., Any], injection: Injection) -> Call:
     def call(unit: UnitOfWork, args: Arguments, kwargs: Keywords) -> Any:
         if entities:
             args, kwargs = load_entities(unit, injection, args, kwargs)
-        sessions = {p.name: unit.session_of_database(p.database) for p in parameters}
+        # In an app with one database, the text in Annotated[Session, "text"] is a comment; beside another session it is a name.
+        named = len(parameters) > 1 or unit.task.has_named_databases
+        sessions = {
+            p.name: unit.other_session(p.database) if named and p.database else unit.session_to_offer()
+            for p in parameters
+        }
         filled_args, filled_kwargs = injection.fill(args, kwargs, sessions)
         return body(*filled_args, **filled_kwargs)
 

@@ -27,6 +27,7 @@ from .outcome import Replaced, outcome_of
 from .request import AtHand, UnitOfWork, close_quietly
 from .sending import hold
 from .transaction import uncommitted_changes
+from .transient import is_transient
 
 __all__ = [
     "OnceUnit",
@@ -39,6 +40,10 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+#: How often a start is tried. On the stricter isolation levels all but one of several deliveries that start at once are refused by
+#: the database, which is no failure of the task; each refusal means that another one has got on.
+START_ATTEMPTS = 10
 
 
 class Overtaken(Exception):
@@ -71,23 +76,29 @@ class OnceUnit(UnitOfWork):
         Raises:
             Overtaken: Another delivery completed the task just now.
         """
-        task: Any = self.task
         session = self.session
+        for attempt in range(1, START_ATTEMPTS + 1):
+            try:
+                state = self._count_start(session)
+                session.commit()
+                break
+            except Exception as exc:
+                session.rollback()
+                if attempt == START_ATTEMPTS or not is_transient(exc):
+                    raise
+        self._owed = state.kind == "owed"
+        event.listen(session, "before_commit", self._refuse_commit)
+        return state
+
+    def _count_start(self, session: Session) -> State:
+        task: Any = self.task
         request = task.request
         hard_limit = (request.timelimit or (None, None))[0]
         home = task.home()
-        state = completion.start(
-            session,
-            self.key,
-            task.redeliver_seconds(home, hard_limit),
-            task.deliveries_allowed(home),
-            request,
-        )
+        wait_seconds = task.redeliver_seconds(home, hard_limit)
+        state = completion.start(session, self.key, wait_seconds, task.deliveries_allowed(home), request)
         if state is None:
             raise Overtaken(self.owner())
-        session.commit()
-        self._owed = state.kind == "owed"
-        event.listen(session, "before_commit", self._refuse_commit)
         return state
 
     def _refuse_commit(self, session: Session) -> None:

@@ -152,15 +152,6 @@ class UnitOfWork:
         """The session if the request has touched it; asking does not make one."""
         return self._session
 
-    def session_of_database(self, database: str | None) -> Session:
-        """Return the session for a parameter that names one of the app's databases, or none.
-
-        In an app whose only Alchemy has no name, the text in ``Annotated[Session, "text"]`` is a comment.
-        """
-        if database is None or not self.task.has_named_databases:
-            return self.session_to_offer()
-        return self.other_session(database)
-
     def other_session(self, database: str) -> Session:
         """Return the session of another of the app's databases: a transaction of its own, with the same outcome.
 

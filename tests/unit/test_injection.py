@@ -12,7 +12,7 @@ from celery import signature
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from celery_alchemy import SessionArgumentError, SessionParameterError, SessionTask
+from celery_alchemy import ConfigurationError, SessionArgumentError, SessionParameterError, SessionTask
 from tests.unit.shop import Shop, add_books
 
 if TYPE_CHECKING:
@@ -323,10 +323,19 @@ def test_task_without_a_session_parameter_is_left_alone(shop: Shop) -> None:
 def test_two_parameters_for_one_session_are_refused(shop: Shop) -> None:
     """Both would be the same session; the error names both and says how to reach another database."""
 
-    def copy(source: Session, target: Annotated[Session, "analytics"]) -> None: ...
+    def copy(source: Session, target: Session) -> None: ...
 
     with pytest.raises(SessionParameterError, match=r"'source' and as 'target'.*Annotated"):
         bool(shop.task()(copy))
+
+
+def test_database_that_the_app_does_not_have_is_refused(shop: Shop) -> None:
+    """A session of a name that no Alchemy has is an error, not the default database."""
+
+    def copy(source: Session, target: Annotated[Session, "analytics"]) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="analytics"):
+        shop.task()(copy)()
 
 
 def test_variadic_session_is_refused(shop: Shop) -> None:
