@@ -28,6 +28,7 @@ from .errors import (
     UnknownTaskError,
     UnsafeSerializerError,
 )
+from .events import SessionReport
 from .sending import enqueue
 from .task import SessionTask
 from .transaction import on_commit, released
@@ -53,6 +54,7 @@ __all__ = [
     "PublishInTransactionWarning",
     "SessionArgumentError",
     "SessionParameterError",
+    "SessionReport",
     "SessionTask",
     "TasksAlreadyBoundError",
     "UncommittedChangesError",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args
 
 from celery import Celery, Task
@@ -18,6 +19,8 @@ from . import tables
 from .entities import belongs_to, models_from
 from .engine import ForeignEngine, OwnEngine, checked_url
 from .errors import ConfigurationError, TasksAlreadyBoundError
+from .events import SessionListener
+from .insight import switch_on
 from .message import install
 from .outbox import MAX_MESSAGE_BYTES, Outbox
 from .outcome import commit_on_from
@@ -61,6 +64,8 @@ class Alchemy:
         outbox: Keep every message that is sent on commit in the table ``celery_outbox``, in the sender's own transaction.
         relay: Run a relay in every worker that sends what the outbox still holds.
         relay_interval_seconds: How often a relay looks when there was nothing to do.
+        idle_transaction_seconds: A task's transaction that is idle for longer is reported in the log; None for never.
+        on_session_closed: Called with a SessionReport when a task's session is closed; see ``on_session_closed()``.
         once_window: How long completion records are kept: seconds, or a timedelta. Default 7 days.
         redeliver_after: Seconds after which an owed ``once`` task is sent again.
         max_deliveries: Starts without an end after which a ``once`` task is dead.
@@ -86,6 +91,8 @@ class Alchemy:
         outbox: bool = False,
         relay: bool = True,
         relay_interval_seconds: float = 1.0,
+        idle_transaction_seconds: float | None = 5.0,
+        on_session_closed: SessionListener | None = None,
         once_window: float | timedelta = timedelta(days=7),
         redeliver_after: float = 900,
         max_deliveries: int = 5,
@@ -110,6 +117,13 @@ class Alchemy:
         self.keeps_messages = outbox
         self.outbox: Outbox | None = None
         self.runs_relay = relay
+        self.idle_transaction_seconds = (
+            None
+            if idle_transaction_seconds is None
+            else _positive("idle_transaction_seconds", idle_transaction_seconds)
+        )
+        self.session_listeners: list[SessionListener] = [] if on_session_closed is None else [on_session_closed]
+        switch_on()
         self.relay_interval_seconds = _positive("relay_interval_seconds", relay_interval_seconds)
         window = once_window.total_seconds() if isinstance(once_window, timedelta) else once_window
         self.once_window_seconds = _positive("once_window", window)
@@ -155,7 +169,7 @@ class Alchemy:
 
     # --- the source of sessions ------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def source(self) -> SessionSource:
         """Where this Alchemy's sessions come from.
 
@@ -180,6 +194,14 @@ class Alchemy:
                 "Give it a URL, an Engine, or a sessionmaker with bind=engine.",
             )
         return engine
+
+    def on_session_closed(self, listener: SessionListener) -> SessionListener:
+        """Have a callable told of each closed session of a task; returns it, so it serves as a decorator.
+
+        It runs in the task's process, right after the session was closed; what it raises is logged.
+        """
+        self.session_listeners.append(listener)
+        return listener
 
     def allows_entity(self, class_: type) -> bool:
         """Tell whether entities of a mapped class may be arguments of tasks."""

@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 from .completion import State, key_of
 from .entities import load
 from .errors import DeadTaskError, EntityNotFoundError
+from .events import SessionListener
 from .injection import Injection, injection_of
 from .once import OnceUnit, Overtaken, in_session_of, record_death
 from .outcome import SUCCESS, CommitOn, Replaced, outcome_of
@@ -312,6 +313,9 @@ class _FailureRecord:
 
     def outcomes_to_commit(self) -> CommitOn:
         return SUCCESS
+
+    def session_listeners(self) -> Sequence[SessionListener]:
+        return ()
 
     def in_database(self, database: str) -> Works:
         works: Works = self._task.in_database(database)

@@ -41,6 +41,11 @@ class Ledger:
         statements: How many statements were sent since the session was made.
         timeout_at: ``time.monotonic()`` seconds at which statements must have ended, or None.
         read_only: Transactions of this session must not write.
+        ended_at: ``time.monotonic()`` seconds at which the open transaction's last statement ended; None before its first.
+        database_seconds: How long statements took in all.
+        idle_seconds: How long open transactions waited for their next statement in all.
+        idle_limit_seconds: An idle time over this is reported; None for never.
+        repeats: How often the last statement was sent in a row.
     """
 
     # Defaults on the class: a ledger is made for every request, and most of them never change most of these.
@@ -50,6 +55,47 @@ class Ledger:
     statements: int = 0
     timeout_at: float | None = None
     read_only: bool = False
+    ended_at: float | None = None
+    database_seconds: float = 0.0
+    idle_seconds: float = 0.0
+    idle_limit_seconds: float | None = None
+    repeats: int = 0
+    _statement: str = ""
+
+    def starts(self, statement: str) -> float:
+        """Note the start of a statement, and what it says of the code before it; return the time."""
+        now = monotonic()
+        if self.ended_at is not None:
+            self._idle(now - self.ended_at)
+        if statement == self._statement:
+            self.repeats += 1
+            if self.repeats == REPEATS_REPORTED:
+                for report in repeat_reporters:
+                    report(statement)
+        else:
+            self._statement = statement
+            self.repeats = 1
+        return now
+
+    def ends_transaction(self) -> None:
+        """Note that the transaction is about to end: the time since its last statement was idle as well."""
+        if self.ended_at is not None:
+            self._idle(monotonic() - self.ended_at)
+            self.ended_at = None
+
+    def _idle(self, seconds: float) -> None:
+        self.idle_seconds += seconds
+        if self.idle_limit_seconds is not None and seconds > self.idle_limit_seconds:
+            for report in idle_reporters:
+                report(seconds)
+
+
+#: Told of a transaction that was idle for so many seconds, in the thread and at the place where it goes on.
+idle_reporters: list[Callable[[float], object]] = []
+
+#: Told of a statement that was sent REPEATS_REPORTED times in a row: a query for each row of another.
+repeat_reporters: list[Callable[[str], object]] = []
+REPEATS_REPORTED = 50
 
 
 def ledger_of(session: Session) -> Ledger | None:
@@ -58,7 +104,13 @@ def ledger_of(session: Session) -> Ledger | None:
     return ledger
 
 
-def keep_ledger(session: Session, timeout_at: float | None = None, *, read_only: bool = False) -> None:
+def keep_ledger(
+    session: Session,
+    timeout_at: float | None = None,
+    *,
+    read_only: bool = False,
+    idle_limit_seconds: float | None = None,
+) -> None:
     """Give one session a ledger. Its class, or it alone, must be listened to.
 
     Args:
@@ -72,6 +124,8 @@ def keep_ledger(session: Session, timeout_at: float | None = None, *, read_only:
         ledger.timeout_at = timeout_at
     if read_only:
         ledger.read_only = True
+    if idle_limit_seconds is not None:
+        ledger.idle_limit_seconds = idle_limit_seconds
 
 
 def has_sent_writes(ledger: Ledger, transaction: SessionTransaction) -> bool:
@@ -93,6 +147,7 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
             # Weak: the transaction knows the session, and a circle would leave both to the garbage collector.
             ledger.transaction = ref(transaction)
             ledger.writes = False
+            ledger.ended_at = None
         if ledger.timeout_at is not None or ledger.read_only:
             _send_settings(ledger, connection)
     if _OBSERVED not in connection.dialect.__dict__:
@@ -138,6 +193,7 @@ def _reporting(execute: Callable[..., None], driver_error: type[Exception]) -> C
             else:
                 ledger.writes = bool(context.isinsert or context.isupdate or context.isdelete or context.isddl)
         ledger.in_flight = True
+        started = ledger.starts(statement)
         try:
             execute(cursor, statement, *rest)
         except driver_error:
@@ -145,6 +201,8 @@ def _reporting(execute: Callable[..., None], driver_error: type[Exception]) -> C
             ledger.in_flight = False
             raise
         ledger.in_flight = False
+        ledger.ended_at = ended = monotonic()
+        ledger.database_seconds += ended - started
 
     return report
 

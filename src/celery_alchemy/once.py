@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from . import completion
 from .completion import Ending, State
+from .ledger import ledger_of
 from .errors import DeadTaskError, OnceCommitError
 from .message import Message, recording
 from .outbox import Row
@@ -140,6 +141,7 @@ class OnceUnit(UnitOfWork):
             return self._winner()
         self._take_session()
         close_quietly(session, self.owner)
+        self._tell(ledger_of(session), "success")
         if self._unsent is not None and not self.sends_elsewhere:
             self.send_unsent()
         return State("completed", ending, value)

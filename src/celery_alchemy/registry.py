@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from .errors import ConfigurationError
+from .events import SessionListener
 from .outbox import Outbox
 from .outcome import SUCCESS, CommitOn
 from .sessions import CallableSource, OneMaker, SessionmakerSource, SessionSource
@@ -34,6 +35,8 @@ class Home(Protocol):
         remote_tasks: Patterns of task names that other services run.
         redeliver_after: Seconds after which an owed task is sent again.
         max_deliveries: Starts without an end after which a task is dead.
+        idle_transaction_seconds: A transaction that is idle for longer is reported; None for never.
+        session_listeners: Told of each closed session of a task.
     """
 
     commit_on: CommitOn
@@ -43,6 +46,8 @@ class Home(Protocol):
     remote_tasks: tuple[str, ...]
     redeliver_after: float
     max_deliveries: int
+    idle_transaction_seconds: float | None
+    session_listeners: list[SessionListener]
 
     @property
     def source(self) -> SessionSource: ...
@@ -68,8 +73,10 @@ class FactoryHome:
     remote_tasks: tuple[str, ...] = ("*",)
     redeliver_after = 0.0
     max_deliveries = 0
+    idle_transaction_seconds: float | None = None
 
     def __init__(self, factory: object, task_name: str) -> None:
+        self.session_listeners: list[SessionListener] = []
         if isinstance(factory, sessionmaker):
             self.source: SessionSource = SessionmakerSource(OneMaker(factory), factory.class_)
         elif callable(factory):

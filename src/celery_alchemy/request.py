@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from time import monotonic
 from typing import Any, Protocol
@@ -18,8 +18,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from .errors import EntityReturnedError
-from .ledger import ledger_of
-from .outcome import CommitOn, outcome_of
+from .events import SessionListener, SessionReport, tell
+from .ledger import Ledger, ledger_of
+from .outcome import CommitOn, Outcome, outcome_of
 from .sessions import SessionOptions, is_open
 from .transaction import has_waiting, set_owner
 
@@ -57,6 +58,8 @@ class Works(Protocol):
     def open_session(self, unit: UnitOfWork, *, deferred: bool = False) -> Session: ...
 
     def outcomes_to_commit(self) -> CommitOn: ...
+
+    def session_listeners(self) -> Sequence[SessionListener]: ...
 
     @property
     def has_named_databases(self) -> bool: ...
@@ -111,12 +114,12 @@ class UnitOfWork:
 
     def borrow(self, session: Session) -> None:
         """Use a session that the caller owns: it is neither committed, rolled back nor closed."""
-        self._session = session
+        self.used_session = session
         self._borrowed = True
 
     def use(self, session: Session) -> None:
         """Take a session that was made for this request."""
-        self._session = session
+        self.used_session = session
         self.pending = True
 
     def owner(self) -> str:
@@ -126,9 +129,9 @@ class UnitOfWork:
     @property
     def session(self) -> Session:
         """The session of this request, made at the first use."""
-        session = self._session
+        session = self.used_session
         if session is None:
-            session = self._session = self.task.open_session(self)
+            session = self.used_session = self.task.open_session(self)
         return session
 
     def session_to_offer(self) -> Session:
@@ -136,10 +139,10 @@ class UnitOfWork:
 
         Deferring its ``__init__`` saves 5 us if it is not used and costs 3 us if it is; so it is done as the last request suggests.
         """
-        session = self._session
+        session = self.used_session
         if session is None:
             task = self.task
-            session = self._session = task.open_session(self, deferred=not task.uses_session)
+            session = self.used_session = task.open_session(self, deferred=not task.uses_session)
         return session
 
     @property
@@ -150,7 +153,7 @@ class UnitOfWork:
     @property
     def used_session(self) -> Session | None:
         """The session if the request has touched it; asking does not make one."""
-        return self._session
+        return self.used_session
 
     def other_session(self, database: str) -> Session:
         """Return the session of another of the app's databases: a transaction of its own, with the same outcome.
@@ -192,6 +195,7 @@ class UnitOfWork:
             self.task.uses_session = ledger is not None and ledger.statements > 0
             commit_on = self.commit_on
             self._end_and_close(session, "success" in (self.task.outcomes_to_commit() if commit_on is None else commit_on))
+            self._tell(ledger, "success")
         if self._unsent is not None and not self.sends_elsewhere:
             self.send_unsent()
 
@@ -207,21 +211,43 @@ class UnitOfWork:
             other.fail(exc)
         session = self._take_session()
         if session is not None:
-            if outcome_of(exc) in self.task.outcomes_to_commit():
-                self._end_and_close(session, commit=True)
-            else:
-                self._abandon(session, exc)
+            outcome = outcome_of(exc)
+            try:
+                if outcome in self.task.outcomes_to_commit():
+                    self._end_and_close(session, commit=True)
+                else:
+                    self._abandon(session, exc)
+            finally:
+                self._tell(ledger_of(session), outcome)
         if self._unsent is not None and not self.sends_elsewhere:
             self.send_unsent()
 
+    def _tell(self, ledger: Ledger | None, outcome: Outcome) -> None:
+        listeners = self.task.session_listeners()
+        if not listeners or ledger is None:
+            return
+        report = SessionReport(
+            self.task.name,
+            self.task.request.id,
+            outcome,
+            ledger.statements,
+            ledger.database_seconds,
+            ledger.idle_seconds,
+            monotonic() - self.started,
+        )
+        tell(listeners, report)
+
     def _take_session(self) -> Session | None:
         """Return the session if this request has one of its own and used it; from here on it has none."""
-        session, self._session = self._session, None
+        session, self.used_session = self.used_session, None
         if session is None or self._borrowed or not is_open(session):
             return None
         return session
 
     def _end_and_close(self, session: Session, commit: bool) -> None:
+        ledger = ledger_of(session)
+        if ledger is not None:
+            ledger.ends_transaction()
         # Without a commit, closing is the rollback: on a dead connection it fails, and the work is none the worse.
         if commit and (session.in_transaction() or session.new):
             try:

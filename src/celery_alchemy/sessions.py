@@ -29,11 +29,13 @@ class SessionOptions:
         isolation_level: A level of the dialect, such as ``"SERIALIZABLE"``; None for the engine's own.
         read_only: The transactions must not write.
         timeout_at: ``time.monotonic()`` seconds at which the task's time limit ends its statements; None for no limit.
+        idle_limit_seconds: A transaction that is idle for longer is reported; None for never.
     """
 
     isolation_level: str | None = None
     read_only: bool = False
     timeout_at: float | None = None
+    idle_limit_seconds: float | None = None
 
 
 class Asks(Protocol):
@@ -183,7 +185,7 @@ class SessionmakerSource:
         if options.isolation_level is not None:
             self._isolate(keywords, options.isolation_level)
         session.__init__(**keywords)  # type: ignore[misc]
-        keep_ledger(session, options.timeout_at, read_only=options.read_only)
+        keep_ledger(session, options.timeout_at, read_only=options.read_only, idle_limit_seconds=options.idle_limit_seconds)
 
     def _isolate(self, keywords: dict[str, Any], level: str) -> None:
         """Replace engines by engines of the same pool that begin with the isolation level."""
@@ -237,7 +239,7 @@ class CallableSource:
                 "Return a new sqlalchemy.orm.Session at each call.",
             )
         listen(session)
-        keep_ledger(session, options.timeout_at, read_only=options.read_only)
+        keep_ledger(session, options.timeout_at, read_only=options.read_only, idle_limit_seconds=options.idle_limit_seconds)
         if options.isolation_level is not None:
             session.connection(execution_options={"isolation_level": options.isolation_level})
         return session

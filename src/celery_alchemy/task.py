@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 from typing import Any, ClassVar, cast, get_args
@@ -24,6 +24,7 @@ from .body import failed_for_good, in_unit_of_work, record_failure
 from .completion import key_of
 from .entities import Missing, encoded
 from .errors import ConfigurationError, NoSessionError, NotConfiguredError, SessionArgumentError
+from .events import SessionListener
 from .injection import Injection, caller_header, injection_of
 from .message import recording
 from .once import resend_owed
@@ -399,6 +400,10 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
         """True if the app has an Alchemy with a name."""
         return any(name is not None for name in homes_of(self.app))
 
+    def session_listeners(self) -> Sequence[SessionListener]:
+        """Return who wants to know of closed sessions."""
+        return self.home().session_listeners
+
     def in_database(self, database: str) -> OtherDatabase:
         """Return this task as a unit of work on another of the app's databases sees it."""
         return OtherDatabase(self, database)
@@ -424,7 +429,9 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
         """
         options = self._options
         if options is None:
-            options = type(self)._options = SessionOptions(self.isolation_level, self.read_only)
+            options = type(self)._options = SessionOptions(
+                self.isolation_level, self.read_only, idle_limit_seconds=self.home().idle_transaction_seconds
+            )
         # As self.request, which makes an empty one where no request runs.
         request = self.request if self.is_async else self.request_stack.top
         if request is None or request.called_directly or request.is_eager:
@@ -464,6 +471,10 @@ class OtherDatabase:
         if self._home is None:  # pragma: no cover - refused at the start.
             raise NotConfiguredError(self.name, None)
         return self._home.source.session(unit)
+
+    def session_listeners(self) -> Sequence[SessionListener]:
+        """Return who wants to know of this database's sessions."""
+        return () if self._home is None else self._home.session_listeners
 
     def outcomes_to_commit(self) -> CommitOn:
         """Return the task's outcomes."""

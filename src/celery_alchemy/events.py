@@ -1,0 +1,51 @@
+"""What a request did with its session, told to listeners when the session is closed.
+
+Underneath the request, which makes the report; logs, Prometheus and OpenTelemetry listen (``integrations/``).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from .outcome import Outcome
+
+__all__ = ["SessionListener", "SessionReport", "tell"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionReport:
+    """One request's use of the database.
+
+    Attributes:
+        task_name: The task's registered name.
+        task_id: The request's id; None in a direct call.
+        outcome: ``"success"``, ``"retry"``, ``"ignore"``, ``"reject"`` or ``"failure"``.
+        statements: How many statements were sent.
+        database_seconds: How long they took in all.
+        idle_seconds: How long open transactions waited for their next statement, or for their end, in all.
+        seconds: From the start of the body to the end of the session.
+    """
+
+    task_name: str
+    task_id: str | None
+    outcome: Outcome
+    statements: int
+    database_seconds: float
+    idle_seconds: float
+    seconds: float
+
+
+SessionListener = Callable[[SessionReport], object]
+
+
+def tell(listeners: Iterable[SessionListener], report: SessionReport) -> None:
+    """Call each listener; what one raises is logged and does not touch the task."""
+    for listener in listeners:
+        try:
+            listener(report)
+        except Exception:
+            logger.exception("A listener to closed sessions failed for task %s", report.task_name)
