@@ -66,7 +66,7 @@ class AsyncTask:
             unit.use(self.async_session.sync_session)
         return self.async_session
 
-    def open_session(self, unit: UnitOfWork) -> Session:
+    def open_session(self, unit: UnitOfWork, *, deferred: bool = False) -> Session:
         """Return the sync half of a new AsyncSession; the first one is the request's."""
         if self.async_session is None:
             return self.session_of(unit).sync_session

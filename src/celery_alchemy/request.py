@@ -78,7 +78,8 @@ class UnitOfWork:
     """
 
     # Defaults on the class: a request that never touches its session sets three attributes and no more.
-    _session: Session | None = None
+    #: The session if the request has touched it, or was offered it; reading this does not make one.
+    used_session: Session | None = None
     _borrowed: bool = False
     _unsent: list[Callable[[], object]] | None = None
 
@@ -149,11 +150,6 @@ class UnitOfWork:
     def is_borrowed(self) -> bool:
         """True if the session is the caller's."""
         return self._borrowed
-
-    @property
-    def used_session(self) -> Session | None:
-        """The session if the request has touched it; asking does not make one."""
-        return self.used_session
 
     def other_session(self, database: str) -> Session:
         """Return the session of another of the app's databases: a transaction of its own, with the same outcome.

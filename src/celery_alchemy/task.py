@@ -183,6 +183,11 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
                 f"once={once!r} of task {name!r} is neither True nor a callable.",
                 "Use once=True, or once=lambda order_id: f'charge:{order_id}'.",
             )
+        if cls._factory_home is not None:
+            raise ConfigurationError(
+                f"Task {name!r} is once, but its class has a session_factory, which has no outbox to record that in.",
+                "Give the app an Alchemy instead of the session_factory.",
+            )
         if cls.read_only:
             raise ConfigurationError(
                 f"Task {name!r} is both once and read_only, but once writes its completion.", "Remove one of the two."
