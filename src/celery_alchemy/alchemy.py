@@ -16,8 +16,8 @@ from sqlalchemy import URL, Engine, MetaData
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from . import tables
-from .entities import belongs_to, models_from
 from .engine import ForeignEngine, OwnEngine, checked_url
+from .entities import belongs_to, models_from
 from .errors import ConfigurationError, TasksAlreadyBoundError
 from .events import SessionListener
 from .insight import switch_on
@@ -38,9 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Alchemy", "Bind", "PublishInTransaction"]
 
-Bind = Union[
-    str, URL, Engine, "AsyncEngine", "sessionmaker[Any]", "async_sessionmaker[Any]", Callable[[], Session]
-]
+Bind = Union[str, URL, Engine, "AsyncEngine", "sessionmaker[Any]", "async_sessionmaker[Any]", Callable[[], Session]]
 PublishInTransaction = Literal["warn", "raise", "defer", "allow"]
 
 _DEFAULT_TASK_CLASS = "celery.app.task:Task"
@@ -51,7 +49,8 @@ class Alchemy:
 
     Args:
         app: The Celery app; left out, ``init_app(app)`` gives it later.
-        bind: The database: a URL, an Engine or AsyncEngine, a sessionmaker or async_sessionmaker, or a callable that takes no arguments and returns a new Session. Left
+        bind: The database: a URL, an Engine or AsyncEngine, a sessionmaker or async_sessionmaker, or a callable that takes no
+            arguments and returns a new Session. Left
             out, the URL is read from the app's setting ``sqlalchemy_url`` at first use, and ``create_engine`` options from
             ``sqlalchemy_engine_options``.
         name: For a second database of the app: tasks ask for its session by ``Annotated[Session, "name"]``. The Alchemy without
@@ -118,9 +117,7 @@ class Alchemy:
         self.outbox: Outbox | None = None
         self.runs_relay = relay
         self.idle_transaction_seconds = (
-            None
-            if idle_transaction_seconds is None
-            else _positive("idle_transaction_seconds", idle_transaction_seconds)
+            None if idle_transaction_seconds is None else _positive("idle_transaction_seconds", idle_transaction_seconds)
         )
         self.session_listeners: list[SessionListener] = [] if on_session_closed is None else [on_session_closed]
         switch_on()
@@ -285,7 +282,7 @@ class Alchemy:
             if not _is_async(of_maker, "AsyncEngine"):
                 return None
             url = cast("Any", of_maker).url
-        if url.get_dialect().is_async and not url.get_driver_name() == "psycopg":
+        if url.get_dialect().is_async and url.get_driver_name() != "psycopg":
             from .async_engine import sync_url_of
 
             return sync_url_of(url)
@@ -346,17 +343,11 @@ class _Block:
 
 def _is_async(bind: object, name: str) -> bool:
     """Tell whether a bind is one of SQLAlchemy's async kinds, without importing its asyncio extension."""
-    return any(
-        base.__name__ == name and base.__module__.startswith("sqlalchemy.ext.asyncio") for base in type(bind).__mro__
-    )
+    return any(base.__name__ == name and base.__module__.startswith("sqlalchemy.ext.asyncio") for base in type(bind).__mro__)
 
 
 def _set_task_class(app: Celery) -> None:
-    bound = [
-        task
-        for name, task in app._tasks.items()
-        if not name.startswith("celery.") and not isinstance(task, SessionTask)
-    ]
+    bound = [task for name, task in app._tasks.items() if not name.startswith("celery.") and not isinstance(task, SessionTask)]
     if bound:
         raise TasksAlreadyBoundError(tuple(sorted(task.name for task in bound))[:5])
     app.task_cls = SessionTask

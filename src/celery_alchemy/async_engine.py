@@ -25,8 +25,18 @@ from .sessions import Asks, kept_class
 __all__ = ["AsyncSource", "OwnAsyncEngines", "async_source_of", "sync_url_of"]
 
 #: For each database its async drivers, and its sync ones, in the order in which an installed one is taken.
-_ASYNC_DRIVERS = {"postgresql": ("psycopg", "asyncpg"), "sqlite": ("aiosqlite",), "mysql": ("asyncmy", "aiomysql"), "mariadb": ("asyncmy", "aiomysql")}
-_SYNC_DRIVERS = {"postgresql": ("psycopg", "psycopg2"), "sqlite": ("pysqlite",), "mysql": ("pymysql", "mysqldb"), "mariadb": ("pymysql", "mysqldb")}
+_ASYNC_DRIVERS = {
+    "postgresql": ("psycopg", "asyncpg"),
+    "sqlite": ("aiosqlite",),
+    "mysql": ("asyncmy", "aiomysql"),
+    "mariadb": ("asyncmy", "aiomysql"),
+}
+_SYNC_DRIVERS = {
+    "postgresql": ("psycopg", "psycopg2"),
+    "sqlite": ("pysqlite",),
+    "mysql": ("pymysql", "mysqldb"),
+    "mariadb": ("pymysql", "mysqldb"),
+}
 _MODULES = {"pysqlite": "sqlite3", "mysqldb": "MySQLdb"}
 
 
@@ -162,9 +172,7 @@ class AsyncSource:
         maker: The user's async_sessionmaker, if there is one.
     """
 
-    def __init__(
-        self, engine: Callable[[], AsyncEngine] | None, maker: async_sessionmaker[Any] | None = None
-    ) -> None:
+    def __init__(self, engine: Callable[[], AsyncEngine] | None, maker: async_sessionmaker[Any] | None = None) -> None:
         self._engine = engine
         self._class: type[AsyncSession] = AsyncSession if maker is None else maker.class_
         self._keywords: dict[str, Any] = {"expire_on_commit": False} if maker is None else dict(maker.kw)
@@ -185,7 +193,9 @@ class AsyncSource:
                 )
             keywords["bind"] = keywords["bind"].execution_options(isolation_level=options.isolation_level)
         session = self._class(sync_session_class=self._sync_class, **keywords)
-        keep_ledger(session.sync_session, options.timeout_at, read_only=options.read_only, idle_limit_seconds=options.idle_limit_seconds)
+        keep_ledger(
+            session.sync_session, options.timeout_at, read_only=options.read_only, idle_limit_seconds=options.idle_limit_seconds
+        )
         return session
 
 

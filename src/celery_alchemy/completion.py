@@ -100,9 +100,7 @@ def once_row(task: Any, home: Home, message: Message) -> Row | None:
 # --- the statements --------------------------------------------------------------------------------------------------------
 
 
-def start(
-    session: Session, key: str, wait_seconds: float, max_deliveries: int, request: Context
-) -> State | None:
+def start(session: Session, key: str, wait_seconds: float, max_deliveries: int, request: Context) -> State | None:
     """Count a start and put the next delivery off, or say that there is nothing to run.
 
     One statement for a task that was sent through the outbox, or that has never been seen.
@@ -122,9 +120,7 @@ def start(
             # It was delivered before, by a worker that is gone. From now on its starts are counted.
             track(session, key, request, deliveries=2)
             return State("owed")
-        if state.kind != "owed" or (
-            not sent_through_outbox and _begin(session, key, wait_seconds, max_deliveries)
-        ):
+        if state.kind != "owed" or (not sent_through_outbox and _begin(session, key, wait_seconds, max_deliveries)):
             return state
     except (OperationalError, ProgrammingError) as exc:
         raise missing_table(exc) or exc from exc
@@ -157,9 +153,7 @@ def look(session: Session, key: str) -> State:
 
 def track(session: Session, key: str, request: Context, deliveries: int) -> None:
     """Write a row for a task that came past the outbox and whose process died, so that its starts are counted."""
-    session.execute(
-        _TRACK, {"id": key, "task_id": request.id, "task_name": request.task, "deliveries": deliveries}
-    )
+    session.execute(_TRACK, {"id": key, "task_id": request.id, "task_name": request.task, "deliveries": deliveries})
 
 
 def encoded(ending: Ending, value: Any) -> str:
@@ -190,9 +184,7 @@ def complete(session: Session, key: str, task_id: str, task_name: str, result: s
     """
     if owed:
         return _changed(session, _COMPLETE, {"row_id": key, "outcome": result})
-    session.execute(
-        _INSERT_COMPLETED, {"id": key, "task_id": task_id, "task_name": task_name, "result": result}
-    )
+    session.execute(_INSERT_COMPLETED, {"id": key, "task_id": task_id, "task_name": task_name, "result": result})
     return True
 
 
@@ -233,9 +225,7 @@ _START = (
     )
 )
 
-_LOOK = select(outbox.c.completed_at, outbox.c.result, outbox.c.died_at, outbox.c.error).where(
-    outbox.c.id == bindparam("row_id")
-)
+_LOOK = select(outbox.c.completed_at, outbox.c.result, outbox.c.died_at, outbox.c.error).where(outbox.c.id == bindparam("row_id"))
 
 _COMPLETE = (
     update(outbox)

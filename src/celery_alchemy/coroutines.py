@@ -77,9 +77,7 @@ class AsyncTask:
         return getattr(self.of, name)
 
 
-def in_async_unit_of_work(
-    task: Any, body: Callable[..., Coroutine[Any, Any, Any]], injection: Injection
-) -> Callable[..., Any]:
+def in_async_unit_of_work(task: Any, body: Callable[..., Coroutine[Any, Any, Any]], injection: Injection) -> Callable[..., Any]:
     """Wrap a coroutine function so that Celery can call it and each call is one unit of work."""
 
     @functools.wraps(body)
@@ -232,10 +230,8 @@ class _Call:
                 return unit.replay(await greenlet_spawn(unit.succeed_with, "returned", result))
             except Overtaken:
                 raise
-            except BaseException as exc:
-                return await greenlet_spawn(
-                    fail_once, self.asked, unit, self._ending(exc), self._args, self._kwargs
-                )
+            except BaseException as exc:  # noqa: BLE001 - every error must be seen here.
+                return await greenlet_spawn(fail_once, self.asked, unit, self._ending(exc), self._args, self._kwargs)
         finally:
             await greenlet_spawn(unit.fail, Overtaken())
 

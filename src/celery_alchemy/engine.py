@@ -54,7 +54,7 @@ _worker_pool: WorkerPool | None = None
 
 def set_worker_pool(pool: WorkerPool | None) -> None:
     """Say which worker pool this process, and every process forked from it, belongs to."""
-    global _worker_pool
+    global _worker_pool  # noqa: PLW0603 - a fact about the process, inherited by its children.
     _worker_pool = pool
 
 
@@ -224,7 +224,7 @@ def pool_findings(engine: Engine, pool: WorkerPool) -> list[str]:
     if isinstance(pooled, QueuePool):
         overflow: int = getattr(pooled, "_max_overflow", 0)
         most = pooled.size() + overflow
-        if 0 < pooled.size() and overflow >= 0 and most < pool.tasks_per_process:
+        if pooled.size() > 0 and overflow >= 0 and most < pool.tasks_per_process:
             findings.append(
                 f"The engine for {shown} lends at most {most} connections, but the {pool.name} pool runs"
                 f" {pool.tasks_per_process} tasks at once in one process: tasks will wait for a connection and fail after"

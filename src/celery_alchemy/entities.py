@@ -79,7 +79,7 @@ def encoded(value: Any, allowed: Callable[[type], bool]) -> Any:
         return _reference(value, allowed)
     if isinstance(value, (list, tuple)):
         changed = [encoded(item, allowed) for item in value]
-        if all(new is old for new, old in zip(changed, value)):
+        if all(new is old for new, old in zip(changed, value, strict=True)):
             return value
         return changed if isinstance(value, list) else tuple(changed)
     if isinstance(value, Mapping) and type(value) is dict:
@@ -94,9 +94,7 @@ def _reference(entity: Any, allowed: Callable[[type], bool]) -> dict[str, Any]:
     if not allowed(type(entity)):
         raise EntityReferenceError(name, "its class is not one of the Alchemy's models", "Add its base to models=, or pass its key.")
     if state.transient or state.pending:
-        raise EntityReferenceError(
-            name, "it has no row yet", "Add it to the session and flush() first; the task is sent on commit."
-        )
+        raise EntityReferenceError(name, "it has no row yet", "Add it to the session and flush() first; the task is sent on commit.")
     if state.deleted or state.was_deleted:
         raise EntityReferenceError(name, "it is deleted", "Pass what the task needs to know of it as plain values.")
     return {MARK: name, "key": [_plain(part) for part in state.identity]}
@@ -121,9 +119,7 @@ def models_from(models: object) -> tuple[MetaData, ...]:
     for model in several:
         metadata = model if isinstance(model, MetaData) else getattr(model, "metadata", None)
         if not isinstance(metadata, MetaData):
-            raise ConfigurationError(
-                f"models holds a {type(model).__name__!r}.", "Give declarative bases, registries or MetaData."
-            )
+            raise ConfigurationError(f"models holds a {type(model).__name__!r}.", "Give declarative bases, registries or MetaData.")
         found.append(metadata)
     return tuple(found)
 
@@ -252,7 +248,7 @@ def _key(mapper: Mapper[Any], reference: dict[str, Any]) -> tuple[Any, ...]:
     if not isinstance(parts, (list, tuple)) or len(parts) != len(mapper.primary_key):
         raise EntityReferenceError(str(name), "its key does not have the parts of the primary key", "Send it again.")
     try:
-        return tuple(_typed(part, column) for part, column in zip(parts, mapper.primary_key))
+        return tuple(_typed(part, column) for part, column in zip(parts, mapper.primary_key, strict=True))
     except (ValueError, TypeError, ArithmeticError) as exc:
         raise EntityReferenceError(str(name), f"its key does not fit: {exc}", "Send it again.") from exc
 

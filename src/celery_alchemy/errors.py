@@ -86,10 +86,8 @@ class TasksAlreadyBoundError(ConfigurationError):
 
     def __init__(self, task_names: tuple[str, ...]) -> None:
         super().__init__(
-            f"The tasks {', '.join(task_names)} were bound before this Alchemy was made, with a task class that"
-            " knows no sessions.",
-            "Make the Alchemy right after the Celery app, before any task is used,"
-            " or give these tasks base=SessionTask.",
+            f"The tasks {', '.join(task_names)} were bound before this Alchemy was made, with a task class that knows no sessions.",
+            "Make the Alchemy right after the Celery app, before any task is used, or give these tasks base=SessionTask.",
         )
         self.args = (task_names,)
 

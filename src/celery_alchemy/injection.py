@@ -124,8 +124,7 @@ def _refuse_twins(found: list[SessionParameter], task_name: str) -> None:
     for parameter in found:
         if parameter.database in seen:
             raise SessionParameterError(
-                f"Task {task_name!r} asks twice for the same session, as {seen[parameter.database]!r} and as"
-                f" {parameter.name!r}.",
+                f"Task {task_name!r} asks twice for the same session, as {seen[parameter.database]!r} and as {parameter.name!r}.",
                 "Keep one; for a second database name its Alchemy: Annotated[Session, 'analytics'].",
             )
         seen[parameter.database] = parameter.name
@@ -145,11 +144,7 @@ def _hints(body: Body) -> dict[str, Any]:
     function: Any = inspect.unwrap(body)
     function = getattr(function, "__func__", function)
     if not inspect.isfunction(function):
-        function = getattr(type(function), "__call__", function)
-    try:
-        return typing.get_type_hints(function, include_extras=True)
-    except Exception:  # noqa: BLE001 - an annotation is an arbitrary expression and may raise anything.
-        pass
+        function = type(function).__call__
     hints = {}
     for name, annotation in getattr(function, "__annotations__", {}).items():
         alone = types.FunctionType((lambda: None).__code__, getattr(function, "__globals__", {}))
@@ -184,9 +179,7 @@ def _session_kind(annotation: Any, name: str, task_name: str) -> Literal["Sessio
 
 def is_async_session_class(class_: type) -> bool:
     """Tell whether a class is AsyncSession or derived from it, without importing SQLAlchemy's asyncio extension."""
-    return any(
-        base.__name__ == "AsyncSession" and base.__module__.startswith("sqlalchemy.ext.asyncio") for base in class_.__mro__
-    )
+    return any(base.__name__ == "AsyncSession" and base.__module__.startswith("sqlalchemy.ext.asyncio") for base in class_.__mro__)
 
 
 def _refuse_wrong_kind(kind: str, name: str, task_name: str, *, is_async: bool) -> None:

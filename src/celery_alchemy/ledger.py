@@ -17,9 +17,10 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from .databases import database_of
 
-__all__ = ["Ledger", "has_sent_writes", "keep_ledger", "ledger_of", "listen", "observe"]
+__all__ = ["LEDGER", "Ledger", "has_sent_writes", "keep_ledger", "ledger_of", "listen", "observe"]
 
-KEY = "celery_alchemy.ledger"
+#: Where a session, and a Connection that it uses, hold their ledger: a key of their __dict__.
+LEDGER = "celery_alchemy.ledger"
 _OBSERVED = "celery_alchemy.observed"
 
 # What text() and exec_driver_sql() may send without changing a row. Anything else counts as a write: a false "write" asks for a
@@ -45,7 +46,8 @@ class Ledger:
         database_seconds: How long statements took in all.
         idle_seconds: How long open transactions waited for their next statement in all.
         idle_limit_seconds: An idle time over this is reported; None for never.
-        repeats: How often the last statement was sent in a row.
+        last_statement: Its last statement.
+        repeats: How often that one was sent in a row.
     """
 
     # Defaults on the class: a ledger is made for every request, and most of them never change most of these.
@@ -59,31 +61,22 @@ class Ledger:
     database_seconds: float = 0.0
     idle_seconds: float = 0.0
     idle_limit_seconds: float | None = None
+    last_statement: str = ""
     repeats: int = 0
-    _statement: str = ""
 
-    def starts(self, statement: str) -> float:
-        """Note the start of a statement, and what it says of the code before it; return the time."""
-        now = monotonic()
-        if self.ended_at is not None:
-            self._idle(now - self.ended_at)
-        if statement == self._statement:
-            self.repeats += 1
-            if self.repeats == REPEATS_REPORTED:
-                for report in repeat_reporters:
-                    report(statement)
-        else:
-            self._statement = statement
-            self.repeats = 1
-        return now
+    def repeat(self) -> None:
+        """Note that the last statement is sent again."""
+        self.repeats += 1
+        if self.repeats == REPEATS_REPORTED:
+            for report in repeat_reporters:
+                report(self.last_statement)
 
-    def ends_transaction(self) -> None:
-        """Note that the transaction is about to end: the time since its last statement was idle as well."""
-        if self.ended_at is not None:
-            self._idle(monotonic() - self.ended_at)
-            self.ended_at = None
-
-    def _idle(self, seconds: float) -> None:
+    def goes_on(self, now: float) -> None:
+        """Note that the transaction sends its next statement, or ends: since its last statement it was idle."""
+        if self.ended_at is None:
+            return
+        seconds = now - self.ended_at
+        self.ended_at = None
         self.idle_seconds += seconds
         if self.idle_limit_seconds is not None and seconds > self.idle_limit_seconds:
             for report in idle_reporters:
@@ -100,7 +93,7 @@ REPEATS_REPORTED = 50
 
 def ledger_of(session: Session) -> Ledger | None:
     """Return the session's ledger; None for a session that celery-alchemy neither made nor was given."""
-    ledger: Ledger | None = session.__dict__.get(KEY)
+    ledger: Ledger | None = session.__dict__.get(LEDGER)
     return ledger
 
 
@@ -117,9 +110,10 @@ def keep_ledger(
         session: The session.
         timeout_at: ``time.monotonic()`` seconds at which its statements must have ended, or None.
         read_only: Its transactions must not write.
+        idle_limit_seconds: An idle time over this is reported; None for never.
     """
     # Not in .info, whose dict each session makes for itself when it is first asked for: 1 us.
-    ledger = session.__dict__[KEY] = Ledger()
+    ledger = session.__dict__[LEDGER] = Ledger()
     if timeout_at is not None:
         ledger.timeout_at = timeout_at
     if read_only:
@@ -139,7 +133,7 @@ def listen(target: type[Session] | Session) -> None:
 
 
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
-    ledger: Ledger | None = session.__dict__.get(KEY)
+    ledger: Ledger | None = session.__dict__.get(LEDGER)
     if ledger is None:
         return
     if not transaction.nested:
@@ -154,7 +148,7 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
         observe(connection.engine)
     # On the Connection, which lives as long as the checkout: its .info is the driver connection's and would follow that to its
     # next user.
-    connection.__dict__[KEY] = ledger
+    connection.__dict__[LEDGER] = ledger
 
 
 def _send_settings(ledger: Ledger, connection: Connection) -> None:
@@ -183,9 +177,10 @@ def _reporting(execute: Callable[..., None], driver_error: type[Exception]) -> C
     def report(cursor: Any, statement: str, *rest: Any) -> None:
         # (cursor, statement, parameters, context), or without the parameters.
         context = rest[-1]
-        ledger: Ledger | None = None if context is None else context.root_connection.__dict__.get(KEY)
+        ledger: Ledger | None = None if context is None else context.root_connection.__dict__.get(LEDGER)
         if ledger is None:
-            return execute(cursor, statement, *rest)
+            execute(cursor, statement, *rest)
+            return
         ledger.statements += 1
         if not ledger.writes:
             if context.compiled is None or context.is_text:
@@ -193,7 +188,14 @@ def _reporting(execute: Callable[..., None], driver_error: type[Exception]) -> C
             else:
                 ledger.writes = bool(context.isinsert or context.isupdate or context.isdelete or context.isddl)
         ledger.in_flight = True
-        started = ledger.starts(statement)
+        started = monotonic()
+        if ledger.ended_at is not None:
+            ledger.goes_on(started)
+        if statement == ledger.last_statement:
+            ledger.repeat()
+        else:
+            ledger.last_statement = statement
+            ledger.repeats = 1
         try:
             execute(cursor, statement, *rest)
         except driver_error:
@@ -205,4 +207,3 @@ def _reporting(execute: Callable[..., None], driver_error: type[Exception]) -> C
         ledger.database_seconds += ended - started
 
     return report
-

@@ -36,9 +36,7 @@ class _Work(Generic[T]):
         on_interrupt: Told what broke into the waiting, before the coroutine is cancelled.
     """
 
-    def __init__(
-        self, make: Callable[[], Coroutine[Any, Any, T]], on_interrupt: Callable[[BaseException], None] | None
-    ) -> None:
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, T]], on_interrupt: Callable[[BaseException], None] | None) -> None:
         self._make = make
         self._on_interrupt = on_interrupt
         self._task: asyncio.Task[None] | None = None
@@ -83,9 +81,7 @@ class ProcessLoop:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=_serve, args=(self._loop,), name="celery-alchemy-loop", daemon=True
-                )
+                self._thread = threading.Thread(target=_serve, args=(self._loop,), name="celery-alchemy-loop", daemon=True)
                 self._thread.start()
             return self._loop
 

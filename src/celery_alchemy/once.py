@@ -20,14 +20,14 @@ from sqlalchemy.orm import Session
 
 from . import completion
 from .completion import Ending, State
-from .ledger import ledger_of
 from .errors import DeadTaskError, OnceCommitError
+from .ledger import ledger_of
 from .message import Message, recording
 from .outbox import Row
 from .outcome import Replaced, outcome_of
 from .request import AtHand, UnitOfWork, close_quietly
 from .sending import hold
-from .transaction import uncommitted_changes
+from .transaction import WAITING, set_owner, uncommitted_changes
 from .transient import is_transient
 
 __all__ = [
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 START_ATTEMPTS = 10
 
 
-class Overtaken(Exception):
+class Overtaken(Exception):  # noqa: N818 - a signal to run again, not an error.
     """Another delivery changed the task's record while this one ran and left it open: run again from the start."""
 
 
@@ -125,7 +125,10 @@ class OnceUnit(UnitOfWork):
             session.flush()
             recorded = self._record(session, result)
             if recorded:
-                self._commit(session)
+                if WAITING in session.__dict__:
+                    set_owner(session, self.owner())
+                self.commit_is_uncertain = True
+                session.commit()
         except BaseException as exc:
             self._unsent = None
             self._take_session()
@@ -169,9 +172,7 @@ class OnceUnit(UnitOfWork):
 
     def _record(self, session: Session, result: str) -> bool:
         try:
-            return completion.complete(
-                session, self.key, self.task.request.id, self.task.name, result, owed=self._owed
-            )
+            return completion.complete(session, self.key, self.task.request.id, self.task.name, result, owed=self._owed)
         except IntegrityError:
             return False
 
@@ -240,9 +241,7 @@ class OnceUnit(UnitOfWork):
         result = completion.encoded(ending, None)
 
         def work(session: Session) -> None:
-            completion.complete(
-                session, self.key, self.task.request.id, self.task.name, result, owed=self._owed
-            )
+            completion.complete(session, self.key, self.task.request.id, self.task.name, result, owed=self._owed)
 
         self.in_own_session(work)
 
@@ -271,9 +270,7 @@ def in_session_of(task: Any, work: Callable[[Session], Any]) -> Any:
     return result
 
 
-def record_death(
-    task: Any, key: str, exc: BaseException, in_own_session: Callable[[Callable[[Session], Any]], Any]
-) -> State | None:
+def record_death(task: Any, key: str, exc: BaseException, in_own_session: Callable[[Callable[[Session], Any]], Any]) -> State | None:
     """Set a task aside that has failed for good; logged, never raised: the task's own error stands.
 
     Returns:

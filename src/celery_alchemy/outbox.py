@@ -83,9 +83,7 @@ class Outbox:
         max_message_bytes: The largest body that is accepted.
     """
 
-    def __init__(
-        self, publisher: Publisher, engine: Callable[[], Engine], max_message_bytes: int = MAX_MESSAGE_BYTES
-    ) -> None:
+    def __init__(self, publisher: Publisher, engine: Callable[[], Engine], max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
         self.publisher = publisher
         self._engine = engine
         self._max_message_bytes = max_message_bytes
@@ -139,7 +137,7 @@ class Outbox:
                 len(rows),
                 failed[0],
             )
-        sent = [row for row, error in zip(rows, errors) if error is None]
+        sent = [row for row, error in zip(rows, errors, strict=True) if error is None]
         if not sent:
             return
         try:
@@ -267,9 +265,7 @@ _INSERT = insert(outbox).values(
     deliveries=0,
 )
 
-_DELETE_SENT = delete(outbox).where(
-    outbox.c.id.in_(bindparam("row_ids", expanding=True)), outbox.c.claim == bindparam("token")
-)
+_DELETE_SENT = delete(outbox).where(outbox.c.id.in_(bindparam("row_ids", expanding=True)), outbox.c.claim == bindparam("token"))
 
 _KEEP_OWED = (
     update(outbox)
@@ -279,7 +275,5 @@ _KEEP_OWED = (
         outbox.c.completed_at.is_(None),
         outbox.c.died_at.is_(None),
     )
-    .values(
-        claim=None, due_at=from_now(bindparam("wait")), sends=outbox.c.sends + 1, failures=0, error=None
-    )
+    .values(claim=None, due_at=from_now(bindparam("wait")), sends=outbox.c.sends + 1, failures=0, error=None)
 )

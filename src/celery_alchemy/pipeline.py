@@ -43,9 +43,7 @@ def publish_arguments(message: Message) -> dict[str, Any]:
     }
 
 
-def confirmed_together(
-    app: Celery, producer: Any, messages: Sequence[Message], meanwhile: Callable[[], None]
-) -> set[int]:
+def confirmed_together(app: Celery, producer: Any, messages: Sequence[Message], meanwhile: Callable[[], None]) -> set[int]:
     """Publish messages in order, in as few round trips as the transport allows.
 
     Args:
@@ -204,13 +202,13 @@ class _ConfirmingChannel:
     def _forget_declarations(self) -> None:
         self._connection.client.declared_entities.clear()
 
-    def _on_ack(self, tag: int, multiple: bool) -> None:  # noqa: FBT001 - py-amqp calls it so.
+    def _on_ack(self, tag: int, multiple: bool) -> None:
         self._answered(tag, multiple)
 
-    def _on_nack(self, tag: int, multiple: bool) -> None:  # noqa: FBT001 - as above.
+    def _on_nack(self, tag: int, multiple: bool) -> None:
         self._refused |= self._answered(tag, multiple)
 
-    def _answered(self, tag: int, multiple: bool) -> set[int]:  # noqa: FBT001 - as above.
+    def _answered(self, tag: int, multiple: bool) -> set[int]:
         tags = {t for t in self._open if t <= tag} if multiple else {tag}
         self._open -= tags
         return tags

@@ -93,7 +93,7 @@ class Publisher:
                         return errors
                     else:
                         errors.append(self._publish_one(producer, message))
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - every error must be seen here.
             self._paused_until = monotonic() + PAUSE_SECONDS
             errors.extend(None if index in confirmed else exc for index in range(len(errors), len(pending)))
         else:
@@ -117,9 +117,7 @@ class Publisher:
         with self._lock:
             if self._pool is None or self._pid != os.getpid():
                 self._pid = os.getpid()
-                connection: Connection = cast("Any", self._app).connection_for_write(
-                    transport_options={"confirm_publish": True}
-                )
+                connection: Connection = cast("Any", self._app).connection_for_write(transport_options={"confirm_publish": True})
                 limit = self._app.conf.broker_pool_limit or 10
                 self._pool = ProducerPool(connection.Pool(limit), limit=limit)
             return self._pool

@@ -87,7 +87,6 @@ class FactoryHome:
                 "Give it a sessionmaker, or a callable that takes no arguments and returns a new Session.",
             )
 
-
     @property
     def async_source(self) -> Any:
         """A class's session_factory gives sync sessions only.

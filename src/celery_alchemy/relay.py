@@ -133,8 +133,8 @@ class Relay:
             self._claim_ahead if batch.size >= BATCH_ROWS and not self._stopping.is_set() else lambda: None,
         )
         # What was not tried in time stays leased to nobody who works on it; it is due again soon.
-        sent = [row for row, error in zip(rows, errors) if error is None]
-        failed = [(row, error) for row, error in zip(rows, errors) if error is not None]
+        sent = [row for row, error in zip(rows, errors) if error is None]  # noqa: B905 - publish() may stop early.
+        failed = [(row, error) for row, error in zip(rows, errors) if error is not None]  # noqa: B905 - publish() may stop early.
         with engine.begin() as connection:
             if sent:
                 settle(connection, sent, claim)
@@ -167,12 +167,12 @@ class Relay:
                 if down:
                     logger.info("The relay works again")
                 down = False
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - every error must be seen here.
                 if not down:
                     logger.warning("The relay cannot work now and goes on trying: %s", missing_table(exc) or exc)
                 down = True
             if claimed < BATCH_ROWS or self._publisher.paused:
-                stopping.wait(interval_seconds * random.uniform(0.75, 1.25))  # noqa: S311 - no secret
+                stopping.wait(interval_seconds * random.uniform(0.75, 1.25))
 
 
 def claim_due(connection: Connection, claim: str) -> tuple[list[Claimed], list[tuple[str, str]]]:
@@ -190,9 +190,7 @@ def claim_due(connection: Connection, claim: str) -> tuple[list[Claimed], list[t
         except ValueError as exc:
             corrupt.append((found.id, f"the row cannot be read: {exc}"))
             continue
-        rows.append(
-            Claimed(found.id, found.once, found.redeliver_seconds, found.sends, found.failures, message)
-        )
+        rows.append(Claimed(found.id, found.once, found.redeliver_seconds, found.sends, found.failures, message))
     return rows, corrupt
 
 
@@ -202,9 +200,7 @@ def _set_aside(connection: Connection, rows: list[tuple[str, str]], claim: str) 
         connection.execute(_SET_ASIDE, {"row_id": row_id, "token": claim, "reason": error})
 
 
-def _put_back(
-    connection: Connection, failed: list[tuple[Claimed, Exception]], claim: str, *, counts: bool
-) -> None:
+def _put_back(connection: Connection, failed: list[tuple[Claimed, Exception]], claim: str, *, counts: bool) -> None:
     """Make rows due again later; set those aside that fail by themselves, not because the broker is down."""
     for row, error in failed:
         failures = row.failures + 1 if counts else row.failures
@@ -213,9 +209,7 @@ def _put_back(
             _set_aside(connection, [(row.id, f"it could not be published {failures} times; last: {text}")], claim)
             continue
         wait = min(BACKOFF_SECONDS * 2**failures, BACKOFF_MAX_SECONDS) if counts else BACKOFF_SECONDS
-        connection.execute(
-            _PUT_BACK, {"row_id": row.id, "token": claim, "reason": text, "wait": wait, "count": failures}
-        )
+        connection.execute(_PUT_BACK, {"row_id": row.id, "token": claim, "reason": text, "wait": wait, "count": failures})
 
 
 def prune(engine: Engine, window_seconds: float) -> int:
@@ -235,16 +229,12 @@ def prune(engine: Engine, window_seconds: float) -> int:
 
 _MINE = (outbox.c.id == bindparam("row_id"), outbox.c.claim == bindparam("token"))
 
-_SET_ASIDE = (
-    update(outbox).where(*_MINE).values(died_at=from_now(0), due_at=None, claim=None, error=bindparam("reason"))
-)
+_SET_ASIDE = update(outbox).where(*_MINE).values(died_at=from_now(0), due_at=None, claim=None, error=bindparam("reason"))
 
 _PUT_BACK = (
     update(outbox)
     .where(*_MINE)
-    .values(
-        claim=None, due_at=from_now(bindparam("wait")), failures=bindparam("count"), error=bindparam("reason")
-    )
+    .values(claim=None, due_at=from_now(bindparam("wait")), failures=bindparam("count"), error=bindparam("reason"))
 )
 
 _PRUNE = delete(outbox).where(outbox.c.id == bindparam("row_id"))
@@ -257,16 +247,19 @@ _PRUNE = delete(outbox).where(outbox.c.id == bindparam("row_id"))
 _no_fork = threading.Lock()
 
 
-def _after_fork_in_child() -> None:
-    global _no_fork
-    _no_fork = threading.Lock()
+def _hold_forks() -> None:
+    _no_fork.acquire()
+
+
+def _release_forks() -> None:
+    _no_fork.release()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=lambda: _no_fork.acquire(),
-        after_in_parent=lambda: _no_fork.release(),
-        after_in_child=_after_fork_in_child,
+        before=_hold_forks,
+        after_in_parent=_release_forks,
+        after_in_child=_release_forks,
     )
 
 

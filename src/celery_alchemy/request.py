@@ -19,10 +19,10 @@ from sqlalchemy.orm import Session
 
 from .errors import EntityReturnedError
 from .events import SessionListener, SessionReport, tell
-from .ledger import Ledger, ledger_of
+from .ledger import LEDGER, Ledger, ledger_of
 from .outcome import CommitOn, Outcome, outcome_of
-from .sessions import SessionOptions, is_open
-from .transaction import has_waiting, set_owner
+from .sessions import DEFERRED, SessionOptions
+from .transaction import WAITING, set_owner
 
 __all__ = ["PLAIN_TYPES", "AtHand", "UnitOfWork", "Works", "at_hand", "close_quietly", "refuse_entities"]
 
@@ -86,8 +86,9 @@ class UnitOfWork:
     #: There is something to end: an opened session, or a message to send. Else ``succeed()`` would do nothing.
     pending: bool = False
 
-    #: The outcomes that commit, known once a session was opened.
+    #: The outcomes that commit, and who wants to know of the session's end; known once a session was opened.
     commit_on: CommitOn | None = None
+    listeners: Sequence[SessionListener] | None = None
 
     #: True once COMMIT was sent: an error without an answer from the database does not say whether it was carried out.
     commit_is_uncertain: bool = False
@@ -183,15 +184,17 @@ class UnitOfWork:
         Raises:
             Exception: What the database raised at the commit; the session is rolled back and closed then, and nothing is sent.
         """
-        for other in (self.others or {}).values():
-            other.succeed()
+        if self.others is not None:
+            for other in self.others.values():
+                other.succeed()
         session = self._take_session()
         if session is not None:
-            ledger = ledger_of(session)
-            self.task.uses_session = ledger is not None and ledger.statements > 0
             commit_on = self.commit_on
             self._end_and_close(session, "success" in (self.task.outcomes_to_commit() if commit_on is None else commit_on))
-            self._tell(ledger, "success")
+            ledger: Ledger | None = session.__dict__.get(LEDGER)
+            self.task.uses_session = ledger is not None and ledger.statements > 0
+            if self.listeners is None or self.listeners:
+                self._tell(ledger, "success")
         if self._unsent is not None and not self.sends_elsewhere:
             self.send_unsent()
 
@@ -219,7 +222,7 @@ class UnitOfWork:
             self.send_unsent()
 
     def _tell(self, ledger: Ledger | None, outcome: Outcome) -> None:
-        listeners = self.task.session_listeners()
+        listeners = self.task.session_listeners() if self.listeners is None else self.listeners
         if not listeners or ledger is None:
             return
         report = SessionReport(
@@ -236,31 +239,29 @@ class UnitOfWork:
     def _take_session(self) -> Session | None:
         """Return the session if this request has one of its own and used it; from here on it has none."""
         session, self.used_session = self.used_session, None
-        if session is None or self._borrowed or not is_open(session):
+        if session is None or self._borrowed or DEFERRED in session.__dict__:
             return None
         return session
 
     def _end_and_close(self, session: Session, commit: bool) -> None:
-        ledger = ledger_of(session)
-        if ledger is not None:
-            ledger.ends_transaction()
+        ledger: Ledger | None = session.__dict__.get(LEDGER)
+        if ledger is not None and ledger.ended_at is not None:
+            ledger.goes_on(monotonic())
         # Without a commit, closing is the rollback: on a dead connection it fails, and the work is none the worse.
         if commit and (session.in_transaction() or session.new):
             try:
-                self._commit(session)
+                if WAITING in session.__dict__:
+                    set_owner(session, self.owner())
+                self.commit_is_uncertain = True
+                session.commit()
             except BaseException as exc:
                 self._unsent = None
                 self._abandon(session, exc)
                 raise
-        close_quietly(session, self.owner)
-
-    def _commit(self, session: Session) -> None:
-        if not session.in_transaction() and not session.new:
-            return
-        if has_waiting(session):
-            set_owner(session, self.owner())
-        self.commit_is_uncertain = True
-        session.commit()
+        try:
+            session.close()
+        except Exception:  # noqa: BLE001 - every error must be seen here.
+            _drop(session, self.owner)
 
     def _abandon(self, session: Session, exc: BaseException) -> None:
         """Roll back and close, or drop the connection where it may be in the middle of a statement.
@@ -298,9 +299,13 @@ def close_quietly(session: Session, owner: Callable[[], str]) -> None:
     """Close a session; on any error log it and drop the connection. Never raises, so that it never hides another error."""
     try:
         session.close()
-    except Exception:
-        logger.warning("%s: closing the session failed, its connection is dropped", owner(), exc_info=True)
-        _invalidate(session, owner)
+    except Exception:  # noqa: BLE001 - every error must be seen here.
+        _drop(session, owner)
+
+
+def _drop(session: Session, owner: Callable[[], str]) -> None:
+    logger.warning("%s: closing the session failed, its connection is dropped", owner(), exc_info=True)
+    _invalidate(session, owner)
 
 
 def _invalidate(session: Session, owner: Callable[[], str]) -> None:

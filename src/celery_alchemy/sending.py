@@ -75,9 +75,7 @@ def enqueue(session: AnySession, signature: Signature, **options: Any) -> Any:
     return result
 
 
-def hold(
-    app: Celery, home: Home | None, session: Session, messages: Sequence[Message], *, chosen_id: bool = False
-) -> None:
+def hold(app: Celery, home: Home | None, session: Session, messages: Sequence[Message], *, chosen_id: bool = False) -> None:
     """Let finished messages out after the session's commit: through the outbox if there is one, else directly.
 
     Args:
@@ -146,9 +144,7 @@ def _refuse_other_database(home: Home, session: Session) -> None:
     if theirs.url == ours.url or theirs.engine.pool is ours.pool:
         return
     same = ("host", "port", "database")
-    if theirs.dialect.name == ours.dialect.name and all(
-        getattr(theirs.url, part) == getattr(ours.url, part) for part in same
-    ):
+    if theirs.dialect.name == ours.dialect.name and all(getattr(theirs.url, part) == getattr(ours.url, part) for part in same):
         return
     raise ConfigurationError(
         f"This session is bound to {theirs.url.render_as_string(hide_password=True)}, the outbox is in"

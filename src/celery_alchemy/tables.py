@@ -126,6 +126,4 @@ def _mysql(element: from_now, compiler: Any, **kw: Any) -> str:
 @compiles(from_now, "sqlite")
 def _sqlite(element: from_now, compiler: Any, **kw: Any) -> str:
     # https://www.sqlite.org/lang_datefunc.html: %f gives milliseconds; the zeros make it the text SQLAlchemy stores.
-    return (
-        f"strftime('%Y-%m-%d %H:%M:%f000', 'now', (CAST({_seconds(element, compiler, **kw)} AS TEXT) || ' seconds'))"
-    )
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', (CAST({_seconds(element, compiler, **kw)} AS TEXT) || ' seconds'))"

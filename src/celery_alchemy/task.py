@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
+from types import MappingProxyType
 from typing import Any, ClassVar, cast, get_args
 
 from celery import Celery, Task
@@ -103,8 +104,10 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
     _injection: Injection = Injection((), inspect.Signature())
     _options: SessionOptions | None = None
     _policy: CommitOn | None = None
+    #: The app's; the dict is live.
+    _homes: Mapping[str | None, Home] = MappingProxyType({})
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> SessionTask:
+    def __new__(cls, *args: Any, **kwargs: Any) -> SessionTask:  # noqa: PYI034 - Python 3.10 has no Self.
         # Here and not in __init__, which user's classes override without calling super(). It is early enough to be inside of
         # autoretry, which Celery wraps around task.run after the instance is made.
         task = super().__new__(cls)
@@ -155,6 +158,7 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
         super().on_bound(app)
         name = cls.name or cls.__name__
         cls._options = None
+        cls._homes = homes_of(app)
         cls._policy = None if cls.commit_on is None else commit_on_from(cls.commit_on, f"task {name!r}")
         factory = _static(cls, "session_factory")
         cls._factory_home = None if factory is None else FactoryHome(factory, name)
@@ -224,11 +228,11 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
     @property
     def request(self) -> Context:
         """Celery's request; in the coroutine of an async task, whose thread has no request stack, the one it runs for."""
-        if self.is_async and self.request_stack.top is None:
-            unit = self._unit()
-            if unit is not None:
-                return unit.task.request
-        return self._get_request()
+        request: Context | None = self.request_stack.top
+        if request is not None:
+            return request
+        unit = self._unit() if self.is_async else None
+        return self._get_request() if unit is None else unit.task.request
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
         """Retry the task as Celery does; the message is sent after the transaction has ended and its locks are gone."""
@@ -419,11 +423,12 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
 
     def open_session(self, unit: UnitOfWork, *, deferred: bool = False) -> Session:
         """Return a session for a unit of work, ready for use or deferred until it is used."""
-        home = self._factory_home or home_of(self._app) or self.home()
+        home = self._factory_home or self._homes.get(None) or self.home()
         if deferred:
             return home.source.session(unit)
         unit.pending = True
         unit.commit_on = home.commit_on if self._policy is None else self._policy
+        unit.listeners = home.session_listeners
         return home.source.opened(self.unit_options(unit))
 
     def unit_options(self, unit: UnitOfWork) -> SessionOptions:

@@ -22,14 +22,24 @@ from .errors import ConfigurationError, PublishError, UncommittedChangesError
 from .ledger import has_sent_writes, ledger_of
 from .sessions import is_open
 
-__all__ = ["AnySession", "has_waiting", "has_written", "on_commit", "released", "set_owner", "sync_session_of", "uncommitted_changes"]
+__all__ = [
+    "WAITING",
+    "AnySession",
+    "has_written",
+    "on_commit",
+    "released",
+    "set_owner",
+    "sync_session_of",
+    "uncommitted_changes",
+]
 
 logger = logging.getLogger(__name__)
 
 # A Session, a scoped_session, or an AsyncSession (named as Any so that greenlet is not needed to import this package).
 AnySession = Union[Session, "scoped_session[Any]", Any]
 
-_WAITING = "celery_alchemy.waiting"
+#: A key of the __dict__ of sessions for whose commit callables wait.
+WAITING = "celery_alchemy.waiting"
 _OWNER = "celery_alchemy.owner"
 _FLUSHED = "celery_alchemy.flushed"
 
@@ -53,11 +63,6 @@ def set_owner(session: Session, owner: str) -> None:
     The task's work is committed then; an exception would make Celery record a failure and ``autoretry_for`` run the work again.
     """
     session.__dict__[_OWNER] = owner
-
-
-def has_waiting(session: Session) -> bool:
-    """Tell whether callables wait for the session's commit."""
-    return _WAITING in session.__dict__
 
 
 # --- callables that wait for the commit --------------------------------------------------------------------------------
@@ -94,7 +99,7 @@ class _Waiting:
         self.committed: SessionTransaction | None = None
 
 
-def on_commit(session: AnySession, callable: Callable[[], object], *, what: str | None = None) -> None:
+def on_commit(session: AnySession, callable: Callable[[], object], *, what: str | None = None) -> None:  # noqa: A002 - the field's word.
     """Run a callable after the outermost transaction of a session has committed.
 
     It never runs when the transaction, or the SAVEPOINT that this was called in, is rolled back. Callables run in the order in
@@ -115,7 +120,7 @@ def on_commit(session: AnySession, callable: Callable[[], object], *, what: str 
     transaction = session.get_nested_transaction() or session.get_transaction()
     if transaction is None:  # pragma: no cover - begin() has just made one.
         raise RuntimeError("The session has no transaction after begin().")
-    waiting: _Waiting = session.__dict__.setdefault(_WAITING, _Waiting())
+    waiting: _Waiting = session.__dict__.setdefault(WAITING, _Waiting())
     waiting.entries.append(_Entry(transaction, callable, what or getattr(callable, "__qualname__", repr(callable))))
 
 
@@ -124,7 +129,7 @@ def on_commit(session: AnySession, callable: Callable[[], object], *, what: str 
 
 
 def _before_commit(session: Session) -> None:
-    waiting: _Waiting | None = session.__dict__.get(_WAITING)
+    waiting: _Waiting | None = session.__dict__.get(WAITING)
     if waiting is None or session.in_nested_transaction():
         return
     joint: Any = None
@@ -145,13 +150,13 @@ def _before_commit(session: Session) -> None:
 def _after_commit(session: Session) -> None:
     # SQLAlchemy fires this for a released SAVEPOINT as well as for the real COMMIT. It only says here how the transaction that
     # ends next has ended.
-    waiting: _Waiting | None = session.__dict__.get(_WAITING)
+    waiting: _Waiting | None = session.__dict__.get(WAITING)
     if waiting is not None:
         waiting.committed = session.get_nested_transaction() or session.get_transaction()
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    waiting: _Waiting | None = session.__dict__.get(_WAITING)
+    waiting: _Waiting | None = session.__dict__.get(WAITING)
     if waiting is not None:
         _settle(session, transaction, waiting)
 
@@ -167,7 +172,7 @@ def _settle(session: Session, transaction: SessionTransaction, waiting: _Waiting
         else:
             waiting.entries = [entry for entry in waiting.entries if entry.transaction is not transaction]
     elif transaction.parent is None:
-        del session.__dict__[_WAITING]
+        del session.__dict__[WAITING]
         if committed:
             _finish(session, mine)
 
@@ -198,9 +203,7 @@ def _run(session: Session, entries: list[_Entry]) -> None:
             first = first or exc
             failures.append(f"{entry.what}: {type(exc).__name__}: {exc}")
             if owner is not None:
-                logger.error(
-                    "%s is committed, but %s failed after it", owner, entry.what, exc_info=True
-                )
+                logger.exception("%s is committed, but %s failed after it", owner, entry.what)
     if first is not None and owner is None:
         raise PublishError(tuple(failures)) from first
 
@@ -290,7 +293,7 @@ def uncommitted_changes(session: Session) -> str | None:
         return "an open SAVEPOINT"
     if session.new or session.deleted or any(session.is_modified(entity) for entity in session.dirty):
         return "unflushed changes"
-    waiting: _Waiting | None = session.__dict__.get(_WAITING)
+    waiting: _Waiting | None = session.__dict__.get(WAITING)
     if waiting is not None and waiting.entries:
         return "sends that wait for the commit"
     return "uncommitted writes" if has_written(session) else None
@@ -340,17 +343,13 @@ class released:  # noqa: N801 - used as a function: with released(session): ...
     def __enter__(self) -> None:
         _release(sync_session_of(self._given), self._commit)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
         return None
 
     async def __aenter__(self) -> None:
         await self._given.run_sync(_release, self._commit)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
         return None
 
 

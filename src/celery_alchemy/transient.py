@@ -29,9 +29,7 @@ POSTGRESQL = {
     "08004": "sqlserver_rejected_establishment_of_sqlconnection",
     "08006": "connection_failure",
 }
-_POSTGRESQL_LOST = frozenset(
-    {"25P03", "57P01", "57P02", "57P05", "08000", "08001", "08003", "08004", "08006"}
-)
+_POSTGRESQL_LOST = frozenset({"25P03", "57P01", "57P02", "57P05", "08000", "08001", "08003", "08004", "08006"})
 
 #: Error numbers of MySQL and MariaDB. https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html,
 #: https://mariadb.com/kb/en/mariadb-error-code-reference/

@@ -54,9 +54,7 @@ def status(engine: Engine) -> dict[str, Any]:
     with _begin(engine) as connection:
         sums = [func.coalesce(func.sum(case((what, 1), else_=0)), 0).label(name) for name, what in counted.items()]
         found = connection.execute(select(*sums)).one()
-        oldest, now = connection.execute(
-            select(select(func.min(c.due_at)).where(due).scalar_subquery(), from_now(0))
-        ).one()
+        oldest, now = connection.execute(select(select(func.min(c.due_at)).where(due).scalar_subquery(), from_now(0))).one()
     late = None if oldest is None else (_aware(now) - _aware(oldest)).total_seconds()
     return {**{name: int(getattr(found, name)) for name in counted}, "oldest_seconds": late}
 
@@ -74,9 +72,7 @@ def dead(engine: Engine, limit: int = 100) -> list[dict[str, Any]]:
     c = outbox.c
     columns = (c.id, c.task_id, c.task_name, c.created_at, c.died_at, c.error, c.sends)
     with _begin(engine) as connection:
-        found = connection.execute(
-            select(*columns).where(c.died_at.is_not(None)).order_by(c.died_at.desc()).limit(limit)
-        )
+        found = connection.execute(select(*columns).where(c.died_at.is_not(None)).order_by(c.died_at.desc()).limit(limit))
         return [dict(row._mapping) for row in found]
 
 

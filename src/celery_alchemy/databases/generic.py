@@ -15,9 +15,7 @@ def configure(engine: Engine) -> None:
     """Nothing is known of this database that would need setting."""
 
 
-def begin_statements(
-    connection: Connection, timeout_seconds: float | None, read_only: bool
-) -> Sequence[str]:
+def begin_statements(connection: Connection, timeout_seconds: float | None, read_only: bool) -> Sequence[str]:
     """Return nothing; a read-only transaction is refused rather than silently writable."""
     if read_only:
         raise ConfigurationError(
@@ -27,17 +25,13 @@ def begin_statements(
     return ()
 
 
-def claim(
-    connection: Connection, table: Table, claim: str, lease_seconds: float, limit: int
-) -> Sequence[Row[Any]]:
+def claim(connection: Connection, table: Table, claim: str, lease_seconds: float, limit: int) -> Sequence[Row[Any]]:
     """Lease due rows one relay at a time, with what standard SQL has."""
     rows = connection.execute(
         select(table).where(table.c.due_at <= from_now(0)).order_by(table.c.due_at).limit(limit).with_for_update()
     ).all()
     if rows:
         connection.execute(
-            update(table)
-            .where(table.c.id.in_([row.id for row in rows]))
-            .values(claim=claim, due_at=from_now(lease_seconds))
+            update(table).where(table.c.id.in_([row.id for row in rows])).values(claim=claim, due_at=from_now(lease_seconds))
         )
     return rows

@@ -18,9 +18,7 @@ def configure(engine: Engine) -> None:
     """Nothing: the server's defaults are right for tasks."""
 
 
-def begin_statements(
-    connection: Connection, timeout_seconds: float | None, read_only: bool
-) -> Sequence[str]:
+def begin_statements(connection: Connection, timeout_seconds: float | None, read_only: bool) -> Sequence[str]:
     """Return the SET statements of a task's transaction.
 
     MySQL's ``max_execution_time`` (milliseconds) limits SELECT only; MariaDB's ``max_statement_time`` (seconds) limits every
@@ -45,15 +43,11 @@ def _take_back_at_checkin(connection: Connection) -> None:
     pool = connection.engine.pool
     if not event.contains(pool, "reset", _lift_limit):
         event.listen(pool, "reset", _lift_limit)
-    variable = (
-        "max_statement_time" if getattr(connection.dialect, "is_mariadb", False) else "max_execution_time"
-    )
+    variable = "max_statement_time" if getattr(connection.dialect, "is_mariadb", False) else "max_execution_time"
     connection.info[_LIMITED] = variable
 
 
-def _lift_limit(
-    dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry, reset_state: PoolResetState
-) -> None:
+def _lift_limit(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry, reset_state: PoolResetState) -> None:
     variable: Any = record.info.pop(_LIMITED, None)
     if variable is None or reset_state.terminate_only:
         return
@@ -64,9 +58,7 @@ def _lift_limit(
         cursor.close()
 
 
-def claim(
-    connection: Connection, table: Table, claim: str, lease_seconds: float, limit: int
-) -> Sequence[Row[Any]]:
+def claim(connection: Connection, table: Table, claim: str, lease_seconds: float, limit: int) -> Sequence[Row[Any]]:
     """Lease due rows: lock and read, then update by primary key.
 
     MySQL has no UPDATE ... RETURNING. SKIP LOCKED needs MySQL 8.0.1 or MariaDB 10.6. Leasing by UPDATE and not by DELETE keeps
@@ -74,16 +66,10 @@ def claim(
     Source: https://dev.mysql.com/doc/refman/8.0/en/innodb-locking-reads.html
     """
     rows = connection.execute(
-        select(table)
-        .where(table.c.due_at <= from_now(0))
-        .order_by(table.c.due_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
+        select(table).where(table.c.due_at <= from_now(0)).order_by(table.c.due_at).limit(limit).with_for_update(skip_locked=True)
     ).all()
     if rows:
         connection.execute(
-            update(table)
-            .where(table.c.id.in_([row.id for row in rows]))
-            .values(claim=claim, due_at=from_now(lease_seconds))
+            update(table).where(table.c.id.in_([row.id for row in rows])).values(claim=claim, due_at=from_now(lease_seconds))
         )
     return rows

@@ -14,9 +14,7 @@ def configure(engine: Engine) -> None:
     """Nothing: the server's defaults are right for tasks."""
 
 
-def begin_statements(
-    connection: Connection, timeout_seconds: float | None, read_only: bool
-) -> Sequence[str]:
+def begin_statements(connection: Connection, timeout_seconds: float | None, read_only: bool) -> Sequence[str]:
     """Return the SET statements of a task's transaction.
 
     ``SET LOCAL`` and ``SET TRANSACTION`` end with the transaction, so a pooled connection carries nothing over, also behind
@@ -31,9 +29,7 @@ def begin_statements(
     return statements
 
 
-def claim(
-    connection: Connection, table: Table, claim: str, lease_seconds: float, limit: int
-) -> Sequence[Row[Any]]:
+def claim(connection: Connection, table: Table, claim: str, lease_seconds: float, limit: int) -> Sequence[Row[Any]]:
     """Lease due rows in one statement.
 
     SKIP LOCKED lets relays pass each other. The CTE is MATERIALIZED because the planner may otherwise run the LIMIT again for each
@@ -49,10 +45,5 @@ def claim(
         .cte("due")
         .prefix_with("MATERIALIZED", dialect="postgresql")
     )
-    statement = (
-        update(table)
-        .where(table.c.id == due.c.id)
-        .values(claim=claim, due_at=from_now(lease_seconds))
-        .returning(*table.c)
-    )
+    statement = update(table).where(table.c.id == due.c.id).values(claim=claim, due_at=from_now(lease_seconds)).returning(*table.c)
     return connection.execute(statement).all()

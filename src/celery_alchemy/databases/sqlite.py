@@ -58,16 +58,12 @@ def _begin(dbapi_connection: Any) -> None:
         cursor.close()
 
 
-def begin_statements(
-    connection: Connection, timeout_seconds: float | None, read_only: bool
-) -> Sequence[str]:
+def begin_statements(connection: Connection, timeout_seconds: float | None, read_only: bool) -> Sequence[str]:
     """Return what makes the transaction read-only; a SQLite statement cannot be given a time limit."""
     if not read_only:
         return ()
     if connection.get_isolation_level() == "AUTOCOMMIT":
-        raise ConfigurationError(
-            "read_only=True cannot be combined with AUTOCOMMIT on SQLite.", "Use one of the two."
-        )
+        raise ConfigurationError("read_only=True cannot be combined with AUTOCOMMIT on SQLite.", "Use one of the two.")
     for name in ("commit", "rollback"):
         if not event.contains(connection.engine, name, _allow_writes):
             event.listen(connection.engine, name, _allow_writes)
@@ -81,9 +77,7 @@ def _allow_writes(connection: Connection) -> None:
         connection.exec_driver_sql("PRAGMA query_only = OFF")
 
 
-def claim(
-    connection: Connection, table: Table, claim: str, lease_seconds: float, limit: int
-) -> Sequence[Row[Any]]:
+def claim(connection: Connection, table: Table, claim: str, lease_seconds: float, limit: int) -> Sequence[Row[Any]]:
     """Lease due rows in one statement, atomic by itself: there is one writer at a time, and no SKIP LOCKED.
 
     Source: https://www.sqlite.org/lang_returning.html
