@@ -26,6 +26,7 @@ from .errors import (
     TasksAlreadyBoundError,
     UncommittedChangesError,
     UnknownTaskError,
+    UnroutableError,
     UnsafeSerializerError,
 )
 from .events import SessionReport
@@ -59,6 +60,7 @@ __all__ = [
     "TasksAlreadyBoundError",
     "UncommittedChangesError",
     "UnknownTaskError",
+    "UnroutableError",
     "UnsafeSerializerError",
     "enqueue",
     "is_transient",

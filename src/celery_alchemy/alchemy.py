@@ -25,7 +25,7 @@ from .message import install
 from .outbox import MAX_MESSAGE_BYTES, Outbox
 from .outcome import commit_on_from
 from .publisher import Publisher
-from .registry import homes_of
+from .registry import Home, homes_of
 from .request import AtHand, at_hand
 from .sending import intercept
 from .sessions import NOTHING, CallableSource, OneMaker, SessionmakerSource, SessionSource
@@ -160,7 +160,7 @@ class Alchemy:
         self.app = app
         self.outbox = Outbox(Publisher(app), lambda: self.engine, self._max_message_bytes)
         install(app, intercept)
-        homes_of(app)[self.name] = self
+        homes_of(app)[self.name] = cast("Home", self)
         app.steps["worker"].add("celery_alchemy.worker:SessionStep")
         app.steps["worker"].add("celery_alchemy.worker:RelayStep")
 
@@ -326,7 +326,8 @@ class Alchemy:
 
 
 def _positive(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+    given: object = value
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or given <= 0:
         raise ConfigurationError(f"{name}={value!r} is not a positive number.", "Give a number greater than 0.")
     return value
 
@@ -347,9 +348,11 @@ def _is_async(bind: object, name: str) -> bool:
 
 
 def _set_task_class(app: Celery) -> None:
-    bound = [task for name, task in app._tasks.items() if not name.startswith("celery.") and not isinstance(task, SessionTask)]
+    bound = [
+        task for name, task in cast("Any", app)._tasks.items() if not name.startswith("celery.") and not isinstance(task, SessionTask)
+    ]
     if bound:
         raise TasksAlreadyBoundError(tuple(sorted(task.name for task in bound))[:5])
-    app.task_cls = SessionTask
+    cast("Any", app).task_cls = SessionTask
     # app.Task is a cached property; Celery's own tasks, which need no session, may have filled it.
     app.__dict__.pop("Task", None)

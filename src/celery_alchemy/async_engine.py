@@ -157,9 +157,9 @@ class ForeignAsyncEngines(_LoopEngines):
         if self._engine not in self._held:
             return self._engine
         sync = self._engine.sync_engine
-        engine = Engine(sync.pool.recreate(), sync.dialect, sync.url, echo=sync.echo)
+        engine = Engine(sync.pool.recreate(), sync.dialect, sync.url, echo=bool(sync.echo))
         # The pool takes its listeners along, the engine does not.
-        engine.dispatch._update(sync.dispatch, only_propagate=False)  # type: ignore[attr-defined]
+        engine.dispatch._update(sync.dispatch, only_propagate=False)
         engine._has_events = sync._has_events
         return AsyncEngine(engine.execution_options(**sync.get_execution_options()))
 
@@ -186,7 +186,7 @@ class AsyncSource:
         if self._engine is not None:
             keywords["bind"] = self._engine()
         if options.isolation_level is not None:
-            if "bind" not in keywords:
+            if keywords.get("bind") is None:
                 raise ConfigurationError(
                     f"isolation_level={options.isolation_level!r} needs to know the engine, and the async_sessionmaker has none.",
                     "Make it with bind=engine, or set the level where its engines are made.",

@@ -27,9 +27,9 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for pro
 @click.pass_context
 def alchemy(context: click.Context) -> None:
     """Find the Alchemy of the app that ``celery -A`` names."""
-    app = getattr(context.obj, "app", None)
+    app: Any = getattr(context.obj, "app", None)
     home = None if app is None else home_of(app)
-    if home is None or not hasattr(home, "create_tables"):
+    if app is None or home is None or not hasattr(home, "create_tables"):
         raise click.ClickException(
             f"The app {getattr(app, 'main', None)!r} has no Alchemy. Name the app with `celery -A module alchemy ...`."
         )

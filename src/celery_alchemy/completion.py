@@ -153,7 +153,7 @@ def look(session: Session, key: str) -> State:
 
 def track(session: Session, key: str, request: Context, deliveries: int) -> None:
     """Write a row for a task that came past the outbox and whose process died, so that its starts are counted."""
-    session.execute(_TRACK, {"id": key, "task_id": request.id, "task_name": request.task, "deliveries": deliveries})
+    session.execute(_TRACK, {"id": key, "task_id": request.id, "task_name": cast("Any", request).task, "deliveries": deliveries})
 
 
 def encoded(ending: Ending, value: Any) -> str:
@@ -162,10 +162,10 @@ def encoded(ending: Ending, value: Any) -> str:
     Raises:
         TypeError: It is nothing that Celery's JSON can carry.
     """
-    return cast("str", json.dumps({"ending": ending, "value": value}))
+    return str(json.dumps({"ending": ending, "value": value}))
 
 
-def complete(session: Session, key: str, task_id: str, task_name: str, result: str, *, owed: bool) -> bool:
+def complete(session: Session, key: str, task_id: str | None, task_name: str, result: str, *, owed: bool) -> bool:
     """Record in the task's own transaction that it is done; one statement.
 
     Args:

@@ -10,7 +10,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import CancelledError
-from typing import Any
+from typing import Any, cast
 
 from celery.app.task import Context
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -61,10 +61,12 @@ class AsyncTask:
 
     def session_of(self, unit: UnitOfWork) -> AsyncSession:
         """Return the AsyncSession of the request, made at the first use."""
-        if self.async_session is None:
-            self.async_session = self.of.home().async_source.session(unit)
-            unit.use(self.async_session.sync_session)
-        return self.async_session
+        session = self.async_session
+        if session is None:
+            made: AsyncSession = self.of.home().async_source.session(unit)
+            session = self.async_session = made
+            unit.use(made.sync_session)
+        return session
 
     def open_session(self, unit: UnitOfWork, *, deferred: bool = False) -> Session:
         """Return the sync half of a new AsyncSession; the first one is the request's."""
@@ -193,7 +195,7 @@ class _Call:
         at_hand.set(unit)
 
     async def _attempt(self, outer: Any) -> Any:
-        unit = UnitOfWork(self.asked, outer)
+        unit = UnitOfWork(cast("Any", self.asked), outer)
         self._begin(unit)
         try:
             result = await self._await_body(unit)
@@ -247,8 +249,9 @@ class _Call:
                 kwargs = dict(loaded)
             args, kwargs = self._injection.fill(args, kwargs, sessions)
         else:
-            self.asked.async_session = self._kwargs[given]
-            unit.borrow(self.asked.async_session.sync_session)
+            own: AsyncSession = self._kwargs[given]
+            self.asked.async_session = own
+            unit.borrow(own.sync_session)
             args, kwargs = self._args, self._kwargs
         result = await self._body(*args, **kwargs)
         refuse_entities(result, unit.owner)

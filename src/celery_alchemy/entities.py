@@ -172,7 +172,7 @@ def _entity_annotation(annotation: Any) -> tuple[type[Any], bool, bool, bool] | 
 
 def _mapper(class_: type) -> Mapper[Any] | None:
     try:
-        mapper = inspect(class_)
+        mapper: object = inspect(class_)
     except NoInspectionAvailable:
         return None
     return mapper if isinstance(mapper, Mapper) else None

@@ -31,6 +31,7 @@ __all__ = [
     "TasksAlreadyBoundError",
     "UncommittedChangesError",
     "UnknownTaskError",
+    "UnroutableError",
     "UnsafeSerializerError",
 ]
 
@@ -276,6 +277,26 @@ class MessageTooLargeError(CeleryAlchemyError):
         return (
             f"The message for {self.task_name} has {self.size_bytes} bytes, over the limit of {self.limit_bytes}. Store the data"
             " and pass its key; or raise Alchemy(..., max_message_bytes=...) if the broker takes more."
+        )
+
+
+class UnroutableError(CeleryAlchemyError):
+    """RabbitMQ has no queue for a message.
+
+    Args:
+        task_name: The name of the task.
+        routing_key: Where the message was to go.
+    """
+
+    def __init__(self, task_name: str, routing_key: str) -> None:
+        super().__init__(task_name, routing_key)
+        self.task_name = task_name
+        self.routing_key = routing_key
+
+    def __str__(self) -> str:
+        return (
+            f"The message for {self.task_name} goes to the queue {self.routing_key!r}, which does not exist and which the"
+            " message does not declare. Make the queue, or name it with queue=... so that Celery declares it."
         )
 
 

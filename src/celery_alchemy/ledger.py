@@ -176,8 +176,8 @@ def observe(engine: Engine) -> None:
 def _reporting(execute: Callable[..., None], driver_error: type[Exception]) -> Callable[..., None]:
     def report(cursor: Any, statement: str, *rest: Any) -> None:
         # (cursor, statement, parameters, context), or without the parameters.
-        context = rest[-1]
-        ledger: Ledger | None = None if context is None else context.root_connection.__dict__.get(LEDGER)
+        context: Any = rest[-1]
+        ledger: Ledger | None = context.root_connection.__dict__.get(LEDGER) if context else None
         if ledger is None:
             execute(cursor, statement, *rest)
             return

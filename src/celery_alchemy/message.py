@@ -82,20 +82,16 @@ class Message:
 
     def envelope(self) -> str:
         """Return everything but the body, as JSON."""
-        return cast(
-            "str",
-            json.dumps(
-                {
-                    "content_type": self.content_type,
-                    "content_encoding": self.content_encoding,
-                    "exchange": self.exchange,
-                    "routing_key": self.routing_key,
-                    "queues": self.queues,
-                    "headers": self.headers,
-                    "properties": self.properties,
-                }
-            ),
-        )
+        parts = {
+            "content_type": self.content_type,
+            "content_encoding": self.content_encoding,
+            "exchange": self.exchange,
+            "routing_key": self.routing_key,
+            "queues": self.queues,
+            "headers": self.headers,
+            "properties": self.properties,
+        }
+        return str(json.dumps(parts))
 
     @classmethod
     def from_parts(cls, body: bytes, envelope: str) -> Message:
@@ -110,10 +106,11 @@ class Message:
             message = cls(body=bytes(body), **parts)
         except Exception as exc:
             raise ValueError(f"not an envelope: {exc}") from exc
-        texts = (message.content_type, message.content_encoding, message.exchange, message.routing_key)
+        texts: tuple[object, ...] = (message.content_type, message.content_encoding, message.exchange, message.routing_key)
+        mappings: tuple[object, ...] = (message.headers, message.properties)
         if not all(isinstance(text, str) for text in texts) or not all(isinstance(q, str) for q in message.queues):
-            raise ValueError("not an envelope: a text field is not a text")  # noqa: TRY004 - one error for a corrupt row.
-        if not isinstance(message.headers, dict) or not isinstance(message.properties, dict):
+            raise ValueError("not an envelope: a text field is not a text")
+        if not all(isinstance(mapping, dict) for mapping in mappings):
             raise ValueError("not an envelope: headers or properties are not a mapping")
         return message
 
@@ -165,17 +162,19 @@ class Recorder:
         headers = dict(headers or {})
         arguments: Any = (body[0], body[1]) if isinstance(body, tuple) and len(body) == 3 else ((), {})
         if content_type is None:
-            content_type, content_encoding, body = dumps(self._with_fixed_ids(body), serializer=serializer)
-        if isinstance(body, str):
+            content_type, content_encoding, serialised = dumps(self._with_fixed_ids(body), serializer=serializer)
+        else:
+            serialised = body
+        if isinstance(serialised, str):
             content_encoding = content_encoding or "utf-8"
-            body = body.encode(content_encoding)
+            serialised = serialised.encode(content_encoding)
         if compression:
-            body, headers["compression"] = compress(body, compression)
+            serialised, headers["compression"] = compress(serialised, compression)
         if expiration is not None:
             properties["expiration"] = expiration
         self._keep(
             Message(
-                body=body,
+                body=serialised,
                 content_type=content_type,
                 content_encoding=content_encoding or "binary",
                 exchange=exchange.name if isinstance(exchange, Exchange) else exchange or "",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 from celery.canvas import maybe_signature
@@ -78,7 +78,8 @@ class OnceUnit(UnitOfWork):
             Overtaken: Another delivery completed the task just now.
         """
         session = self.session
-        for attempt in range(1, START_ATTEMPTS + 1):
+        attempt = 1
+        while True:
             try:
                 state = self._count_start(session)
                 session.commit()
@@ -87,6 +88,7 @@ class OnceUnit(UnitOfWork):
                 session.rollback()
                 if attempt == START_ATTEMPTS or not is_transient(exc):
                     raise
+                attempt += 1
         self._owed = state.kind == "owed"
         event.listen(session, "before_commit", self._refuse_commit)
         return state
@@ -164,9 +166,9 @@ class OnceUnit(UnitOfWork):
             options["priority"] = (request.delivery_info or {}).get("priority")
         with recording(task.app) as messages:
             for callback in request.callbacks or ():
-                maybe_signature(callback, app=task.app).apply_async((value,), **options)
+                cast("Any", maybe_signature(callback, app=task.app)).apply_async((value,), **options)
             if request.chain:
-                following = maybe_signature(request.chain[-1], app=task.app)
+                following: Any = maybe_signature(request.chain[-1], app=task.app)
                 following.apply_async((value,), chain=request.chain[:-1], **options)
         hold(task.app, home, session, messages, chosen_id=True)
 
@@ -199,7 +201,8 @@ class OnceUnit(UnitOfWork):
 
     def look(self) -> State:
         """Say what the table says, in a session of its own."""
-        return self.in_own_session(lambda session: completion.look(session, self.key))
+        state: State = self.in_own_session(lambda session: completion.look(session, self.key))
+        return state
 
     def in_own_session(self, work: Callable[[Session], Any]) -> Any:
         """Do something in a session and transaction of its own and commit it."""
@@ -233,7 +236,7 @@ class OnceUnit(UnitOfWork):
             return State("completed", "ignored")
         self._recording = True
         self.fail(exc)
-        if final or (isinstance(exc, Reject) and not exc.requeue):
+        if final or (isinstance(exc, Reject) and not getattr(exc, "requeue", False)):
             return record_death(self.task, self.key, exc, self.in_own_session)
         return None
 

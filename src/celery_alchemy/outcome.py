@@ -21,7 +21,7 @@ SUCCESS: CommitOn = frozenset({"success"})
 _ALLOWED: tuple[Outcome, ...] = tuple(o for o in get_args(Outcome) if o != "failure")
 
 
-class Replaced(Ignore):  # type: ignore[misc]  # Celery has no annotations.
+class Replaced(Ignore):
     """What ``self.replace()`` raises: Celery's Ignore, told apart from an Ignore that the body raised.
 
     A replaced task has finished its share of the work and handed the rest on. In eager mode Celery ends it as a success, so it

@@ -100,12 +100,12 @@ class _Collected:
 class _ConfirmingChannel:
     """A channel of its own in confirm mode, on which a batch is sent before the first confirm is waited for.
 
-    py-amqp waits for the confirm of each message before it sends the next. Its own frame writer is used here, on
-    a buffer, so that many messages are one write to the socket.
+    py-amqp waits for the confirm of each message before it sends the next. Its own frame writer is used here,
+    on a buffer, so that many messages are one write to the socket.
 
-    Source: https://www.rabbitmq.com/docs/confirms#publisher-confirms: the broker counts a channel's messages from
-    1 in the order of their arrival, ``multiple`` confirms all up to the tag, and a return comes before the confirm
-    of its message.
+    Source: https://www.rabbitmq.com/docs/confirms#publisher-confirms: the broker counts a channel's messages
+    from 1 in the order of their arrival, ``multiple`` confirms all up to the tag, and a return comes before the
+    confirm of its message.
 
     Args:
         connection: A py-amqp connection that no other thread uses meanwhile.

@@ -23,6 +23,7 @@ from kombu.exceptions import OperationalError
 from kombu.pools import ProducerPool
 from sqlalchemy.util import await_only
 
+from .errors import UnroutableError
 from .message import Message
 from .pipeline import CONFIRM_TIMEOUT_SECONDS, confirmed_together, publish_arguments
 
@@ -103,7 +104,7 @@ class Publisher:
     def _publish_one(self, producer: Any, message: Message) -> Exception | None:
         connection_errors = producer.connection.connection_errors
         try:
-            send(self._app, producer, message, retry=True, retry_policy=dict(_RETRY_ONCE))
+            _send_with_route(self._app, producer, message)
         except connection_errors:
             raise
         except Exception as exc:
@@ -161,6 +162,38 @@ def _publish_directly(app: Celery, messages: Iterable[Message]) -> None:
                 retry=app.conf.task_publish_retry,
                 retry_policy=dict(app.conf.task_publish_retry_policy),
             )
+
+
+def _send_with_route(app: Celery, producer: Any, message: Message) -> None:
+    """Give one message to a kombu producer; on RabbitMQ's default exchange see that a queue has taken it.
+
+    RabbitMQ confirms a message that it had no queue for. A queue that was declared on this connection may be gone meanwhile.
+
+    Raises:
+        UnroutableError: No queue has taken it, with its own queues declared again.
+    """
+    how: dict[str, Any] = {"retry": True, "retry_policy": dict(_RETRY_ONCE)}
+    if message.exchange or producer.connection.transport.driver_type != "amqp":
+        send(app, producer, message, **how)
+        return
+    for _ in range(2):
+        returned: list[str] = []
+
+        def keep(exc: Exception, exchange: str, routing_key: str, message: Any, kept: list[str] = returned) -> None:
+            kept.append(routing_key)
+
+        # On the producer for a channel that is made while it publishes.
+        producer.on_return = keep
+        producer.channel.events["basic_return"].add(keep)
+        try:
+            send(app, producer, message, mandatory=True, **how)
+        finally:
+            producer.on_return = None
+            producer.channel.events["basic_return"].discard(keep)
+        if not returned:
+            return
+        producer.connection.declared_entities.clear()
+    raise UnroutableError(message.task_name or "message", message.routing_key)
 
 
 def send(app: Celery, producer: Any, message: Message, **how: Any) -> None:

@@ -304,7 +304,7 @@ def close_quietly(session: Session, owner: Callable[[], str]) -> None:
 
 
 def _drop(session: Session, owner: Callable[[], str]) -> None:
-    logger.warning("%s: closing the session failed, its connection is dropped", owner(), exc_info=True)
+    logger.warning("%s: closing the session failed, its connection is dropped", owner(), exc_info=True)  # noqa: LOG014 - called by handlers.
     _invalidate(session, owner)
 
 

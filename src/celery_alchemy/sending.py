@@ -59,8 +59,8 @@ def enqueue(session: AnySession, signature: Signature, **options: Any) -> Any:
         kombu.exceptions.EncodeError: The arguments cannot be serialised.
         MessageTooLargeError: The message is over ``max_message_bytes``.
     """
-    signature = maybe_signature(signature)
-    app = cast("Celery", signature.app)
+    signature = cast("Any", maybe_signature(signature))
+    app = signature.app
     sync_session = sync_session_of(session)
     home = home_of(app)
     _refuse_unknown(app, home, signature)

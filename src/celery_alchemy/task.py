@@ -46,7 +46,7 @@ REDELIVER_MARGIN_SECONDS = 5
 SOFT_GRACE_SECONDS = 2
 
 
-class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
+class SessionTask(Task[Any, Any]):
     """A task with a session.
 
     ``Alchemy`` makes it the app's default task class; ``base=SessionTask`` asks for it by hand, and it mixes with other bases. The
@@ -113,7 +113,7 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
         task = super().__new__(cls)
         if inspect.getattr_static(cls, "run") is not inspect.getattr_static(Task, "run"):
             task._wrap_body()
-        return cast("SessionTask", task)
+        return task
 
     def _refuse_spanning(self) -> None:
         """Refuse what cannot hold over two databases, each of which commits by itself.
@@ -133,7 +133,7 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
     def _wrap_body(self) -> None:
         body = self.run
         bound = not inspect.ismethod(body) and not isinstance(inspect.getattr_static(type(self), "run"), staticmethod)
-        self._injection = injection_of(body, bound=bound, task_name=self.name or type(self).__name__)
+        self._injection = injection_of(body, bound=bound, task_name=str(self.name or type(self).__name__))
         self._refuse_spanning()
         if self._injection.parameters:
             if hasattr(type(self), "__header__"):
@@ -148,15 +148,15 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
             from .coroutines import in_async_unit_of_work
 
             self.is_async = True
-            self.run = in_async_unit_of_work(self, body, self._injection)
+            self.__dict__["run"] = in_async_unit_of_work(self, body, self._injection)
         else:
-            self.run = in_unit_of_work(self, body, self._injection)
+            self.__dict__["run"] = in_unit_of_work(self, body, self._injection)
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:
         """Check the options, once Celery has applied ``task_annotations`` to the class."""
         super().on_bound(app)
-        name = cls.name or cls.__name__
+        name = str(cls.name or cls.__name__)
         cls._options = None
         cls._homes = homes_of(app)
         cls._policy = None if cls.commit_on is None else commit_on_from(cls.commit_on, f"task {name!r}")
@@ -223,7 +223,7 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
                 "It exists while the task's body runs; elsewhere use `with alchemy.session() as session:`.",
             )
         # Of an async task this is its AsyncSession.
-        return unit.task.session_of(unit) if self.is_async else unit.session
+        return cast("Any", unit.task).session_of(unit) if self.is_async else unit.session
 
     @property
     def request(self) -> Context:
@@ -232,7 +232,7 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
         if request is not None:
             return request
         unit = self._unit() if self.is_async else None
-        return self._get_request() if unit is None else unit.task.request
+        return cast("Any", self)._get_request() if unit is None else unit.task.request
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
         """Retry the task as Celery does; the message is sent after the transaction has ended and its locks are gone."""
@@ -259,14 +259,14 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
         One made by ``self.retry()`` in the body waits for the end of the transaction; one of a ``once`` task stays owed.
         """
         signature = self.plain_signature_from_request(*args, **kwargs)
-        send = signature.apply_async
+        send: Callable[..., Any] = signature.apply_async
         key = self.row_key()
         if key is not None:
             send = functools.partial(resend_owed, self, key, send)
         unit = self._unit()
         if unit is not None and unit.deferring:
             send = functools.partial(unit.send_after_end, send)
-        signature.apply_async = send
+        cast("Any", signature).apply_async = send
         return signature
 
     def plain_signature_from_request(self, *args: Any, **kwargs: Any) -> Signature:
@@ -372,9 +372,9 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
         Raises:
             NotConfiguredError: There is neither.
         """
-        home = self._factory_home or home_of(self._app)
+        home = self._factory_home or home_of(cast("Any", self)._app)
         if home is None:
-            raise NotConfiguredError(self.name, getattr(self._app, "main", None))
+            raise NotConfiguredError(self.name, getattr(cast("Any", self)._app, "main", None))
         return home
 
     @property
@@ -443,7 +443,7 @@ class SessionTask(Task):  # type: ignore[misc]  # Celery has no annotations.
                 self.isolation_level, self.read_only, idle_limit_seconds=self.home().idle_transaction_seconds
             )
         # As self.request, which makes an empty one where no request runs.
-        request = self.request if self.is_async else self.request_stack.top
+        request: Context | None = self.request if self.is_async else self.request_stack.top
         if request is None or request.called_directly or request.is_eager:
             return options
         hard, soft = request.timelimit or (None, None)

@@ -5,7 +5,6 @@ Above the ledger, below the request. Works for every Session, whoever made it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from weakref import WeakSet, ref
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
-from sqlalchemy.util.concurrency import await_only, in_greenlet
 
 from .errors import ConfigurationError, PublishError, UncommittedChangesError
 from .ledger import has_sent_writes, ledger_of
@@ -121,7 +119,7 @@ def on_commit(session: AnySession, callable: Callable[[], object], *, what: str 
     if transaction is None:  # pragma: no cover - begin() has just made one.
         raise RuntimeError("The session has no transaction after begin().")
     waiting: _Waiting = session.__dict__.setdefault(WAITING, _Waiting())
-    waiting.entries.append(_Entry(transaction, callable, what or getattr(callable, "__qualname__", repr(callable))))
+    waiting.entries.append(_Entry(transaction, callable, what or str(getattr(callable, "__qualname__", callable))))
 
 
 # The listeners below run for every Session of the process, also for those that nobody asked anything of. So they look into
@@ -198,7 +196,7 @@ def _run(session: Session, entries: list[_Entry]) -> None:
     first: Exception | None = None
     for entry in entries:
         try:
-            _run_entry(entry)
+            entry.run()
         except Exception as exc:
             first = first or exc
             failures.append(f"{entry.what}: {type(exc).__name__}: {exc}")
@@ -206,14 +204,6 @@ def _run(session: Session, entries: list[_Entry]) -> None:
                 logger.exception("%s is committed, but %s failed after it", owner, entry.what)
     if first is not None and owner is None:
         raise PublishError(tuple(failures)) from first
-
-
-def _run_entry(entry: _Entry) -> None:
-    if hasattr(entry.run, "before_commit") and in_greenlet():
-        # A hand-over talks to the broker and the database; under an AsyncSession it must not hold up the event loop.
-        await_only(asyncio.to_thread(entry.run))
-    else:
-        entry.run()
 
 
 event.listen(Session, "before_commit", _before_commit)
@@ -337,7 +327,7 @@ class released:  # noqa: N801 - used as a function: with released(session): ...
     """
 
     def __init__(self, session: AnySession, *, commit: bool = False) -> None:
-        self._given = session
+        self._given: Any = session
         self._commit = commit
 
     def __enter__(self) -> None:

@@ -29,6 +29,9 @@ POSTGRESQL = {
     "08004": "sqlserver_rejected_establishment_of_sqlconnection",
     "08006": "connection_failure",
 }
+#: What the server says of 57P03 and 53300 where libpq passes the text on without the code.
+#: https://github.com/postgres/postgres/tree/master/src/backend, tcop/backend_startup.c and utils/init/postinit.c
+_NOT_READY = ("starting up", "shutting down", "not yet accepting", "not accepting", "recovery mode", "too many", "reserved for")
 _POSTGRESQL_LOST = frozenset({"25P03", "57P01", "57P02", "57P05", "08000", "08001", "08003", "08004", "08006"})
 
 #: Error numbers of MySQL and MariaDB. https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html,
@@ -68,33 +71,68 @@ def is_transient(exc: BaseException) -> bool:
     Args:
         exc: What SQLAlchemy raised; anything else is not transient.
     """
-    if not isinstance(exc, DBAPIError):
-        return False
     if is_lost_connection(exc):
         return True
-    original: Any = exc.orig
-    state = _sqlstate(original)
-    if state is not None:
-        return state in POSTGRESQL
+    original = _driver_error(exc)
+    if original is None:
+        return False
+    number = _number(original)
+    if number is not None:
+        return number in MYSQL
     if isinstance(original, sqlite3.Error):
         return _is_busy(original)
-    return _number(original) in MYSQL
+    return _sqlstate(original) in POSTGRESQL
 
 
 def is_lost_connection(exc: BaseException) -> bool:
     """Tell whether an error means that the connection was lost, or could not be made."""
-    if not isinstance(exc, DBAPIError):
+    if isinstance(exc, OSError):
+        return _is_asyncpg_connecting(exc)
+    original = _driver_error(exc)
+    if original is None:
         return False
-    if exc.connection_invalidated:
+    if isinstance(exc, DBAPIError) and exc.connection_invalidated:
         return True
-    original: Any = exc.orig
+    # Before the SQLSTATE: pymysql gives one as well, a generic HY000 for most numbers.
+    number = _number(original)
+    if number is not None:
+        return number in _MYSQL_LOST
     state = _sqlstate(original)
     if state is not None:
         return state in _POSTGRESQL_LOST
-    if _number(original) in _MYSQL_LOST:
-        return True
-    # libpq reports a refused connection without a SQLSTATE, as it never spoke to a server.
-    return type(original).__name__ == "OperationalError" and type(original).__module__.startswith("psycopg")
+    return _is_refused_by_nobody(original)
+
+
+def _driver_error(exc: BaseException) -> Any:
+    """Return the driver's error inside of SQLAlchemy's; asyncpg's of a failing connect come through as they are."""
+    if isinstance(exc, DBAPIError):
+        return exc.orig
+    return exc if type(exc).__module__.startswith("asyncpg.") else None
+
+
+def _is_asyncpg_connecting(exc: OSError) -> bool:
+    """Tell whether an error of the operating system came from asyncpg's connect, which lets it through as it is.
+
+    Any other lost connection, of an HTTP client say, has rolled nothing back. Only the traceback tells them apart.
+    """
+    trace = exc.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__") == "asyncpg.connect_utils":
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _is_refused_by_nobody(original: Any) -> bool:
+    """Tell whether libpq found no server to talk to, or one that is not ready; at connect it gives no SQLSTATE.
+
+    FATAL is the server's own word, not translated: it was there, and said that the password, the user or the database is wrong.
+    Source: https://www.postgresql.org/docs/current/protocol-error-fields.html
+    """
+    if type(original).__name__ != "OperationalError" or not type(original).__module__.startswith("psycopg"):
+        return False
+    message = str(original)
+    return "FATAL" not in message or any(words in message for words in _NOT_READY)
 
 
 def _sqlstate(original: Any) -> str | None:

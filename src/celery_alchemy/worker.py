@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from billiard.exceptions import WorkerLostError
 from celery import bootsteps
@@ -30,7 +30,7 @@ __all__ = ["RelayStep", "SessionRequest", "SessionStep"]
 logger = logging.getLogger(__name__)
 
 
-class SessionStep(bootsteps.Step):  # type: ignore[misc]  # Celery has no annotations.
+class SessionStep(bootsteps.Step):
     """Runs once in the worker's parent, before any child is forked."""
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
@@ -110,35 +110,38 @@ def _report_engine(home: Any, pool: WorkerPool) -> None:
         logger.warning("%s", finding)
 
 
-class RelayStep(bootsteps.StartStopStep):  # type: ignore[misc]
+class RelayStep(bootsteps.StartStopStep):
     """Runs a relay in the worker's parent for each outbox of the app."""
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         self._threads: list[RelayThread] = []
 
-    def start(self, worker: Any) -> None:
+    def start(self, parent: Any) -> None:
         """Start the relays, once the worker has forked its children."""
-        for home in homes_of(worker.app).values():
-            if getattr(home, "runs_relay", False) and _needs_relay(worker.app, home):
+        homes: list[Any] = list(homes_of(parent.app).values())
+        for home in homes:
+            if getattr(home, "runs_relay", False) and _needs_relay(parent.app, home):
                 thread = RelayThread(relay_of(home), home.relay_interval_seconds)
                 thread.start()
                 self._threads.append(thread)
 
-    def stop(self, worker: Any) -> None:
+    def stop(self, parent: Any) -> None:
         """Let each relay finish its step."""
         for thread in self._threads:
             thread.stop()
         self._threads.clear()
 
-    terminate = stop
+    def terminate(self, parent: Any) -> None:
+        """Stop as for a warm shutdown: a step is short."""
+        self.stop(parent)
 
 
 def _needs_relay(app: Any, home: Any) -> bool:
     return bool(home.keeps_messages or any(getattr(task, "is_once", False) for task in app.tasks.values()))
 
 
-class SessionRequest(Request):  # type: ignore[misc]
+class SessionRequest(Request):
     """Celery's request in the parent process, which also runs ``record_failure`` when the child cannot."""
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
@@ -154,9 +157,10 @@ class SessionRequest(Request):  # type: ignore[misc]
         Its transaction holds its locks until then, and ``record_failure`` may wait for them, in the loop that would kill it.
         """
         pool = worker_pool()
-        if pool is not None and pool.name == "prefork" and self.worker_pid not in (None, os.getpid()):
+        pid: Any = self.worker_pid
+        if pool is not None and pool.name == "prefork" and pid not in (None, os.getpid()):
             with suppress(ProcessLookupError):
-                os.kill(self.worker_pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """Record a child that died, unless the task runs again, before the result is stored."""
@@ -189,7 +193,7 @@ class SessionRequest(Request):  # type: ignore[misc]
         """
         task = self.task
         retried = getattr(task, "retry_on_worker_lost", False)
-        exhausted = retried and task.max_retries is not None and self._context.retries >= task.max_retries
+        exhausted = retried and task.max_retries is not None and cast("Any", self)._context.retries >= task.max_retries
         if exhausted:
             return False
         return bool(retried or (task.acks_late and task.reject_on_worker_lost))
@@ -197,7 +201,7 @@ class SessionRequest(Request):  # type: ignore[misc]
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """Take a revoked or expired ``once`` task out of what is owed."""
         self._in_request(lambda task: give_up(task, reason))
-        super()._announce_revoked(reason, terminated, signum, expired)
+        cast("Any", super())._announce_revoked(reason, terminated, signum, expired)
 
     def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return tuple(self.args or ()), dict(self.kwargs or {})
@@ -207,7 +211,7 @@ class SessionRequest(Request):  # type: ignore[misc]
         task = self.task
         if not isinstance(task, SessionTask):
             return
-        task.request_stack.push(self._context)
+        task.request_stack.push(cast("Any", self)._context)
         try:
             act(task)
         except Exception:

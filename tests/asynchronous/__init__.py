@@ -1,0 +1,1 @@
+"""Async tasks: `async def` bodies with an AsyncSession, in one process and in real workers."""

@@ -1,0 +1,154 @@
+"""Lets everything die that has a name, once for each pair of database and broker, and keeps what is left for the tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from celery_alchemy.tables import metadata
+from tests.crash.injection import STRUCK_VARIABLE
+from tests.crash.points import (
+    CHILD_POINTS,
+    CONFIRM_POINTS,
+    PARENT_POINTS,
+    PRODUCER_POINTS,
+    RELAY_POINTS,
+    Fault,
+    faults,
+)
+from tests.services.brokers import Broker
+from tests.services.databases import Database
+from tests.settings import environment
+from tests.soak.fleet import Member
+from tests.soak.ledger import Base, accounts
+from tests.waiting import eventually
+from tests.workers import ROOT
+
+SETTLE_SECONDS = 120.0
+ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class Aftermath:
+    """What is left when everything has died and the survivors had their time.
+
+    Attributes:
+        database: With promises, effects and the outbox.
+        broker: With the results.
+        folder: With a file for each fault that struck.
+        faults: Everything that was to die.
+        task_ids: Of the tasks that carried a fault into a worker, by the fault's name.
+    """
+
+    database: Database
+    broker: Broker
+    folder: Path
+    faults: Sequence[Fault]
+    task_ids: dict[str, str]
+
+    def unstruck(self) -> list[Fault]:
+        """Return the faults whose point nothing has reached."""
+        return [fault for fault in self.faults if not (self.folder / fault.slug).exists()]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    producers: list[Fault]
+    relays: list[Fault]
+    workers: list[Fault]
+
+
+def _plan(database: Database, broker: Broker, *, selected: bool) -> _Plan:
+    """Choose the faults; a selection leaves out most of those after which a worker has to be started anew."""
+    has_server = database.name != "sqlite"
+    confirms = CONFIRM_POINTS if broker.name == "rabbitmq" else ()
+    in_workers = faults([*CHILD_POINTS, *PARENT_POINTS], has_server=has_server)
+    if selected:
+        in_workers = [
+            fault for fault in in_workers if fault.action != "kill worker" or fault.point == "child: insert's COMMIT, after"
+        ]
+    return _Plan(
+        faults([*PRODUCER_POINTS, *confirms[:1]], has_server=has_server),
+        faults([*RELAY_POINTS, *confirms[1:]], has_server=has_server),
+        in_workers,
+    )
+
+
+def make_aftermath(database: Database, broker: Broker, folder: Path, *, selected: bool) -> Aftermath:
+    """Let everything die, and wait until what survives has settled all accounts.
+
+    Raises:
+        AssertionError: A fork did not end as its fault lets expect, or the accounts did not settle in time.
+    """
+    Base.metadata.create_all(database.engine)
+    metadata.create_all(database.engine)
+    plan = _plan(database, broker, selected=selected)
+    struck = folder / "struck"
+    struck.mkdir()
+    handed_over = environment(broker.settings, database.url)
+    variables = {
+        **os.environ,
+        **handed_over,
+        "C_FORCE_ROOT": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        STRUCK_VARIABLE: str(struck),
+    }
+    _fork("producers", plan.producers, variables)
+    _fork("relays", plan.relays, variables)
+    _fork("poison", [], variables)
+    everything = [*plan.producers, *plan.relays, *plan.workers]
+    aftermath = Aftermath(database, broker, struck, everything, {})
+    _work(aftermath, variables, folder)
+    return aftermath
+
+
+def _fork(what: str, chosen: Sequence[Fault], variables: dict[str, str]) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.crash.forks", what],
+        input=json.dumps([[fault.point, fault.action] for fault in chosen]),
+        cwd=ROOT,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-10_000:]
+    return done.stdout
+
+
+def _work(aftermath: Aftermath, variables: dict[str, str], folder: Path) -> None:
+    """Keep a worker running until everything that is to die in it has died and nothing is under way."""
+    command = [sys.executable, "-m", "tests.crash.forks", "worker", "-P", "prefork", "-c", "3", "-l", "INFO"]
+    command += ["-Q", aftermath.broker.prefix, "--without-gossip", "--without-mingle", "--without-heartbeat"]
+    worker = Member("worker", "worker", command, variables, folder)
+    worker.start()
+
+    def is_settled() -> bool:
+        now = accounts(aftermath.database)
+        assert now.lost == [], now.lost
+        assert (now.open, now.dead) == (0, 1), now
+        assert aftermath.broker.pending() == 0
+        return True
+
+    try:
+        # What dies first may spare others their death: a task that another's worker takes over does not publish.
+        # Those that kill whole workers come last.
+        for action in ("kill", "kill worker"):
+            for _ in range(ROUNDS):
+                left = [f for f in aftermath.unstruck() if (f.action == "kill worker") == (action == "kill worker")]
+                if not left:
+                    break
+                aftermath.task_ids.update(json.loads(_fork("senders", left, variables)))
+                eventually(is_settled, timeout=SETTLE_SECONDS, interval=0.1, what="all accounts are settled")
+        # What runs a second time now may finish, and is counted.
+        worker.terminate()
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{worker.log[-20_000:]}") from None
+    finally:
+        worker.clean_up()

@@ -1,0 +1,79 @@
+"""The crash tests' Celery app: a task that sends, one that is sent, one that kills; and what they are told to die of."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from celery import chain
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+import celery_alchemy.outbox
+import celery_alchemy.relay
+import celery_alchemy.task
+from celery_alchemy import Alchemy, enqueue
+from tests.crash.injection import STRUCK_VARIABLE, Injection
+from tests.crash.points import Fault
+from tests.settings import database_url, make_app
+from tests.soak.ledger import Effect, promise
+
+# Whatever was left behind is taken up again within a few seconds.
+celery_alchemy.outbox.LEASE_SECONDS = 0.5
+celery_alchemy.relay.LEASE_SECONDS = 1.0
+celery_alchemy.relay.BACKOFF_SECONDS = 0.2
+celery_alchemy.task.REDELIVER_MARGIN_SECONDS = 0
+REDELIVER_SECONDS = 1
+POISON_DELIVERIES = 3
+
+url = database_url() or "sqlite://"
+app = make_app("crash")
+alchemy = Alchemy(app, url, outbox=True, redeliver_after=REDELIVER_SECONDS, max_deliveries=100, relay_interval_seconds=0.2)
+folder = Path(os.environ.get(STRUCK_VARIABLE, "."))
+injection = Injection(url, folder)
+injection.install(app)
+# A task class of the library has methods that Celery's annotations do not know.
+task: Callable[..., Callable[[Callable[..., Any]], Any]] = app.task
+
+
+@task(
+    name="step",
+    bind=True,
+    once=True,
+    max_retries=None,
+    # Connections are cut.
+    autoretry_for=(DBAPIError,),
+    retry_kwargs={"countdown": 0.1, "max_retries": None},
+)
+def step(self: Any, session: Session, name: str, *, fault: list[str] | None = None, children: int = 0) -> str:
+    """Write an effect; send children, and others that are taken back."""
+    injection.reach("body, before")
+    session.add(Effect(name=name, task_id=self.request.id))
+    session.flush()
+    for number in range(children):
+        step.delay_on_commit(promise(session, f"{name}.{number}"))
+    if children:
+        with session.begin_nested() as savepoint:
+            step.delay_on_commit(promise(session, f"ghost of {name}"))
+            savepoint.rollback()
+    injection.reach("body, after")
+    return name
+
+
+@task(name="poison", once=True, max_deliveries=POISON_DELIVERIES)
+def poison(session: Session, name: str) -> None:
+    """Kill the process that runs it."""
+    with (folder / "poisoned").open("ab") as file:
+        file.write(b".")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def send(session: Session, name: str, fault: Fault | None) -> str:
+    """Promise and send a task with a child and a successor; return its id."""
+    given = None if fault is None else [fault.point, fault.action]
+    first = step.si(promise(session, name), fault=given, children=1)
+    result = enqueue(session, chain(first, step.si(promise(session, f"{name}.next"))))
+    return str(result.parent.id)

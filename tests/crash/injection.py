@@ -1,0 +1,216 @@
+"""Notices when a process reaches a point, and lets die what is to die there.
+
+Wraps SQLAlchemy's statements and commits, the publisher's one send, the worker's acknowledgement and the storing of results; the
+library has no hook for it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import amqp
+from celery import Celery
+from celery._state import get_current_task
+from celery.worker.request import Request
+from kombu.exceptions import OperationalError
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.pool import NullPool
+
+from celery_alchemy import completion, outbox, pipeline, publisher, relay
+from tests.crash.points import Fault
+
+#: Folder in which every fault that struck leaves a file; it strikes no second time.
+STRUCK_VARIABLE = "CELERY_ALCHEMY_TEST_STRUCK"
+BROKER_DOWN_SECONDS = 1.0
+
+_STATEMENTS = {
+    id(outbox._INSERT): "insert",
+    id(outbox._DELETE_SENT): "settle",
+    id(outbox._KEEP_OWED): "settle",
+    id(completion._START): "start",
+    id(completion._COMPLETE): "complete",
+}
+
+
+class Injection:
+    """The one fault of a forked process, or those of the tasks that a worker runs.
+
+    Args:
+        url: The database whose connections are cut.
+        folder: Where faults that struck leave a file.
+    """
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.fault: Fault | None = None
+        self._url = url
+        self._folder = folder
+        self._broker_down_until = 0.0
+        self._local = threading.local()
+
+    # --- where ---------------------------------------------------------------------------------------------------------------
+
+    def install(self, app: Celery) -> None:
+        """Wrap everything that is to be noticed."""
+        event.listen(Engine, "before_cursor_execute", self._before_statement)
+        event.listen(Engine, "after_cursor_execute", self._after_statement)
+        self._wrap(DefaultDialect, "do_commit", self._around_commit)
+        self._wrap(relay, "claim_due", self._around_claim)
+        self._wrap(publisher, "send", self._around_send)
+        self._wrap(publisher, "confirmed_together", self._around_send)
+        self._wrap(pipeline._ConfirmingChannel, "_flush", self._around_amqp_publish)
+        self._wrap(amqp.Channel, "_basic_publish", self._around_amqp_publish)
+        self._wrap(Request, "acknowledge", self._around_acknowledge)
+        self._wrap(app.backend, "mark_as_done", self._around_result)
+
+    def _wrap(self, owner: Any, name: str, around: Callable[..., Any]) -> None:
+        original = getattr(owner, name)
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return around(lambda: original(*args, **kwargs), *args)
+
+        setattr(owner, name, wrapper)
+
+    def _before_statement(self, connection: Any, cursor: Any, statement: str, *more: Any) -> None:
+        what = _name_of(more[1])
+        if what is not None:
+            self._local.last = what
+            self.reach(f"{what}, before", cursor.connection)
+
+    def _after_statement(self, connection: Any, cursor: Any, statement: str, *more: Any) -> None:
+        what = _name_of(more[1])
+        if what is not None:
+            self.reach(f"{what}, after", cursor.connection)
+
+    def _around_commit(self, commit: Callable[[], None], dialect: Any, dbapi_connection: Any) -> None:
+        what = getattr(self._local, "last", None)
+        self._local.last = None
+        if what is None:
+            commit()
+            return
+        self.reach(f"{what}'s COMMIT, before", dbapi_connection)
+        commit()
+        self.reach(f"{what}'s COMMIT, after", dbapi_connection)
+
+    def _around_claim(self, claim: Callable[[], Any], connection: Any, *args: Any) -> Any:
+        self.reach("claim, before", connection.connection)
+        rows = claim()
+        self._local.last = "claim"
+        self.reach("claim, after", connection.connection)
+        return rows
+
+    def _around_send(self, send: Callable[[], Any], *args: Any) -> Any:
+        self.reach("publish, before")
+        self._refuse_if_down()
+        self._local.sends = True
+        sent = send()
+        self._local.sends = False
+        if sent != set():
+            self.reach("publish, after")
+            self._refuse_if_down()
+        return sent
+
+    def _around_amqp_publish(self, publish: Callable[[], Any], *args: Any) -> Any:
+        published = publish()
+        if getattr(self._local, "sends", False):
+            self.reach("confirm, before")
+        return published
+
+    def _around_acknowledge(self, acknowledge: Callable[[], None], request: Any) -> None:
+        fault = _fault_of(request.kwargs)
+        if fault is not None and not request.acknowledged:
+            self._reach_with(fault, "parent: acknowledge, before")
+        acknowledge()
+        if fault is not None:
+            self._reach_with(fault, "parent: acknowledge, after")
+
+    def _around_result(self, mark: Callable[[], None], *args: Any) -> None:
+        self.reach("result, before")
+        mark()
+        self.reach("result, after")
+
+    # --- what ----------------------------------------------------------------------------------------------------------------
+
+    def reach(self, what: str, dbapi_connection: Any = None) -> None:
+        """Say that this process is at a point."""
+        if self.fault is not None:
+            self._reach_with(self.fault, f"{self.fault.point.split(':')[0]}: {what}", dbapi_connection)
+        elif (task := get_current_task()) is not None:
+            fault = _fault_of(task.request.kwargs)
+            if fault is not None:
+                self._reach_with(fault, f"child: {what}", dbapi_connection)
+
+    def _reach_with(self, fault: Fault, point: str, dbapi_connection: Any = None) -> None:
+        if point == fault.point and self._is_first(fault):
+            self._act(fault, dbapi_connection)
+
+    def _is_first(self, fault: Fault) -> bool:
+        try:
+            os.close(os.open(self._folder / fault.slug, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
+    def _act(self, fault: Fault, dbapi_connection: Any) -> None:
+        action = fault.action
+        if action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif action == "kill worker":
+            parent = os.getppid()
+            os.kill(parent, signal.SIGKILL)
+            while os.getppid() == parent:
+                time.sleep(0.01)
+        elif action == "broker":
+            self._broker_down_until = time.monotonic() + BROKER_DOWN_SECONDS
+        elif fault.point.endswith("COMMIT, after"):
+            _lose_answer(_driver_connection(dbapi_connection))
+        else:
+            _cut(self._url, _driver_connection(dbapi_connection))
+
+    def _refuse_if_down(self) -> None:
+        if time.monotonic() < self._broker_down_until:
+            raise OperationalError("the broker is down")
+
+
+def _name_of(context: Any) -> str | None:
+    compiled = getattr(context, "compiled", None)
+    return None if compiled is None else _STATEMENTS.get(id(compiled.statement))
+
+
+def _fault_of(kwargs: Any) -> Fault | None:
+    given = (kwargs or {}).get("fault")
+    return Fault(*given) if given else None
+
+
+def _driver_connection(dbapi_connection: Any) -> Any:
+    """Return what the driver knows, of what SQLAlchemy's pool hands out."""
+    return getattr(dbapi_connection, "driver_connection", dbapi_connection)
+
+
+def _cut(url: str, connection: Any) -> None:
+    """Have the server cut a connection, through another one."""
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.connect() as other:
+        if engine.dialect.name == "postgresql":
+            other.exec_driver_sql(f"SELECT pg_terminate_backend({connection.info.backend_pid})")
+        else:
+            other.exec_driver_sql(f"KILL {connection.thread_id()}")
+
+
+def _lose_answer(connection: Any) -> None:
+    """Break a connection and have the driver notice, as if it had waited for the answer to COMMIT.
+
+    Raises:
+        Exception: The driver's own error for a connection that was closed.
+    """
+    number = connection.fileno() if hasattr(connection, "fileno") else connection._sock.fileno()
+    with socket.socket(fileno=os.dup(number)) as twin:
+        twin.shutdown(socket.SHUT_RDWR)
+    connection.cursor().execute("SELECT 1")

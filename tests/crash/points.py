@@ -1,0 +1,92 @@
+"""The names of the moments at which something dies, and what dies there.
+
+A point is `who: what, before|after`. Producers and relays are forked for one fault each; in a worker the fault travels with the task
+and strikes at its first delivery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+#: "kill": SIGKILL of the process itself. "kill worker": SIGKILL of the parent of a pool's child, which goes on as an orphan.
+#: "cut": the database cuts the connection; right after a COMMIT, its answer does not arrive. "broker": the broker refuses, or
+#: right after a publish its confirm does not arrive.
+Action = Literal["kill", "kill worker", "cut", "broker"]
+
+# RabbitMQ alone confirms: after the message was sent, and before the confirm arrived.
+CONFIRM_POINTS = ("producer: confirm, before", "relay: confirm, before")
+_SENDING = ("insert", "insert's COMMIT", "publish", "settle", "settle's COMMIT")
+# The database cannot cut what is not connected; a body is cut at the statement that follows it.
+_WITHOUT_CONNECTION = ("publish", "confirm", "body", "result")
+# Each needs another worker. The child, an orphan then, goes on to its end with what it was at.
+_WORKERS_DIE_AT = (
+    "start, before",
+    "start's COMMIT, after",
+    "body, after",
+    "insert's COMMIT, before",
+    "insert's COMMIT, after",
+    "publish, after",
+    "settle's COMMIT, after",
+    "result, before",
+    "result, after",
+)
+
+
+def _around(who: str, steps: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{who}: {step}, {when}" for step in steps for when in ("before", "after"))
+
+
+PRODUCER_POINTS = _around("producer", _SENDING)
+RELAY_POINTS = _around("relay", ("claim", "claim's COMMIT", "publish", "settle", "settle's COMMIT"))
+CHILD_POINTS = _around(
+    "child",
+    ("start", "start's COMMIT", "body", "complete", *_SENDING, "result"),
+)
+PARENT_POINTS = _around("parent", ("acknowledge",))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that dies at one point.
+
+    Attributes:
+        point: Where.
+        action: What.
+    """
+
+    point: str
+    action: Action
+
+    def __str__(self) -> str:
+        return f"{self.action} at {self.point}"
+
+    @property
+    def slug(self) -> str:
+        """The fault as a file's name and as a part of task names."""
+        return "".join(letter if letter.isalnum() else "-" for letter in str(self))
+
+
+def faults(points: Iterable[str], *, has_server: bool) -> list[Fault]:
+    """Return every sensible fault at these points.
+
+    Args:
+        points: Where.
+        has_server: The database is a server, which can cut connections.
+    """
+    return [Fault(point, action) for point in points for action in _actions(point, has_server=has_server)]
+
+
+def _actions(point: str, *, has_server: bool) -> list[Action]:
+    who, what = point.split(": ")
+    if who == "parent":
+        return ["kill"]
+    actions: list[Action] = ["kill"]
+    if who == "child" and what in _WORKERS_DIE_AT:
+        actions.append("kill worker")
+    if has_server and not what.startswith(_WITHOUT_CONNECTION):
+        actions.append("cut")
+    if what.startswith("publish"):
+        actions.append("broker")
+    return actions

@@ -1,0 +1,1 @@
+"""Sending on commit, the outbox, the relay and `once` tasks: nothing is lost, nothing is doubled."""

@@ -1,0 +1,134 @@
+"""On real brokers: what is settled is in the broker, also after it has lost everything it had."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kombu import Connection, Queue
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from celery_alchemy import enqueue
+from tests.delivery.stand import Effect, Stand
+from tests.services.brokers import Broker
+from tests.services.databases import Database
+
+pytestmark = [
+    pytest.mark.databases("sqlite"),
+    # redis-py deprecates what Celery's result backend uses.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@pytest.fixture
+def stand(database: Database, broker: Broker) -> Iterator[Stand]:
+    """A stand on a real broker."""
+    stand = Stand(database, broker)
+    yield stand
+    stand.close()
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_committed_messages_are_in_the_broker(stand: Stand, number: int) -> None:
+    """Alone and together, in their order, with their headers and properties."""
+    with stand.alchemy.begin() as session:
+        ids = [enqueue(session, stand.effect.s(f"{n}"), priority=n, headers={"n": n}).id for n in range(number)]
+
+    sent = stand.sent()
+    assert sorted(one.id for one in sent) == sorted(ids)
+    assert all(one.headers["n"] == int(one.args[0]) == one.properties["priority"] for one in sent)
+    assert stand.outbox() == []
+
+
+@pytest.mark.parametrize("number", [1, 5])
+def test_owed_tasks_are_sent_again_after_the_broker_came_back_empty(
+    stand: Stand, broker: Broker, number: int
+) -> None:
+    """Their queue is gone with everything else: the relay declares it again."""
+
+    @stand.task(name="owed", once=True)
+    def owed(session: Session, name: str) -> None:
+        session.add(Effect(name=name))
+
+    with stand.alchemy.begin():
+        ids = {owed.delay_on_commit(f"{n}").id for n in range(number)}
+    lose_everything(broker, stand.queue)
+    stand.make_due()
+    stand.relay_all()
+
+    sent = stand.sent()
+    assert {one.id for one in sent} == ids
+    for one in sent:
+        stand.deliver(one)
+    assert sorted(stand.effects()) == [f"{n}" for n in range(number)]
+
+
+def lose_everything(broker: Broker, queue: str) -> None:
+    """Do what a restart without persistence does to a queue."""
+    options = broker.settings.get("broker_transport_options", {})
+    with Connection(broker.settings["broker_url"], transport_options=options) as connection:
+        channel: Any = connection.channel()
+        channel.queue_purge(queue)
+        if broker.name == "rabbitmq":
+            channel.queue_delete(queue)
+
+
+@pytest.mark.brokers("rabbitmq")
+@pytest.mark.parametrize("number", [1, 5])
+def test_message_that_rabbitmq_refuses_is_not_settled(stand: Stand, broker: Broker, number: int) -> None:
+    """A full queue with reject-publish answers with a nack, which only a channel in confirm mode gets."""
+    name = broker.queue("full")
+    arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
+    queue = Queue(name, routing_key=name, queue_arguments=arguments)
+    stand.app.conf.task_queues = [queue]
+    with Connection(broker.settings["broker_url"]) as connection:
+        queue(connection.channel()).declare()
+        connection.Producer().publish("in the way", routing_key=name)
+
+        with stand.alchemy.begin() as session:
+            ids = [enqueue(session, stand.effect.s(f"{n}"), queue=name).id for n in range(number)]
+        kept = stand.outbox()
+        queue(connection.channel()).purge()
+        stand.make_due()
+        stand.relay_all()
+    left = stand.outbox()
+
+    assert sorted(kept) == sorted(ids)
+    assert len(left) == number - 1
+
+
+@pytest.mark.brokers("rabbitmq")
+def test_every_channel_that_publishes_is_in_confirm_mode(stand: Stand) -> None:
+    """Without it RabbitMQ may drop a message in silence, and the outbox would have deleted it."""
+    outbox = stand.alchemy.outbox
+    assert outbox is not None
+    with outbox.publisher._producers().acquire(block=True) as producer:
+        channel = producer.channel
+        client = producer.connection
+        assert client.transport_options["confirm_publish"] is True
+        assert channel.connection.confirm_publish is True
+        assert channel.basic_publish.__name__ == "basic_publish_confirm"
+
+
+@pytest.mark.brokers("rabbitmq")
+@pytest.mark.parametrize("number", [1, 5])
+def test_message_without_a_route_is_not_settled(stand: Stand, number: int) -> None:
+    """RabbitMQ confirms a message that no queue takes: it must be asked to give it back."""
+    with stand.broker_down(), stand.alchemy.begin() as session:
+        for n in range(number):
+            enqueue(session, stand.effect.s(f"{n}"))
+    for row_id, envelope in stand.outbox("id, envelope"):
+        lost = json.dumps({**json.loads(envelope), "routing_key": f"{stand.prefix}-nowhere", "queues": []})
+        with stand.database.engine.begin() as connection:
+            connection.execute(text("UPDATE celery_outbox SET envelope = :e WHERE id = :i"), {"e": lost, "i": row_id})
+    stand.make_due()
+    stand.relay_all()
+    with stand.alchemy.begin() as session:
+        enqueue(session, stand.effect.s("routed"))
+
+    assert [sent.args for sent in stand.sent()] == [["routed"]]
+    assert len(stand.outbox()) == number
+    assert all(f"{stand.prefix}-nowhere" in error for error in stand.outbox("error"))

@@ -1,0 +1,436 @@
+"""The writes of a `once` task are committed once over any number of deliveries, and each delivery reports the same result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import pytest
+from celery import chain
+from sqlalchemy import event, select
+from sqlalchemy.orm import Session
+
+from celery_alchemy import ConfigurationError, MissingTableError, OnceCommitError, OnceKeyError, enqueue, released
+from tests.delivery.conftest import MakeStand
+from tests.delivery.stand import Effect, Sent, Stand
+
+
+def start(stand: Stand, task: Any, *args: Any, **options: Any) -> Sent:
+    """Send a task from a transaction of its own and take its message out of the broker."""
+    with stand.alchemy.begin():
+        task.apply_async_on_commit(args, **options)
+    [sent] = stand.sent()
+    return sent
+
+
+def start_past_outbox(stand: Stand, task: Any, *args: Any, **options: Any) -> Sent:
+    """Send a task as code that knows nothing of the library does."""
+    task.apply_async(args, **options)
+    [sent] = stand.sent()
+    return sent
+
+
+Start = Callable[..., Sent]
+WAYS = pytest.mark.parametrize(
+    "begin", [pytest.param(start, id="through the outbox"), pytest.param(start_past_outbox, id="past the outbox")]
+)
+
+
+def count(stand: Stand, **options: Any) -> Any:
+    """Make a once task whose result says which effect was its own."""
+
+    @stand.task(**{"name": "count", "once": True, **options})
+    def count_effects(session: Session, name: str) -> int:
+        effect = Effect(name=name[:100])
+        session.add(effect)
+        session.flush()
+        return effect.id
+
+    return count_effects
+
+
+@WAYS
+def test_many_deliveries_are_one_effect_and_one_result(stand: Stand, begin: Start) -> None:
+    """Also when it came past the outbox, and when the copies say that they are redelivered."""
+    sent = begin(stand, count(stand), "a")
+
+    ended = [stand.deliver(sent) for _ in range(3)]
+    ended.append(stand.deliver(sent, delivery_info={"redelivered": True}))
+
+    assert [(one.state, one.value) for one in ended] == [("SUCCESS", ended[0].value)] * 4
+    assert stand.effects() == ["a"]
+    assert stand.outbox("completed_at IS NOT NULL, due_at IS NULL, body IS NULL") == [(True, True, True)]
+
+
+def test_crash_before_the_commit_leaves_the_work_to_the_next_delivery(stand: Stand) -> None:
+    """Nothing of the run that died is committed, and its task is still owed."""
+    dies = [True]
+
+    @stand.task(name="dies", once=True)
+    def dies_once(session: Session) -> str:
+        session.add(Effect(name="a"))
+        session.flush()
+        stand.effect.delay_on_commit("child")
+        if dies.pop() if dies else False:
+            raise KeyboardInterrupt
+        return "done"
+
+    sent = start(stand, dies_once)
+    with pytest.raises(KeyboardInterrupt):
+        stand.deliver(sent)
+    after_crash = (stand.effects(), stand.sent(), stand.outbox("due_at IS NOT NULL, completed_at"))
+    ended = stand.deliver(sent)
+
+    assert after_crash == ([], [], [(True, None)])
+    assert (ended.state, ended.value) == ("SUCCESS", "done")
+    assert stand.effects() == ["a"]
+    assert [child.args for child in stand.sent()] == [["child"]]
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        {"a": [1, 2.5, "é", None, True]},
+        datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc),
+        Decimal("1.10"),
+        UUID(int=7),
+        "x" * 100_000,
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_result_is_replayed_as_it_was(stand: Stand, value: Any) -> None:
+    """Whatever Celery's JSON carries; a chord counts on members that look alike."""
+
+    @stand.task(name="returns", once=True)
+    def returns(session: Session) -> Any:
+        return value
+
+    sent = start(stand, returns)
+
+    assert [stand.deliver(sent).value for _ in range(2)] == [value, value]
+
+
+def test_result_that_cannot_be_kept_commits_nothing(stand: Stand) -> None:
+    """It could not be replayed; the failure is the task's own."""
+
+    @stand.task(name="returns", once=True)
+    def returns(session: Session) -> Any:
+        session.add(Effect(name="a"))
+        return object()
+
+    ended = stand.deliver(start(stand, returns))
+
+    assert ended.state == "FAILURE"
+    assert stand.effects() == []
+    assert stand.outbox("died_at IS NOT NULL") == [True]
+
+
+@WAYS
+def test_chain_goes_on_after_any_number_of_deliveries(stand: Stand, begin: Start) -> None:
+    """The next link goes out with the commit, once, and is not sent again by a duplicate."""
+    task = count(stand)
+    with stand.alchemy.begin() as session:
+        if begin is start:
+            enqueue(session, chain(task.si("a"), task.si("b"), stand.effect.si("c")))
+    if begin is start_past_outbox:
+        chain(task.si("a"), task.si("b"), stand.effect.si("c")).apply_async()
+    [first] = stand.sent()
+
+    stand.deliver(first)
+    stand.deliver(first)
+    [second] = stand.sent()
+    stand.deliver(second)
+    stand.deliver(second)
+    stand.deliver(first)
+    [third] = stand.sent()
+    stand.deliver(third)
+
+    assert stand.effects() == ["a", "b", "c"]
+
+
+def test_next_link_is_kept_when_the_broker_is_down_at_the_commit(stand: Stand) -> None:
+    """A chain does not end because the broker was away for the moment between two links."""
+    with stand.alchemy.begin() as session:
+        enqueue(session, chain(count(stand).si("a"), stand.effect.si("b")))
+    [first] = stand.sent()
+
+    with stand.broker_down():
+        stand.deliver(first)
+    lost = stand.sent()
+    stand.make_due()
+    stand.relay_all()
+
+    assert lost == []
+    assert [sent.args for sent in stand.sent()] == [["b"]]
+
+
+def test_sends_of_a_once_task_are_kept_without_an_outbox_too(make_stand: MakeStand) -> None:
+    """What it sends must be one with its completion: nothing would send it again."""
+    stand = make_stand(outbox=False)
+
+    @stand.task(name="fans out", once=True)
+    def fans_out(session: Session) -> None:
+        stand.effect.delay_on_commit("child")
+
+    fans_out.delay()
+    [sent] = stand.sent()
+    with stand.broker_down():
+        stand.deliver(sent)
+    stand.make_due("due_at IS NOT NULL")
+    stand.relay_all()
+
+    assert [child.args for child in stand.sent()] == [["child"]]
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+@WAYS
+def test_key_makes_different_tasks_one(stand: Stand, begin: Start) -> None:
+    """Two messages with two ids and one key: one effect, one result."""
+    task = count(stand, once=lambda name: f"key:{name}")
+    first, second, other = begin(stand, task, "a"), begin(stand, task, "a"), begin(stand, task, "b")
+
+    ended = [stand.deliver(sent) for sent in (first, second, other)]
+
+    assert first.id != second.id
+    assert ended[0].value == ended[1].value != ended[2].value
+    assert stand.effects() == ["a", "b"]
+
+
+def test_keys_differ_by_case_by_accent_and_by_task(stand: Stand) -> None:
+    """MariaDB's usual collation takes all of these for the same."""
+    keys = ["resume", "Resume", "RESUME", "résumé", "resume.", "ｒesume"]
+    task = count(stand, once=lambda name: name)
+
+    @stand.task(name="other", once=lambda name: name)
+    def other(session: Session, name: str) -> None:
+        session.add(Effect(name=f"other {name}"))
+
+    for key in keys:
+        stand.deliver(start(stand, task, key))
+        stand.deliver(start(stand, task, key))
+    stand.deliver(start(stand, other, "resume"))
+
+    assert stand.effects() == [*keys, "other resume"]
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [(7, "int"), (None, "NoneType"), ("", "''"), (" a", "' a'"), ("a ", "'a '"), ("x" * 300, "300 characters")],
+)
+def test_key_that_cannot_be_used_is_refused(stand: Stand, key: Any, says: str) -> None:
+    """In the caller, before anything is written; in the worker for a message that came past the outbox."""
+    task = count(stand, once=lambda name: key)
+
+    with stand.alchemy.begin() as session:
+        session.add(Effect(name="kept"))
+        with pytest.raises(OnceKeyError, match=says):
+            enqueue(session, task.s("a"))
+    ended = stand.deliver(start_past_outbox(stand, task, "a"))
+
+    assert stand.effects() == ["kept"]
+    assert (ended.state, type(ended.value)) == ("FAILURE", OnceKeyError)
+
+
+def test_longest_key_fits(stand: Stand) -> None:
+    """255 characters with the task's name, of any script."""
+    task = count(stand, once=lambda name: name)
+    key = "é" * (255 - len("count:"))
+
+    stand.deliver(start(stand, task, key))
+    stand.deliver(start(stand, task, key))
+
+    assert len(stand.effects()) == 1
+
+
+# --- commits in the body ----------------------------------------------------------------------------------------------
+
+
+def test_commit_of_writes_in_the_body_is_refused(stand: Stand) -> None:
+    """They would be committed again by the next delivery; the text says why, and nothing stays."""
+
+    @stand.task(name="commits", once=True)
+    def commits(session: Session) -> None:
+        session.add(Effect(name="a"))
+        session.commit()
+
+    ended = stand.deliver(start(stand, commits))
+
+    assert (ended.state, type(ended.value)) == ("FAILURE", OnceCommitError)
+    assert "committed again" in str(ended.value)
+    assert stand.effects() == []
+
+
+def test_commit_of_sends_in_the_body_is_refused(stand: Stand) -> None:
+    """A send that went out before the completion would go out again under another id."""
+
+    @stand.task(name="commits", once=True)
+    def commits(session: Session) -> None:
+        stand.effect.delay_on_commit("ghost")
+        session.commit()
+
+    ended = stand.deliver(start(stand, commits))
+
+    assert (ended.state, type(ended.value)) == ("FAILURE", OnceCommitError)
+    assert stand.sent() == []
+
+
+def test_released_savepoints_and_commits_of_nothing_are_fine(stand: Stand) -> None:
+    """Reading, giving the connection back, and SAVEPOINTs commit no writes."""
+
+    @stand.task(name="reads", once=True)
+    def reads(session: Session) -> int:
+        session.execute(select(Effect))
+        session.commit()
+        with released(session):
+            held = stand.alchemy.engine.pool.checkedout()  # type: ignore[attr-defined]
+        with session.begin_nested():
+            session.add(Effect(name="kept"))
+        savepoint = session.begin_nested()
+        session.add(Effect(name="ghost"))
+        session.flush()
+        savepoint.rollback()
+        return int(held)
+
+    sent = start(stand, reads)
+    ended = [stand.deliver(sent) for _ in range(2)]
+
+    assert [(one.state, one.value) for one in ended] == [("SUCCESS", 0)] * 2
+    assert stand.effects() == ["kept"]
+
+
+# --- calls without a worker -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.databases("sqlite", "postgresql")
+def test_eager_and_direct_calls_run_the_body(stand: Stand) -> None:
+    """A direct call has no task id to be known by and runs each time; apply() with an id twice runs once; a key counts always."""
+    by_id = count(stand)
+
+    @stand.task(name="by key", once=lambda name: name)
+    def by_key(session: Session, name: str) -> None:
+        session.add(Effect(name=name))
+
+    by_id("direct")
+    by_id("direct")
+    by_id.apply(("eager",), task_id="one")
+    by_id.apply(("eager",), task_id="one")
+    by_key("key")
+    by_key("key")
+
+    assert stand.effects() == ["direct", "direct", "eager", "key"]
+
+
+# --- what it costs ----------------------------------------------------------------------------------------------------
+
+
+def statements_of(stand: Stand, act: Callable[[], object]) -> list[str]:
+    """Return what a callable sends through the Alchemy's engine, without BEGIN, COMMIT and SAVEPOINT."""
+    statements: list[str] = []
+
+    def keep(conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
+        if not statement.startswith(("BEGIN", "SAVEPOINT", "RELEASE")):
+            statements.append(" ".join(statement.split()))
+
+    event.listen(stand.alchemy.engine, "before_cursor_execute", keep)
+    try:
+        act()
+    finally:
+        event.remove(stand.alchemy.engine, "before_cursor_execute", keep)
+    return statements
+
+
+@WAYS
+def test_once_adds_at_most_two_statements_to_a_task(stand: Stand, begin: Start) -> None:
+    """One that looks at the start, one that completes at the end; a replay is one statement or two."""
+
+    @stand.task(name="plain")
+    def plain(session: Session, name: str) -> None:
+        session.add(Effect(name=name))
+
+    once = count(stand)
+    sent_plain, sent = start(stand, plain, "a"), begin(stand, once, "a")
+
+    without = statements_of(stand, lambda: stand.deliver(sent_plain))
+    first = statements_of(stand, lambda: stand.deliver(sent))
+    replay = statements_of(stand, lambda: stand.deliver(sent))
+
+    assert len(without) == 1
+    assert len(first) <= len(without) + 2, first
+    assert len(replay) <= 2, replay
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_enqueue_adds_one_insert_to_the_transaction_and_one_statement_after_it(stand: Stand, once: bool) -> None:
+    """However many tasks it sends: they are one INSERT and one settlement."""
+    task = count(stand, name="counted", once=once)
+
+    def send(number: int) -> None:
+        with stand.alchemy.begin() as session:
+            for _ in range(number):
+                enqueue(session, task.s("a"))
+
+    for number in (1, 5):
+        statements = statements_of(stand, lambda number=number: send(number))  # type: ignore[misc]
+        assert [statement.split()[0] for statement in statements] == ["INSERT", "UPDATE" if once else "DELETE"]
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.databases("sqlite")
+def test_once_that_cannot_work_is_refused_when_the_task_is_made(stand: Stand) -> None:
+    """once of a wrong kind; a task that may not write cannot record that it is done."""
+    for options in ({"once": "yes"}, {"once": 1}, {"once": True, "read_only": True}):
+        with pytest.raises(ConfigurationError):
+            count(stand, name=f"bad {options}", **options).s("a").apply_async()
+
+
+@pytest.mark.parametrize("options", [{"redeliver_after": 0}, {"redeliver_after": -1}, {"max_deliveries": 0}, {"once_window": 0}])
+@pytest.mark.databases("sqlite")
+def test_numbers_that_cannot_work_are_refused_at_once(make_stand: MakeStand, options: dict[str, Any]) -> None:
+    """The text names the option and the value."""
+    [(name, value)] = options.items()
+
+    with pytest.raises(ConfigurationError, match=f"{name}={value}"):
+        make_stand(**options)
+
+
+@pytest.mark.parametrize("options", [{"redeliver_after": 0}, {"redeliver_after": "900"}, {"max_deliveries": -1}])
+@pytest.mark.databases("sqlite")
+def test_numbers_of_a_task_that_cannot_work_are_refused_at_once(stand: Stand, options: dict[str, Any]) -> None:
+    """As those of the Alchemy; the text names the task too."""
+    [name] = options
+
+    with pytest.raises(ConfigurationError, match=f"{name}=.*count"):
+        count(stand, **options).s("a").apply_async()
+
+
+@pytest.mark.databases("sqlite")
+def test_task_is_never_sent_again_while_its_time_limit_lets_it_run(make_stand: MakeStand) -> None:
+    """redeliver_after shorter than the hard time limit is put right: a second run beside the first helps nobody."""
+    stand = make_stand(redeliver_after=10)
+    start(stand, count(stand), "a", time_limit=100)
+
+    assert stand.outbox("redeliver_seconds")[0] > 100
+
+
+def test_missing_table_is_named_with_the_command_that_makes_it(stand: Stand) -> None:
+    """In the caller that enqueues, and in the worker that runs a once task."""
+    task = count(stand)
+    sent = start_past_outbox(stand, task, "a")
+    stand.database.execute("DROP TABLE celery_outbox")
+
+    with pytest.raises(MissingTableError, match="create-tables"), stand.alchemy.begin() as session:
+        enqueue(session, task.s("a"))
+    ended = stand.deliver(sent)
+
+    assert (ended.state, type(ended.value)) == ("FAILURE", MissingTableError)
+    assert "celery_outbox" in str(ended.value)

@@ -1,0 +1,83 @@
+"""The reference of settings, columns and commands is that of the code."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from celery import Celery
+from sqlalchemy.orm import sessionmaker
+
+from celery_alchemy import Alchemy, ConfigurationError, SessionTask, outbox, pipeline, publisher, relay
+from celery_alchemy.cli import alchemy as command_line
+from celery_alchemy.databases import sqlite
+from celery_alchemy.tables import metadata
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+SETTINGS = (REFERENCE / "settings.md").read_text(encoding="utf-8")
+LONGEST = f"{relay.BACKOFF_MAX_SECONDS:g} s"
+BACKOFF = f"{relay.MAX_FAILURES} times, {relay.BACKOFF_SECONDS * 2:g} s to {LONGEST} apart"
+PAUSE = f"{publisher.PAUSE_SECONDS:g} s"
+
+
+def _names(page: str, heading: str | None = None) -> set[str]:
+    """Return the names in the first column of the tables of a page, or of one of its sections."""
+    text = (REFERENCE / page).read_text(encoding="utf-8")
+    if heading is not None:
+        text = text.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    return set(re.findall(r"^\| `([\w-]+)[^`]*`", text, flags=re.MULTILINE))
+
+
+def test_settings_of_an_alchemy_are_documented() -> None:
+    """docs/reference/settings.md lists every keyword argument, and no other."""
+    parameters = inspect.signature(Alchemy).parameters.values()
+
+    assert _names("settings.md", "Of an Alchemy") == {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def test_documented_options_of_a_task_exist() -> None:
+    """An option that was renamed or removed is not documented any more."""
+    assert [name for name in _names("settings.md", "Of a task") if not hasattr(SessionTask, name)] == []
+
+
+def test_once_is_refused_beside_a_session_factory() -> None:
+    """It would have no outbox to be owed in, and fail at its first retry."""
+    app = Celery("factory", broker="memory://")
+    base = type("FactoryTask", (SessionTask,), {"abstract": True, "session_factory": sessionmaker()})
+
+    def charge() -> None: ...
+
+    with pytest.raises(ConfigurationError, match="session_factory"):
+        app.task(base=base, once=True, lazy=False)(charge)
+
+
+def test_columns_are_documented() -> None:
+    """docs/reference/table.md has a line for every column of the table, and no other."""
+    (table,) = metadata.tables.values()
+
+    assert _names("table.md") == set(table.columns.keys())
+
+
+def test_commands_are_documented() -> None:
+    """docs/reference/command-line.md has a line for every command, and no other."""
+    assert _names("command-line.md") == set(command_line.commands)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"| Lease of the process that committed a message | {outbox.LEASE_SECONDS:g} s |",
+        f"| Lease of a relay on a batch of {relay.BATCH_ROWS} messages | {relay.LEASE_SECONDS:g} s |",
+        f"| A broker that was down is not tried again right after a commit for | {PAUSE} |",
+        f"| A broker may take to confirm a message | {pipeline.CONFIRM_TIMEOUT_SECONDS:g} s |",
+        f"| Publishing is tried, when the broker refuses a message | {BACKOFF} |",
+        f"| Pruning | {relay.PRUNE_ROWS} records a minute |",
+        f"| SQLite's busy time-out | {sqlite.BUSY_TIMEOUT_SECONDS} s |",
+        f"| `max_message_bytes` | {outbox.MAX_MESSAGE_BYTES // 2**20} MiB |",
+    ],
+)
+def test_fixed_times_are_those_of_the_code(line: str) -> None:
+    """Somebody who waits for a lease at night waits for as long as it lasts."""
+    assert line in SETTINGS

@@ -1,0 +1,5 @@
+"""`python -m tests.soak`."""
+
+from tests.soak.soak import main
+
+main()

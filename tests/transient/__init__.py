@@ -1,0 +1,1 @@
+"""Transient errors: provoked on real databases, recognised, and run again."""
