@@ -6,6 +6,10 @@ VENV ?= .venv
 PYTHON ?=
 # What is handed to pytest, for example: make test PYTEST_ARGS="-k savepoint -x"
 PYTEST_ARGS ?=
+# What make soak runs on, and for how long.
+MINUTES ?= 10
+DATABASE ?= sqlite
+BROKER ?= filesystem
 # pytest's code for "no tests ran", accepted when arguments chose tests of one of the two projects only.
 NO_TESTS_OK := $(if $(strip $(PYTEST_ARGS)),5,0)
 
@@ -20,7 +24,7 @@ export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage lint ruff mypy pyright imports format bench docs clean
+.PHONY: help demo test soak coverage lint ruff mypy pyright imports format bench docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +39,9 @@ test: $(STAMPS)/test ## run all tests of the library and of ragline, on every se
 		[ $$code -eq 0 ] || [ $$code -eq $(NO_TESTS_OK) ] || status=$$code; \
 	done; \
 	exit $$status
+
+soak: $(STAMPS)/test ## kill at random for MINUTES on DATABASE and BROKER (names or URLs) and see that the accounts add up
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) --database $(DATABASE) --broker $(BROKER)
 
 coverage: $(STAMPS)/test ## run the library's tests, workers included, and show what they never reach
 	$(BIN)/coverage erase

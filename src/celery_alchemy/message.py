@@ -162,9 +162,8 @@ class Recorder:
         headers = dict(headers or {})
         arguments: Any = (body[0], body[1]) if isinstance(body, tuple) and len(body) == 3 else ((), {})
         if content_type is None:
-            content_type, content_encoding, serialised = dumps(self._with_fixed_ids(body), serializer=serializer)
-        else:
-            serialised = body
+            content_type, content_encoding, body = dumps(self._with_fixed_ids(body), serializer=serializer)
+        serialised: Any = body
         if isinstance(serialised, str):
             content_encoding = content_encoding or "utf-8"
             serialised = serialised.encode(content_encoding)

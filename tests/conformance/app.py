@@ -176,9 +176,7 @@ def cut_connection(session: Session) -> None:
     mine = session.execute(text(query)).scalar_one()
     other = create_engine(bind.engine.url, poolclass=NullPool)
     with other.connect() as connection:
-        connection.exec_driver_sql(
-            f"SELECT pg_terminate_backend({mine})" if is_postgresql else f"KILL {mine}"
-        )
+        connection.exec_driver_sql(f"SELECT pg_terminate_backend({mine})" if is_postgresql else f"KILL {mine}")
 
 
 def nest(task: SessionTask, session: Session, key: str) -> None:

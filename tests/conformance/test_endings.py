@@ -64,13 +64,14 @@ MARKS: dict[str, dict[str, str]] = {
 }
 STATES = {
     "success": "SUCCESS",
-    "self.retry": "SUCCESS",
-    "autoretry": "SUCCESS",
     "replace": "SUCCESS",
     "database gone after commit": "SUCCESS",
     "revoke": "REVOKED",
 }
 WITHOUT_RESULT = {"ignore", "reject"}
+#: Celery sends the next attempt before it stores RETRY for this one: with more than one thread the RETRY may overwrite the
+#: other's SUCCESS. The end of these is seen by their rows.
+SEEN_BY_MARKS = {"self.retry", "autoretry"}
 
 
 def has(stand: tuple[str, str, str], ending: str) -> bool:
@@ -101,9 +102,7 @@ def test_task_ends_as_its_outcome_says(stand: Stand, ending: str, way: str) -> N
     assert_nothing_is_left(stand)
 
 
-@pytest.mark.parametrize(
-    "stand", [stand for stand in STANDS if stand[0] in ("threads", "gevent", "eventlet")], indirect=True
-)
+@pytest.mark.parametrize("stand", [stand for stand in STANDS if stand[0] in ("threads", "gevent", "eventlet")], indirect=True)
 def test_tasks_that_end_at_once_do_not_disturb_each_other(stand: Stand) -> None:
     """More requests than the worker runs at once, of many endings: each ends as if it were alone."""
     endings = ["success", "exception", "self.retry", "autoretry", "replace", "failing commit"] * 4
@@ -121,7 +120,7 @@ def test_tasks_that_end_at_once_do_not_disturb_each_other(stand: Stand) -> None:
 
 
 def expected_state(stand: Stand, ending: str) -> str | None:
-    if ending in WITHOUT_RESULT or (ending == "system exit" and stand.pool != "prefork"):
+    if ending in WITHOUT_RESULT | SEEN_BY_MARKS or (ending == "system exit" and stand.pool != "prefork"):
         return None
     return STATES.get(ending, "FAILURE")
 
@@ -131,6 +130,8 @@ def ended(stand: Stand, ending: str, result: AsyncResult[Any]) -> str | None:
     if ending == "revoke":
         stand.wait_for_sign(f"{result.id}.started")
         stand.broker.client.control.revoke(result.id, terminate=True, signal="SIGTERM")
+    if ending in SEEN_BY_MARKS:
+        return None
     if expected_state(stand, ending) is None:
         stand.wait_for_sign(str(result.id))
         return None
@@ -145,7 +146,7 @@ def assert_marks(stand: Stand, ending: str, key: str) -> None:
     if ending == "system exit" and stand.pool == "prefork":
         expected = {":failed": "WorkerLostError"}
     # The result is stored, and a replacement runs, after what is awaited here.
-    eventually(lambda: stand.marks(key) == expected, timeout=10, what=f"{expected}, not {stand.marks(key)}")
+    eventually(lambda: stand.marks(key) == expected, timeout=30, what=f"{expected}, not {stand.marks(key)}")
 
 
 def assert_nothing_is_left(stand: Stand) -> None:

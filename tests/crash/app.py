@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from celery import chain
 from sqlalchemy.exc import DBAPIError
@@ -36,7 +36,7 @@ folder = Path(os.environ.get(STRUCK_VARIABLE, "."))
 injection = Injection(url, folder)
 injection.install(app)
 # A task class of the library has methods that Celery's annotations do not know.
-task: Callable[..., Callable[[Callable[..., Any]], Any]] = app.task
+task = cast("Callable[..., Callable[[Callable[..., Any]], Any]]", app.task)
 
 
 @task(

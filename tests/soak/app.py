@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 from celery import chain
@@ -40,7 +40,7 @@ alchemy = Alchemy(
 )
 
 # A task class of the library has methods that Celery's annotations do not know.
-task: Callable[..., Callable[[Callable[..., Any]], Any]] = app.task
+task = cast("Callable[..., Callable[[Callable[..., Any]], Any]]", app.task)
 
 
 class TroubleError(Exception):

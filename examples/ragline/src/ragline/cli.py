@@ -1,0 +1,179 @@
+"""The command line: what a person does with ragline, each command a few calls to the use cases."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ragline.errors import ConfigurationError, RaglineError
+
+cli = typer.Typer(no_args_is_help=True, add_completion=False, help="Documents in, cited passages out.")
+model = typer.Typer(no_args_is_help=True, help="The embedding model.")
+cli.add_typer(model, name="model")
+console = Console()
+errors = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def main() -> None:
+    """Run the command line; an error of ragline's own is told in one line."""
+    try:
+        cli()
+    except RaglineError as error:
+        errors.print(f"[red]{escape(str(error))}[/red]")
+        raise SystemExit(1) from error
+
+
+@cli.command()
+def ingest(
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders.", show_default=False)],
+    wait: Annotated[bool, typer.Option(help="Wait until all documents are ready or failed.")] = True,
+    worker: Annotated[
+        bool, typer.Option(help="Start a worker for the time being if none is running.")
+    ] = True,
+    processes: Annotated[int, typer.Option(min=1, help="Processes of such a worker.")] = 2,
+) -> None:
+    """Take documents in and follow them until they can be found."""
+    from ragline import ingestion
+    from ragline.app import app, settings
+    from ragline.workers import running_workers, temporary_worker
+
+    embedder = ingestion.choose_embedder(console)
+    outcomes = ingestion.take_in_files(paths, embedder, console)
+    with ExitStack() as stack:
+        if wait and ingestion.unsettled(outcomes):
+            if worker and settings.has_own_broker and not running_workers(app):
+                stack.enter_context(temporary_worker(home=settings.home, processes=processes))
+            ingestion.follow(outcomes, console)
+    if ingestion.print_summary(outcomes, console):
+        raise typer.Exit(1)
+
+
+@cli.command()
+def search(
+    query: Annotated[str, typer.Argument(help="A question, or words.", show_default=False)],
+    limit: Annotated[int, typer.Option(min=1, help="How many passages.")] = 5,
+    mode: Annotated[str, typer.Option(help="hybrid, keyword or vector.")] = "hybrid",
+    as_json: Json = False,
+) -> None:
+    """Find passages, each with its document, page, character range and exact quote."""
+    from ragline import presentation
+    from ragline.searching import Mode
+
+    if mode not in tuple(Mode):
+        raise ConfigurationError(f"--mode {mode}: use one of {', '.join(Mode)}.")
+    found, note = presentation.find(query, limit=limit, mode=Mode(mode))
+    if as_json:
+        print(json.dumps([asdict(passage) for passage in found], ensure_ascii=False, indent=2))
+        return
+    if note:
+        errors.print(f"[yellow]{escape(note)}[/yellow]")
+    presentation.print_passages(found, query, console)
+
+
+@cli.command()
+def status(as_json: Json = False) -> None:
+    """Documents by state, chunks, workers, and the reason of every failure."""
+    from ragline import presentation
+
+    report = presentation.read_status()
+    if as_json:
+        print(json.dumps(report.as_json(), ensure_ascii=False, indent=2))
+    else:
+        presentation.print_status(report, console)
+
+
+@cli.command()
+def worker(
+    processes: Annotated[int, typer.Option(min=1, help="How many documents are worked on at once.")] = 2,
+    log_level: Annotated[str, typer.Option(help="Celery's log level.")] = "info",
+) -> None:
+    """Run a worker until it is interrupted."""
+    from ragline import ingestion
+    from ragline.app import alchemy, app, create_tables
+    from ragline.workers import worker_arguments
+
+    create_tables(alchemy)
+    alchemy.engine.dispose()  # the worker's processes make their own
+    ingestion.choose_embedder(console)
+    app.worker_main(worker_arguments(processes=processes, log_level=log_level))
+
+
+@model.command()
+def fetch() -> None:
+    """Fetch the embedding model, check it and make it ready to run."""
+    from ragline.minilm.embedder import has_onnx
+    from ragline.minilm.files import fetch as fetch_files
+    from ragline.minilm.graph import graph_file
+    from ragline.settings import settings_from
+
+    with console.status("Fetching all-MiniLM-L6-v2 (84 MB)"):
+        folder = fetch_files(settings_from().cache)
+        if has_onnx():
+            graph_file(folder)
+    console.print(f"all-MiniLM-L6-v2 is in {folder}.", soft_wrap=True)
+
+
+@cli.command(name="eval")
+def evaluate(
+    dataset: Annotated[
+        Path, typer.Argument(help="Folder of a Cranfield or TREC collection.", show_default=False)
+    ],
+    as_json: Json = False,
+) -> None:
+    """Measure search quality on a collection with judgements."""
+    from ragline.benchmark import evaluate as measure
+    from ragline.embedders import available_embedder
+    from ragline.evaluation import read_collection
+    from ragline.ingestion import progress_bar
+    from ragline.settings import settings_from
+
+    settings = settings_from()
+    collection = read_collection(dataset)
+    embedder, missing = available_embedder(settings.embedder, settings.cache)
+    if missing:
+        errors.print(f"[yellow]Keywords only: {escape(missing)}[/yellow]")
+    with progress_bar(errors) as bar:
+        task = bar.add_task("indexing", total=len(collection.documents), note="")
+        results = measure(collection, embedder, settings.cache, lambda count: bar.advance(task, count))
+    if as_json:
+        print(json.dumps({mode.value: asdict(measures) for mode, measures in results.items()}, indent=2))
+        return
+    table = Table("search", "nDCG@10", "MAP", "recall@100", title=f"{len(collection.judgements)} queries")
+    for mode, measures in results.items():
+        table.add_row(mode.value, *(f"{value:.4f}" for value in asdict(measures).values()))
+    console.print(table)
+
+
+@cli.command()
+def demo(
+    keep: Annotated[bool, typer.Option(help="Keep the folder that it worked in.")] = False,
+) -> None:
+    """Show all of it on documents that are on every machine, and kill worker processes on the way."""
+    home = Path(tempfile.mkdtemp(prefix="ragline-demo-"))
+    try:
+        # Before anything reads the settings: a fresh home, and no server however this shell is set up.
+        os.environ["RAGLINE_HOME"] = str(home)
+        for name in ("RAGLINE_DATABASE_URL", "RAGLINE_BROKER_URL"):
+            os.environ.pop(name, None)
+        from ragline.demo import run
+
+        problems = run(console)
+    finally:
+        if keep:
+            console.print(f"Kept: {home}", soft_wrap=True)
+        else:
+            shutil.rmtree(home)
+    raise typer.Exit(1 if problems else 0)

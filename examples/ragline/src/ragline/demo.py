@@ -1,0 +1,167 @@
+"""`ragline demo`: real documents through a worker whose processes are killed, counted and searched."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import pydoc_data.topics
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from celery_alchemy.upkeep import status as count_messages
+from rich.console import Console
+from rich.progress import Progress
+from sqlalchemy import func, select
+
+from ragline import ingestion, presentation
+from ragline.app import alchemy, settings
+from ragline.audit import audit
+from ragline.embedders import NO_EMBEDDER
+from ragline.minilm.embedder import has_onnx
+from ragline.progress import Progress as Counts
+from ragline.progress import failures
+from ragline.searching import Mode
+from ragline.tables import Source
+from ragline.workers import child_processes, temporary_worker
+
+PROCESSES = 2
+KILL_AT = (0.25, 0.6)
+"""A worker process is killed each time this share of the documents is done."""
+MAX_CHARACTERS = 500_000
+"""About 700 chunks, half a minute of embedding on two slow cores."""
+MAX_README_CHARACTERS = 30_000
+QUESTIONS = (
+    "What happens when an exception is raised inside a with statement?",
+    "Which object does a for loop call to get the next item?",
+    "How are default parameter values evaluated?",
+)
+# Made to fail, each for a reason of its own.
+BAD_FILES = {
+    "empty.md": b"",
+    "picture.txt": b"\x89PNG\r\n\x1a\n" + bytes(range(256)),
+    "broken.pdf": b"%PDF-1.7\nthis is no PDF after all\n",
+}
+
+
+def run(console: Console) -> list[str]:
+    """Run the demonstration in the home of the settings, which should be fresh.
+
+    Returns:
+        What does not add up, one sentence each; empty when all is well.
+    """
+    started = time.monotonic()
+    embedder = ingestion.choose_embedder(console)
+    folder = settings.home / "documents"
+    files = write_documents(
+        folder, MAX_CHARACTERS if embedder == NO_EMBEDDER or has_onnx() else MAX_CHARACTERS // 2
+    )
+    console.print(
+        f"{files} files: the language reference inside this Python, READMEs of the packages installed here,"
+        f" a copy of one, and {len(BAD_FILES)} that are bad on purpose.\n"
+        f"A worker of {PROCESSES} processes on SQLite and a folder of messages; some are killed on the way."
+    )
+    killer = _Killer()
+    with temporary_worker(home=settings.home, processes=PROCESSES) as worker:
+        killer.worker = worker
+        outcomes = ingestion.take_in_files([folder], embedder, console)
+        ingestion.follow(outcomes, console, killer.look)
+    ingestion.print_summary(outcomes, console)
+    problems = _check(files, console)
+    for question in QUESTIONS:
+        console.rule(f"[bold]{question}")
+        found, _ = presentation.find(question, limit=1, mode=Mode.HYBRID)
+        presentation.print_passages(found, question, console)
+        if not found:
+            problems.append(f"Nothing was found for {question!r}.")
+    verdict = "[green]The counts add up" if not problems else f"[red]{len(problems)} counts do not add up"
+    killed = f"{len(killer.killed)} worker processes were killed with SIGKILL"
+    console.print(f"{verdict}[/]: {killed}, {time.monotonic() - started:.0f} seconds in all.")
+    return problems
+
+
+def write_documents(folder: Path, max_characters: int) -> int:
+    """Write the documents of the demonstration below a folder.
+
+    Returns:
+        How many files were written.
+    """
+    folder.mkdir(parents=True)
+    written = characters = 0
+    copied = None
+    for name, content in _documents():
+        if characters + len(content) > max_characters:
+            continue
+        (folder / name).write_text(content, encoding="utf-8")
+        characters += len(content)
+        written += 1
+        copied = copied or folder / name
+    if copied is not None:
+        shutil.copy(copied, folder / f"copy of {copied.name}")
+        written += 1
+    for name, data in BAD_FILES.items():
+        (folder / name).write_bytes(data)
+    return written + len(BAD_FILES)
+
+
+def _documents() -> Iterator[tuple[str, str]]:
+    readmes = _readmes()
+    for topic, content in pydoc_data.topics.topics.items():
+        yield f"python-{topic.lower()}.rst", content
+        if readme := next(readmes, None):
+            yield readme
+
+
+def _readmes() -> Iterator[tuple[str, str]]:
+    seen = set()
+    for distribution in sorted(
+        importlib.metadata.distributions(), key=lambda found: (found.name or "").lower()
+    ):
+        name = (distribution.name or "").lower()
+        metadata = distribution.metadata.json
+        content = metadata.get("description") or ""
+        if name in seen or not isinstance(content, str) or not 1000 <= len(content) <= MAX_README_CHARACTERS:
+            continue
+        seen.add(name)
+        declared = metadata.get("description_content_type") or "text/x-rst"
+        yield f"readme-{name}{'.md' if 'markdown' in declared else '.rst'}", content
+
+
+def _check(files: int, console: Console) -> list[str]:
+    with alchemy.session() as session:
+        problems = audit(session)
+        failed = {failure.name for failure in failures(session)}
+        sources = session.scalar(select(func.count(Source.id)))
+    if failed != set(BAD_FILES):
+        problems.append(f"Failed: {', '.join(sorted(failed))}; expected: {', '.join(sorted(BAD_FILES))}.")
+    messages = count_messages(alchemy.engine)
+    if messages["waiting"] or messages["owed"]:
+        problems.append(f"{messages['waiting']} messages wait, and {messages['owed']} tasks are owed.")
+    if messages["dead"] != len(BAD_FILES):
+        problems.append(f"{messages['dead']} tasks failed for good, and not {len(BAD_FILES)}.")
+    if sources != files:
+        problems.append(f"{files} files were taken in, and {sources} are known.")
+    for problem in problems:
+        console.print(f"[red]{problem}[/red]", soft_wrap=True)
+    return problems
+
+
+class _Killer:
+    """Kills a process of the worker when enough documents are done."""
+
+    def __init__(self) -> None:
+        self.worker: subprocess.Popen[bytes] | None = None
+        self.killed: list[int] = []
+
+    def look(self, counts: Counts, bar: Progress) -> None:
+        due = sum(counts.settled >= share * counts.total for share in KILL_AT)
+        if self.worker is None or len(self.killed) >= due or counts.settled == counts.total:
+            return
+        children = [pid for pid in child_processes(self.worker.pid) if pid not in self.killed]
+        if children:
+            os.kill(children[-1], signal.SIGKILL)
+            self.killed.append(children[-1])
+            bar.console.print(f"[red]Killed worker process {children[-1]} with SIGKILL.[/red]")

@@ -1,0 +1,94 @@
+"""Which embedder a document is processed with, and the object that does it in this process."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ragline.errors import ModelUnavailableError
+from ragline.minilm.embedder import MiniLM
+from ragline.minilm.files import fetch, is_fetched, model_folder
+from ragline.tokens import EstimatedTokens, TokenCounter
+
+NO_EMBEDDER = "none"
+"""The embedder of documents that are searched by keywords alone."""
+
+
+class Embedder(Protocol):
+    """Texts to vectors of length one."""
+
+    @property
+    def name(self) -> str:
+        """Names model and weights: vectors of two names are never compared."""
+        ...
+
+    @property
+    def dimensions(self) -> int:
+        """The length of its vectors."""
+        ...
+
+    @property
+    def counter(self) -> TokenCounter:
+        """How it counts tokens."""
+        ...
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Vectors of shape (len(texts), dimensions)."""
+        ...
+
+
+def available_embedder(wanted: str, cache: Path) -> tuple[str, str | None]:
+    """The name of the embedder to use, fetching its model if it is not there.
+
+    Args:
+        wanted: "auto", "minilm" or "none", from the settings.
+        cache: where models are kept.
+
+    Returns:
+        The embedder's name, and why it is not the wanted one, or None.
+
+    Raises:
+        ModelUnavailableError: "minilm" was asked for by name and cannot be had.
+    """
+    if wanted == NO_EMBEDDER:
+        return NO_EMBEDDER, None
+    try:
+        fetch(cache)
+    except ModelUnavailableError as error:
+        if wanted != "auto":
+            raise
+        return NO_EMBEDDER, str(error)
+    return MiniLM.name, None
+
+
+@functools.cache
+def load_embedder(name: str, cache: Path) -> Embedder | None:
+    """The embedder of that name, loaded once a process; None for `NO_EMBEDDER`.
+
+    Raises:
+        ModelUnavailableError: this machine does not have it. Another must not stand in for it: vectors of two
+            models
+            in one index are worse than none.
+    """
+    if name == NO_EMBEDDER:
+        return None
+    if name != MiniLM.name:
+        raise ModelUnavailableError(
+            f"The documents want the embedder {name!r}, which this ragline does not know."
+        )
+    if not is_fetched(cache):
+        raise ModelUnavailableError(
+            f"The model is not in {cache}: run `ragline model fetch` on this machine."
+        )
+    return MiniLM(model_folder(cache))
+
+
+def token_counter(name: str, cache: Path) -> TokenCounter:
+    """How that embedder counts tokens."""
+    embedder = load_embedder(name, cache)
+    return EstimatedTokens() if embedder is None else embedder.counter

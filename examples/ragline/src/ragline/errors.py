@@ -1,0 +1,50 @@
+"""Why a document cannot be processed, in words for the person who added it."""
+
+from __future__ import annotations
+
+
+class RaglineError(Exception):
+    """Any error that ragline raises itself."""
+
+
+class DocumentError(RaglineError):
+    """This document can never be processed as it is: trying again changes nothing.
+
+    The text of the exception is the reason that `ragline status` shows.
+    """
+
+
+class UnreadableError(DocumentError):
+    """The bytes could not be read at all: no permission, gone, a broken disk."""
+
+
+class EmptyError(DocumentError):
+    """There is nothing in it: zero bytes, or only white space."""
+
+
+class TooLargeError(DocumentError):
+    """It is larger than the configured limit."""
+
+
+class UnsupportedError(DocumentError):
+    """It is binary data, or a format that no parser here reads."""
+
+
+class EncryptedError(DocumentError):
+    """It is protected by a password."""
+
+
+class ScannedError(DocumentError):
+    """It has pages but no text layer: pictures of text."""
+
+
+class DamagedError(DocumentError):
+    """It claims to be of a format but cannot be read as one."""
+
+
+class ModelUnavailableError(RaglineError):
+    """The embedding model cannot be had here; search works by keywords alone."""
+
+
+class ConfigurationError(RaglineError):
+    """A setting has a value that ragline cannot use."""

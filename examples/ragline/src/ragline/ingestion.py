@@ -1,0 +1,145 @@
+"""`ragline ingest` in a terminal: files taken in, followed with a progress bar, summed up."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from celery_alchemy import enqueue
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from ragline import tasks
+from ragline.app import alchemy, create_tables, settings
+from ragline.embedders import available_embedder
+from ragline.intake import Intake, Outcome, find_files, read_file, take_in
+from ragline.progress import Progress as Counts
+from ragline.progress import failures, measure
+from ragline.recipes import recipe_for
+
+LOOK_SECONDS = 0.25
+"""How often the progress bar counts rows."""
+
+
+def choose_embedder(console: Console) -> str:
+    """The name of the embedder to process documents with; says so when it is not the wanted one."""
+    with console.status("Looking for the embedding model (84 MB the first time)"):
+        embedder, missing = available_embedder(settings.embedder, settings.cache)
+    if missing:
+        console.print(f"[yellow]Keyword search only: {escape(missing)}[/yellow]")
+    return embedder
+
+
+def progress_bar(console: Console) -> Progress:
+    """A progress bar as all commands show it."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        transient=False,
+    )
+
+
+def take_in_files(paths: Sequence[Path], embedder: str, console: Console) -> dict[str, Outcome]:
+    """Take in every file below the paths, each in a transaction that also sends its first task.
+
+    Returns:
+        What became of each, by its path.
+    """
+    create_tables(alchemy)
+    recipe = recipe_for(embedder)
+    outcomes: dict[str, Outcome] = {}
+    with progress_bar(console) as bar:
+        files = list(find_files(paths))
+        task = bar.add_task("taking in", total=len(files), note="")
+        for file in files:
+            offer = read_file(file, max_bytes=settings.max_bytes)
+            with alchemy.begin() as session:
+                outcome = take_in(session, offer, recipe)
+                if outcome.is_queued:
+                    enqueue(session, tasks.ingest.s(outcome.document_id))
+            outcomes[str(file)] = outcome
+            bar.advance(task)
+    return outcomes
+
+
+def unsettled(outcomes: dict[str, Outcome]) -> bool:
+    """Whether any of the documents is still on its way."""
+    counts = count(outcomes)
+    return counts.settled < counts.total
+
+
+def count(outcomes: dict[str, Outcome]) -> Counts:
+    """The rows of these documents, counted now, in a transaction of its own."""
+    with alchemy.session() as session:
+        return measure(session, document_ids(outcomes))
+
+
+def document_ids(outcomes: dict[str, Outcome]) -> list[int]:
+    """The documents that files became, each once."""
+    return sorted({outcome.document_id for outcome in outcomes.values()})
+
+
+def follow(
+    outcomes: dict[str, Outcome], console: Console, looked: Callable[[Counts, Progress], None] | None = None
+) -> Counts:
+    """Show a progress bar, counted from rows, until every document is settled.
+
+    Args:
+        outcomes: the documents to follow.
+        console: where to draw.
+        looked: called after each look, with the counts and the bar.
+
+    Returns:
+        The last counts.
+    """
+    with progress_bar(console) as bar:
+        documents = bar.add_task("documents", total=None, note="")
+        chunks = bar.add_task("chunks", total=None, note="")
+        while True:
+            counts = count(outcomes)
+            states = ", ".join(f"{number} {state.value}" for state, number in counts.documents.items())
+            bar.update(documents, completed=counts.settled, total=counts.total, note=states)
+            bar.update(chunks, completed=counts.chunks - counts.unembedded, total=counts.chunks or None)
+            if looked is not None:
+                looked(counts, bar)
+            if counts.settled == counts.total:
+                return counts
+            time.sleep(LOOK_SECONDS)
+
+
+def print_summary(outcomes: dict[str, Outcome], console: Console) -> int:
+    """Print what became of the files, and why some failed.
+
+    Returns:
+        How many documents failed.
+    """
+    with alchemy.session() as session:
+        failed = failures(session, document_ids(outcomes))
+    # A document that failed on its way was added or replaced first: each file is counted once, by how it
+    # ended.
+    failed_uris = {failure.uri for failure in failed}
+    took = Counter(
+        Intake.FAILED if Path(file).absolute().as_uri() in failed_uris else outcome.intake
+        for file, outcome in outcomes.items()
+    )
+    parts = ", ".join(f"{took[intake]} {intake.value}" for intake in Intake if took[intake])
+    files = f"{len(outcomes)} file{'s' if len(outcomes) != 1 else ''}"
+    console.print(f"{files}: {parts}." if parts else "No files to take in.")
+    for failure in failed:
+        console.print(f"  [red]failed[/red] {escape(failure.name)}: {escape(failure.reason)}", soft_wrap=True)
+    return len(failed)

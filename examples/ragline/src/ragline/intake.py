@@ -1,0 +1,250 @@
+"""Taking documents in: a file becomes a source and a document, or is found to be one already."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import delete, or_, select
+from sqlalchemy.orm import Session
+
+from ragline import fulltext
+from ragline.errors import DocumentError, TooLargeError, UnreadableError
+from ragline.formats import EXTENSIONS
+from ragline.states import State
+from ragline.tables import Chunk, Document, DocumentText, Original, Source, utc_now
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How documents are processed now; one processed otherwise is processed again when it is added again."""
+
+    parser: str
+    splitter: str
+    embedder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Something that somebody wants in the index.
+
+    Attributes:
+        uri: where it comes from; the same place again is a new generation of the same source.
+        name: its file name.
+        digest: SHA-256 of its bytes, or None where they could not be read.
+        size_bytes: its length, as far as it is known.
+        data: its bytes, or None with `problem`.
+        problem: why it cannot be processed, when that is known already.
+    """
+
+    uri: str
+    name: str
+    digest: str | None
+    size_bytes: int
+    data: bytes | None
+    problem: DocumentError | None = None
+
+
+class Intake(str, enum.Enum):
+    """What became of an offer."""
+
+    ADDED = "added"
+    REPLACED = "replaced"
+    UNCHANGED = "unchanged"
+    DUPLICATE = "duplicate"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one offer.
+
+    Attributes:
+        is_queued: the document waits for its first task, which the caller sends in the same transaction.
+        reason: why it failed, or None.
+    """
+
+    intake: Intake
+    document_id: int
+    is_queued: bool = False
+    reason: str | None = None
+
+
+def find_files(paths: Iterable[Path]) -> Iterator[Path]:
+    """The files to ingest, in order: those named, whatever they are, and those of known formats in folders.
+
+    Hidden files and folders inside a folder are left out, links to folders are not followed.
+    """
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        for folder, folders, files in os.walk(path):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(files):
+                if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS:
+                    yield Path(folder, name)
+
+
+def read_file(path: Path, *, max_bytes: int) -> Offer:
+    """Read a file into an offer; one that cannot be read, or is too large, is an offer with a problem."""
+    path = path.absolute()
+    try:
+        size_bytes = path.stat().st_size
+        if size_bytes > max_bytes:
+            with path.open("rb") as stream:
+                digest = hashlib.sha256()
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+            problem = TooLargeError(
+                f"It has {size_bytes / 1e6:.0f} MB; the limit is {max_bytes / 1e6:.0f} MB."
+            )
+            return Offer(path.as_uri(), path.name, digest.hexdigest(), size_bytes, None, problem)
+        data = path.read_bytes()
+    except OSError as error:
+        unreadable = UnreadableError(f"It cannot be read: {error.strerror or error}.")
+        return Offer(path.as_uri(), path.name, None, 0, None, unreadable)
+    return Offer(path.as_uri(), path.name, hashlib.sha256(data).hexdigest(), len(data), data)
+
+
+def take_in(session: Session, offer: Offer, recipe: Recipe) -> Outcome:
+    """Enter an offer into the index, or find that it is there.
+
+    Guarantees:
+        All of it in the caller's transaction. What the source served before, it serves until the new document
+        is ready.
+    """
+    source = _source(session, offer.uri)
+    document = _document(session, offer, recipe)
+    if document is None:
+        document = _new_document(session, offer, recipe)
+        intake = Intake.REPLACED if source.serving_id or source.pending_id else Intake.ADDED
+    elif document.id in (source.serving_id, source.pending_id):
+        intake = Intake.UNCHANGED
+    else:
+        intake = Intake.REPLACED if source.serving_id or source.pending_id else Intake.DUPLICATE
+    is_queued = _revive(session, document, offer)
+    _point(session, source, document)
+    if document.state is State.FAILED:
+        return Outcome(Intake.FAILED, document.id, reason=document.reason)
+    return Outcome(intake, document.id, is_queued=is_queued)
+
+
+def serve(session: Session, document_id: int) -> None:
+    """Let every source that waits for this document show it to searches, and drop what nobody shows any more.
+
+    In the caller's transaction, which also makes it ready: searches see the old document or the new one.
+    """
+    replaced = []
+    for source in session.scalars(select(Source).where(Source.pending_id == document_id)):
+        if source.serving_id is not None:
+            replaced.append(source.serving_id)
+        source.serving_id, source.pending_id = document_id, None
+        source.generation += 1
+    session.flush()
+    drop_unused(session, replaced)
+
+
+def drop_unused(session: Session, document_ids: Iterable[int]) -> None:
+    """Delete those documents that no source shows or waits for, with all that was made of them."""
+    for document_id in set(document_ids):
+        used = or_(Source.serving_id == document_id, Source.pending_id == document_id)
+        if session.scalar(select(Source.id).where(used).limit(1)) is not None:
+            continue
+        digest = session.scalar(select(Document.digest).where(Document.id == document_id))
+        fulltext.remove(session.connection(), [document_id])
+        session.execute(delete(Document).where(Document.id == document_id))
+        if session.scalar(select(Document.id).where(Document.digest == digest).limit(1)) is None:
+            session.execute(delete(Original).where(Original.digest == digest))
+
+
+def _source(session: Session, uri: str) -> Source:
+    digest = hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()
+    source = session.scalar(select(Source).where(Source.uri_digest == digest).with_for_update())
+    if source is None:
+        source = Source(uri_digest=digest, uri=uri, generation=0)
+        session.add(source)
+        session.flush()
+    return source
+
+
+def _document(session: Session, offer: Offer, recipe: Recipe) -> Document | None:
+    if offer.digest is None:
+        return None
+    return session.scalar(
+        select(Document).where(
+            Document.digest == offer.digest,
+            Document.parser == recipe.parser,
+            Document.splitter == recipe.splitter,
+            Document.embedder == recipe.embedder,
+        )
+    )
+
+
+def _new_document(session: Session, offer: Offer, recipe: Recipe) -> Document:
+    now = utc_now()
+    document = Document(
+        digest=offer.digest,
+        name=offer.name,
+        size_bytes=offer.size_bytes,
+        parser=recipe.parser,
+        splitter=recipe.splitter,
+        embedder=recipe.embedder,
+        state=State.QUEUED if offer.problem is None else State.FAILED,
+        queued_at=now,
+    )
+    if offer.problem is not None:
+        document.reason, document.is_permanent, document.failed_at = str(offer.problem), True, now
+    session.add(document)
+    _keep_bytes(session, offer)
+    session.flush()
+    return document
+
+
+def _keep_bytes(session: Session, offer: Offer) -> bool:
+    """Store the offered bytes unless they are there; whether they are new."""
+    if offer.data is None or offer.digest is None:
+        return False
+    known = select(Original.digest).where(Original.digest == offer.digest)
+    if session.scalar(known) is not None:
+        return False
+    session.add(Original(digest=offer.digest, data=offer.data))
+    return True
+
+
+def _revive(session: Session, document: Document, offer: Offer) -> bool:
+    """Queue a document that can be tried again; whether it waits for its first task now.
+
+    It was cancelled, it failed for a reason that passes, or it was refused unread, as too large, and is not
+    any more.
+    """
+    refused_unread = document.state is State.FAILED and _keep_bytes(session, offer)
+    failed_for_now = document.state is State.FAILED and not document.is_permanent
+    if document.state is State.CANCELLED or failed_for_now or refused_unread:
+        _forget_results(session, document.id)
+        document.state, document.queued_at = State.QUEUED, utc_now()
+        document.reason, document.is_permanent = None, False
+    return document.state is State.QUEUED
+
+
+def _forget_results(session: Session, document_id: int) -> None:
+    fulltext.remove(session.connection(), [document_id])
+    session.execute(delete(Chunk).where(Chunk.document_id == document_id))
+    session.execute(delete(DocumentText).where(DocumentText.document_id == document_id))
+
+
+def _point(session: Session, source: Source, document: Document) -> None:
+    superseded = source.pending_id
+    if source.serving_id == document.id:
+        source.pending_id = None
+    else:
+        source.pending_id = document.id
+    session.flush()
+    if document.state is State.READY:
+        serve(session, document.id)
+    if superseded is not None and superseded != document.id:
+        drop_unused(session, [superseded])

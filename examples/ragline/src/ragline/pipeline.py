@@ -1,0 +1,229 @@
+"""The steps from a queued document to a ready one: use cases that take the session of a task.
+
+ingest -> parse -> split -> embed (batch 1..n) -> ready. A step reads, gives the connection back while it
+works, and ends in one short transaction that writes its result and the next state. A step whose document is
+gone, or in another state than it expects, does nothing: a message that arrives late or twice resurrects
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+from celery_alchemy import released
+from sqlalchemy import CursorResult, exists, insert, select, update
+from sqlalchemy.orm import Session
+
+from ragline import fulltext
+from ragline.embedders import NO_EMBEDDER, Embedder
+from ragline.errors import DocumentError, RaglineError
+from ragline.formats import detect_format
+from ragline.intake import serve
+from ragline.parsers import parse as parse_document
+from ragline.splitter import split as split_text
+from ragline.states import TRANSITIONS, WORKING, State
+from ragline.tables import Chunk, Document, DocumentText, Original, Vector, utc_now
+from ragline.text import Heading, ParsedText
+from ragline.tokens import TokenCounter
+
+
+def admit(session: Session, document_id: int) -> bool:
+    """Check that the document is of a format that can be parsed.
+
+    Returns:
+        Whether it is to be parsed now.
+
+    Raises:
+        DocumentError: it can never be processed; the text says why.
+    """
+    document = _expect(session, document_id, State.QUEUED)
+    if document is None:
+        return False
+    data, name = _bytes(session, document), document.name
+    with released(session):
+        if data.strip():  # the parser says more about an empty one
+            detect_format(data, name)
+    return _advance(session, document_id, State.QUEUED, State.PARSING)
+
+
+def parse(session: Session, document_id: int) -> bool:
+    """Make text of the document's bytes.
+
+    Returns:
+        Whether it is to be split now.
+
+    Raises:
+        DocumentError: it can never be parsed; the text says why.
+    """
+    document = _expect(session, document_id, State.PARSING)
+    if document is None:
+        return False
+    data, name = _bytes(session, document), document.name
+    with released(session):
+        parsed = parse_document(data, name)
+    if not _advance(session, document_id, State.PARSING, State.SPLITTING):
+        return False
+    session.add(
+        DocumentText(
+            document_id=document_id,
+            text=parsed.text,
+            headings=[(heading.start, heading.level, heading.title) for heading in parsed.headings],
+            page_starts=list(parsed.page_starts),
+            encoding=parsed.encoding,
+        )
+    )
+    return True
+
+
+def split(
+    session: Session, document_id: int, counter_of: Callable[[str], TokenCounter], *, batch_chunks: int
+) -> range:
+    """Cut the document's text into chunks and index their words.
+
+    Args:
+        session: the task's session.
+        document_id: which document.
+        counter_of: the token counter of an embedder, by the embedder's name.
+        batch_chunks: how many chunks make a batch.
+
+    Returns:
+        The numbers of the batches to embed; none for a document that is searched by keywords alone and is
+        ready now.
+    """
+    document = _expect(session, document_id, State.SPLITTING)
+    if document is None:
+        return range(0)
+    parsed, embedder = _parsed(session, document_id), document.embedder
+    with released(session):
+        chunks = split_text(parsed, counter_of(embedder))
+    if not _advance(session, document_id, State.SPLITTING, State.EMBEDDING):
+        return range(0)
+    rows = [
+        {
+            "document_id": document_id,
+            "position": position,
+            "batch": position // batch_chunks,
+            "start": chunk.start,
+            "end": chunk.end,
+            "tokens": chunk.tokens,
+            "first_page": chunk.pages[0] if chunk.pages else None,
+            "last_page": chunk.pages[1] if chunk.pages else None,
+            "heading": chunk.heading,
+            "content": parsed.text[chunk.start : chunk.end],
+        }
+        for position, chunk in enumerate(chunks)
+    ]
+    session.execute(insert(Chunk), rows)
+    indexed = session.execute(select(Chunk.id, Chunk.content).where(Chunk.document_id == document_id))
+    fulltext.add(session.connection(), [(row.id, row.content) for row in indexed])
+    if _finish(session, document_id):
+        return range(0)
+    return range(-(-len(rows) // batch_chunks))
+
+
+def embed(
+    session: Session, document_id: int, batch: int, embedder_of: Callable[[str], Embedder | None]
+) -> bool:
+    """Embed one batch of the document's chunks.
+
+    Args:
+        session: the task's session.
+        document_id: which document.
+        batch: the batch's number.
+        embedder_of: the embedder of a name; the document says which it wants.
+
+    Returns:
+        Whether this was the last batch and the document is ready.
+    """
+    document = _expect(session, document_id, State.EMBEDDING)
+    if document is None:
+        return False
+    wanted, chunks = document.embedder, _without_vector(session, document_id, batch)
+    with released(session):
+        embedder = embedder_of(wanted)
+        if embedder is None:
+            raise RaglineError(f"Document {document_id} is to be embedded without an embedder.")
+        vectors = (
+            embedder.embed(list(chunks.values())).astype("<f4", copy=False)
+            if chunks
+            else np.empty((0, 0), "<f4")
+        )
+    # The row lock puts the last two batches of a document in order: the second sees the vectors of the first.
+    locked = session.scalar(select(Document.state).where(Document.id == document_id).with_for_update())
+    if locked is not State.EMBEDDING:
+        return False
+    missing = _without_vector(session, document_id, batch)
+    rows = [
+        {"chunk_id": chunk_id, "embedder": wanted, "data": vector.tobytes()}
+        for chunk_id, vector in zip(chunks, vectors, strict=True)
+        if chunk_id in missing
+    ]
+    if rows:
+        session.execute(insert(Vector), rows)
+    return _finish(session, document_id)
+
+
+def fail(session: Session, error: BaseException, document_id: int) -> None:
+    """Record why a document could not be processed; for `record_failure`, in a transaction of its own."""
+    document = session.get(Document, document_id)
+    if document is None or document.state not in WORKING:
+        return
+    document.state, document.failed_at = State.FAILED, utc_now()
+    document.is_permanent = isinstance(error, DocumentError)
+    document.reason = str(error) if isinstance(error, RaglineError) else f"{type(error).__name__}: {error}"
+
+
+def _expect(session: Session, document_id: int, state: State) -> Document | None:
+    document = session.get(Document, document_id)
+    return document if document is not None and document.state is state else None
+
+
+def _bytes(session: Session, document: Document) -> bytes:
+    return session.execute(select(Original.data).where(Original.digest == document.digest)).scalar_one()
+
+
+def _parsed(session: Session, document_id: int) -> ParsedText:
+    row = session.get_one(DocumentText, document_id)
+    headings = tuple(Heading(*heading) for heading in row.headings)
+    return ParsedText(
+        text=row.text, headings=headings, page_starts=tuple(row.page_starts), encoding=row.encoding
+    )
+
+
+def _advance(session: Session, document_id: int, before: State, after: State, *conditions: Any) -> bool:
+    """Move the document on, if it is still where the step found it and the conditions hold."""
+    if after not in TRANSITIONS[before]:
+        raise ValueError(f"A document does not go from {before.value} to {after.value}.")
+    moved = session.execute(
+        update(Document)
+        .where(Document.id == document_id, Document.state == before, *conditions)
+        .values({"state": after, f"{after.value}_at": utc_now()})
+        .execution_options(synchronize_session=False)
+    )
+    return cast("CursorResult[Any]", moved).rowcount == 1
+
+
+def _finish(session: Session, document_id: int) -> bool:
+    """Make the document ready and let it be found, unless one of its chunks still waits for its vector."""
+    waiting = exists().where(
+        Chunk.document_id == document_id,
+        Document.embedder != NO_EMBEDDER,
+        ~exists().where(Vector.chunk_id == Chunk.id),
+    )
+    if not _advance(session, document_id, State.EMBEDDING, State.READY, ~waiting):
+        return False
+    serve(session, document_id)
+    return True
+
+
+def _without_vector(session: Session, document_id: int, batch: int) -> dict[int, str]:
+    """The chunks of a batch that are not embedded yet: id to content, in order."""
+    rows = session.execute(
+        select(Chunk.id, Chunk.content)
+        .outerjoin(Vector, Vector.chunk_id == Chunk.id)
+        .where(Chunk.document_id == document_id, Chunk.batch == batch, Vector.chunk_id.is_(None))
+        .order_by(Chunk.id)
+    )
+    return {row.id: row.content for row in rows}

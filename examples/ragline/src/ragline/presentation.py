@@ -1,0 +1,115 @@
+"""`ragline search` and `ragline status` in a terminal: a query answered, and the state of everything."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from celery_alchemy.upkeep import status as count_messages
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ragline.app import alchemy, app, create_tables, settings
+from ragline.embedders import NO_EMBEDDER, load_embedder
+from ragline.fulltext import STOP_WORDS
+from ragline.minilm.embedder import MiniLM
+from ragline.minilm.files import is_fetched
+from ragline.progress import Failure, Progress, failures, measure
+from ragline.searching import Mode, Passage, load_index, passages, rank
+from ragline.states import State
+from ragline.workers import running_workers
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """All that `ragline status` shows."""
+
+    progress: Progress
+    failures: list[Failure]
+    messages: dict[str, Any]
+    workers: list[str]
+    search: str
+
+    def as_json(self) -> dict[str, object]:
+        """The status as JSON has it."""
+        return {
+            "documents": {state.value: self.progress.documents.get(state, 0) for state in State},
+            "chunks": self.progress.chunks,
+            "embedded": self.progress.embedded,
+            "messages": self.messages,
+            "workers": self.workers,
+            "search": self.search,
+            "failures": [asdict(failure) for failure in self.failures],
+        }
+
+
+def find(query: str, *, limit: int, mode: Mode) -> tuple[list[Passage], str | None]:
+    """Answer a query from the index.
+
+    Returns:
+        The passages, best first, and a note for the person when search goes by keywords alone, or None.
+    """
+    create_tables(alchemy)
+    name = NO_EMBEDDER if mode is Mode.KEYWORD or settings.embedder == NO_EMBEDDER else MiniLM.name
+    note = None
+    if name != NO_EMBEDDER and not is_fetched(settings.cache):
+        name, note = (
+            NO_EMBEDDER,
+            "Keywords only: the embedding model is not here (`ragline model fetch` gets it).",
+        )
+    embedder = load_embedder(name, settings.cache)
+    vector = None if embedder is None else embedder.embed([query])[0]
+    with alchemy.session() as session:
+        index = None if embedder is None else load_index(session, name)
+        ranked = rank(session, query, vector, index, mode=mode if embedder is not None else Mode.KEYWORD)
+        return passages(session, ranked[:limit]), note
+
+
+def print_passages(found: list[Passage], query: str, console: Console) -> None:
+    """Print passages with their citations, the words of the query marked in the quotes."""
+    if not found:
+        console.print("Nothing found.")
+    words = [word for word in re.findall(r"\w+", query.lower()) if word not in STOP_WORDS]
+    for number, passage in enumerate(found, start=1):
+        heading = Text(f"{number}. ", style="bold").append(passage.citation, style="bold cyan")
+        if passage.heading:
+            heading.append(f"  {passage.heading}", style="italic")
+        console.print(heading, soft_wrap=True)
+        quote = Text(passage.quote)
+        if words:
+            quote.highlight_regex(rf"(?i)\b(?:{'|'.join(map(re.escape, words))})\w*", "bold yellow")
+        console.print(Padding(quote, (0, 0, 1, 3)))
+
+
+def read_status() -> Status:
+    """Count the rows and ask the workers."""
+    create_tables(alchemy)
+    with alchemy.session() as session:
+        progress, failed = measure(session), failures(session)
+    has_model = settings.embedder != NO_EMBEDDER and is_fetched(settings.cache)
+    search = "keywords and vectors" if has_model else "keywords only"
+    return Status(progress, failed, count_messages(alchemy.engine), running_workers(app), search)
+
+
+def print_status(status: Status, console: Console) -> None:
+    """Print documents by state, chunks, workers and failures."""
+    table = Table("state", "documents")
+    table.columns[1].justify = "right"
+    for state in State:
+        if number := status.progress.documents.get(state, 0):
+            table.add_row(state.value, str(number))
+    console.print(
+        table if status.progress.total else "No documents yet: add some with `ragline ingest PATH`."
+    )
+    progress = status.progress
+    console.print(f"{progress.chunks} chunks, {progress.embedded} with a vector; search by {status.search}.")
+    counts = status.messages
+    console.print(f"Messages: {counts['waiting']} waiting, {counts['owed']} owed, {counts['dead']} dead.")
+    names = ", ".join(status.workers) or "none is running (`ragline worker` starts one)"
+    console.print(f"Workers: {names}.")
+    for failure in status.failures:
+        line = Text("  failed ", style="red").append(failure.name, style="bold").append(f": {failure.reason}")
+        console.print(line, soft_wrap=True)

@@ -1,0 +1,99 @@
+"""How far things are, counted from rows: for `ragline status`, the progress bar and the demo."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from ragline.embedders import NO_EMBEDDER
+from ragline.states import SETTLED, State
+from ragline.tables import Chunk, Document, Source, Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Counts of rows at one moment.
+
+    Attributes:
+        documents: how many documents are in each state; states without any are left out.
+        chunks: how many chunks the documents have so far.
+        embedded: how many of them have their vector.
+        unembedded: how many of them wait for theirs; those of documents without an embedder never get one.
+    """
+
+    documents: dict[State, int]
+    chunks: int
+    embedded: int
+    unembedded: int
+
+    @property
+    def total(self) -> int:
+        """All documents."""
+        return sum(self.documents.values())
+
+    @property
+    def settled(self) -> int:
+        """Documents that nothing more happens to by itself."""
+        return sum(self.documents.get(state, 0) for state in SETTLED)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A document that failed, with the place it came from and the reason."""
+
+    uri: str
+    name: str
+    reason: str
+    is_permanent: bool
+
+
+def measure(session: Session, document_ids: Sequence[int] | None = None) -> Progress:
+    """Count the documents and chunks of the index, or of some documents of it."""
+    documents: dict[State, int] = {}
+    chunks = embedded = unembedded = 0
+    for some in _portions(document_ids):
+        only_documents = () if some is None else (Document.id.in_(some),)
+        only_chunks = () if some is None else (Chunk.document_id.in_(some),)
+        states = select(Document.state, func.count()).where(*only_documents).group_by(Document.state)
+        for state, count in session.execute(states):
+            documents[state] = documents.get(state, 0) + count
+        chunks += session.scalar(select(func.count(Chunk.id)).where(*only_chunks)) or 0
+        vectors = select(func.count(Vector.chunk_id)).join(Chunk, Chunk.id == Vector.chunk_id)
+        embedded += session.scalar(vectors.where(*only_chunks)) or 0
+        without = (
+            select(func.count(Chunk.id))
+            .join(Document, Document.id == Chunk.document_id)
+            .outerjoin(Vector, Vector.chunk_id == Chunk.id)
+            .where(Document.embedder != NO_EMBEDDER, Vector.chunk_id.is_(None))
+        )
+        unembedded += session.scalar(without.where(*only_chunks)) or 0
+    return Progress(documents, chunks, embedded, unembedded)
+
+
+def failures(session: Session, document_ids: Sequence[int] | None = None) -> list[Failure]:
+    """The documents that failed, in the order of their sources."""
+    found: list[Failure] = []
+    for some in _portions(document_ids):
+        query = (
+            select(Source.uri, Document.name, Document.reason, Document.is_permanent)
+            .join(Document, Document.id == Source.pending_id)
+            .where(Document.state == State.FAILED)
+            .order_by(Source.uri)
+        )
+        if some is not None:
+            query = query.where(Document.id.in_(some))
+        found.extend(
+            Failure(uri, name, reason or "", permanent)
+            for uri, name, reason, permanent in session.execute(query)
+        )
+    return found
+
+
+def _portions(ids: Sequence[int] | None) -> list[Sequence[int] | None]:
+    # Databases limit the number of parameters of a statement; the smallest limit in use is SQLite's old 999.
+    if ids is None:
+        return [None]
+    return [ids[at : at + 900] for at in range(0, len(ids), 900)]

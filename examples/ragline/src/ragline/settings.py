@@ -1,0 +1,90 @@
+"""The settings of ragline, read from the environment once, at the start of a process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ragline.errors import ConfigurationError
+
+EMBEDDERS = ("auto", "minilm", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where ragline keeps its things and how it works.
+
+    Attributes:
+        home: folder of the embedded database and broker (`RAGLINE_HOME`).
+        cache: folder of the fetched model, shared by all homes (`RAGLINE_CACHE`).
+        database_url: SQLAlchemy URL (`RAGLINE_DATABASE_URL`); SQLite in the home by default.
+        broker_url: Celery broker URL (`RAGLINE_BROKER_URL`); the file system of the home by default.
+        embedder: "minilm", "none" for keyword search only, or "auto": MiniLM where it can be had
+            (`RAGLINE_EMBEDDER`).
+        max_bytes: a larger document is refused (`RAGLINE_MAX_BYTES`).
+        batch_chunks: how many chunks one task embeds, a second or two of work (`RAGLINE_BATCH_CHUNKS`).
+        redeliver_seconds: after how long a step that was lost with broker or workers is sent again
+            (`RAGLINE_REDELIVER_SECONDS`).
+    """
+
+    home: Path
+    cache: Path
+    database_url: str
+    broker_url: str
+    embedder: str
+    max_bytes: int
+    batch_chunks: int
+    redeliver_seconds: int
+
+    @property
+    def has_own_broker(self) -> bool:
+        """Whether messages go through files in the home: workers are then on this machine."""
+        return self.broker_url == OWN_BROKER_URL
+
+
+OWN_BROKER_URL = "filesystem://localhost/"
+
+
+def settings_from(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings.
+
+    Raises:
+        ConfigurationError: a value that cannot be used, with the name of its variable.
+    """
+    home = _folder(environment, "RAGLINE_HOME", "XDG_DATA_HOME", ".local/share")
+    database_url = environment.get("RAGLINE_DATABASE_URL") or f"sqlite:///{home / 'ragline.db'}"
+    if not database_url.startswith("sqlite"):
+        raise ConfigurationError(
+            "RAGLINE_DATABASE_URL: keyword search needs SQLite's FTS5, so give a sqlite:/// URL."
+        )
+    embedder = environment.get("RAGLINE_EMBEDDER") or "auto"
+    if embedder not in EMBEDDERS:
+        raise ConfigurationError(f"RAGLINE_EMBEDDER={embedder!r}: use one of {', '.join(EMBEDDERS)}.")
+    return Settings(
+        home=home,
+        cache=_folder(environment, "RAGLINE_CACHE", "XDG_CACHE_HOME", ".cache"),
+        database_url=database_url,
+        broker_url=environment.get("RAGLINE_BROKER_URL") or OWN_BROKER_URL,
+        embedder=embedder,
+        max_bytes=_positive(environment, "RAGLINE_MAX_BYTES", 50_000_000),
+        batch_chunks=_positive(environment, "RAGLINE_BATCH_CHUNKS", 32),
+        redeliver_seconds=_positive(environment, "RAGLINE_REDELIVER_SECONDS", 900),
+    )
+
+
+def _folder(environment: Mapping[str, str], own: str, shared: str, default: str) -> Path:
+    if environment.get(own):
+        return Path(environment[own]).expanduser().absolute()
+    base = Path(environment[shared]) if environment.get(shared) else Path.home() / default
+    return base / "ragline"
+
+
+def _positive(environment: Mapping[str, str], name: str, default: int) -> int:
+    value = environment.get(name)
+    if not value:
+        return default
+    if not value.isdecimal() or int(value) < 1:
+        raise ConfigurationError(f"{name}={value!r}: give a whole number above 0.")
+    return int(value)

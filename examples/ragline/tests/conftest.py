@@ -1,0 +1,99 @@
+"""Fixtures: a home of the tests' own, databases in memory, a small embedder, real documents."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+# ragline.app reads the settings when it is imported: before that, nothing of the person's own may be in them.
+HOME = Path(tempfile.mkdtemp(prefix="ragline-tests-"))
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+os.environ["RAGLINE_HOME"] = str(HOME)
+os.environ["RAGLINE_EMBEDDER"] = "none"
+os.environ["RAGLINE_REDELIVER_SECONDS"] = "5"
+for name in ("RAGLINE_DATABASE_URL", "RAGLINE_BROKER_URL", "RAGLINE_MAX_BYTES", "RAGLINE_BATCH_CHUNKS"):
+    os.environ.pop(name, None)
+
+from sqlalchemy import Engine  # noqa: E402
+from sqlalchemy.orm import Session  # noqa: E402
+
+from ragline.benchmark import memory_engine  # noqa: E402
+from ragline.errors import ModelUnavailableError  # noqa: E402
+from ragline.minilm.files import fetch  # noqa: E402
+from ragline.settings import settings_from  # noqa: E402
+from ragline.tokens import EstimatedTokens  # noqa: E402
+
+SHARED = Path(__file__).parents[4] / "shared" / "data"
+
+
+class LetterEmbedder:
+    """An embedder for tests: how often each letter of the alphabet occurs, at length one."""
+
+    name = "letters"
+    dimensions = 26
+    counter = EstimatedTokens()
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Unit vectors of shape (texts, 26)."""
+        counts = np.array(
+            [[text.lower().count(chr(97 + at)) + 1e-3 for at in range(26)] for text in texts], "f4"
+        )
+        unit: npt.NDArray[np.float32] = counts / np.linalg.norm(counts, axis=1, keepdims=True)
+        return unit
+
+
+@pytest.fixture
+def embedder() -> LetterEmbedder:
+    """An embedder that needs no model."""
+    return LetterEmbedder()
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    """An empty database in memory."""
+    engine = memory_engine()
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def session(engine: Engine) -> Iterator[Session]:
+    """A session on the empty database."""
+    with Session(engine, expire_on_commit=False) as session:
+        yield session
+
+
+@pytest.fixture(scope="session")
+def model_folder() -> Path:
+    """The files of the real model; tests that need it are skipped where it cannot be fetched."""
+    try:
+        return fetch(settings_from().cache)
+    except ModelUnavailableError as error:
+        pytest.skip(f"the embedding model cannot be had: {error}")
+
+
+def _real_data(variable: str, name: str, file: str) -> Path:
+    folder = Path(os.environ.get(variable) or SHARED / name)
+    if not (folder / file).exists():
+        pytest.skip(f"{variable} names no folder with {file}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def documents() -> Path:
+    """A folder of real documents that is no part of the project."""
+    return _real_data("RAGLINE_TEST_DOCUMENTS", "documents", "SOURCES.md")
+
+
+@pytest.fixture(scope="session")
+def cranfield() -> Path:
+    """The Cranfield collection, which is no part of the project."""
+    return _real_data("RAGLINE_TEST_CRANFIELD", "cranfield", "cran.qry")

@@ -1,0 +1,119 @@
+"""The commands: what a person types and reads, and settings that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from ragline.errors import ConfigurationError
+from ragline.settings import settings_from
+
+
+def ragline(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as a person does, in a home of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", "from ragline.cli import main; main()", *arguments],
+        env={**os.environ, "RAGLINE_HOME": str(home), "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def test_a_folder_is_ingested_and_searched_with_one_command_each(tmp_path: Path) -> None:
+    """No worker is running: one is started for the time being. The bad file fails alone, with its reason."""
+    home, folder = tmp_path / "home", tmp_path / "documents"
+    folder.mkdir()
+    (folder / "whale.md").write_text("# Whales\n\nThe blue whale is the largest animal.\n")
+    (folder / "bee.html").write_text("<h1>Bees</h1><p>Bees dance to tell where flowers are.")
+    (folder / "bad.txt").write_bytes(b"\x7fELF" + bytes(range(256)))
+
+    ingested = ragline(home, "ingest", str(folder))
+    again = ragline(home, "ingest", str(folder))
+    found = ragline(home, "search", "where do bees dance?", "--json")
+    read = ragline(home, "search", "whale")
+    status = ragline(home, "status", "--json")
+
+    assert ingested.returncode == 1, ingested.stdout + ingested.stderr
+    assert "3 files: 2 added, 1 failed." in ingested.stdout
+    assert "bad.txt: This is a program" in ingested.stdout
+    assert "3 files: 2 unchanged, 1 failed." in again.stdout
+    (passage,) = json.loads(found.stdout)
+    assert passage["quote"] == "Bees\n\nBees dance to tell where flowers are."
+    assert (passage["name"], passage["start"], passage["heading"]) == ("bee.html", 0, "Bees")
+    assert "1. whale.md, characters 0-47" in read.stdout
+    report = json.loads(status.stdout)
+    assert report["documents"]["ready"] == 2
+    assert report["documents"]["failed"] == 1
+    assert report["failures"][0]["name"] == "bad.txt"
+    assert report["search"] == "keywords only"
+
+
+def test_the_demo_ends_well_without_the_model(tmp_path: Path) -> None:
+    """Worker processes are killed, the counts add up, and cited passages are found, by keywords alone."""
+    result = ragline(tmp_path, "demo")
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "The counts add up: 2 worker processes were killed with SIGKILL" in result.stdout
+    assert "3 failed" in result.stdout
+    assert "python-compound.rst, characters" in result.stdout
+
+
+def test_an_empty_home_is_no_error(tmp_path: Path) -> None:
+    """Status says how to begin, and a search finds nothing."""
+    status, search = ragline(tmp_path, "status"), ragline(tmp_path, "search", "anything")
+
+    assert status.returncode == search.returncode == 0
+    assert "ragline ingest" in status.stdout
+    assert "Nothing found" in search.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (("search", "x", "--mode", "best"), {}, "use one of hybrid, keyword, vector"),
+        (("status",), {"RAGLINE_MAX_BYTES": "many"}, "RAGLINE_MAX_BYTES='many'"),
+        (("eval", "/nowhere"), {}, "/nowhere holds neither"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(
+    tmp_path: Path, arguments: tuple[str, ...], environment: Mapping[str, str], message: str
+) -> None:
+    """No traceback, exit code 1, and what to do."""
+    result = ragline(tmp_path, *arguments, **environment)
+
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"RAGLINE_EMBEDDER": "best"}, "RAGLINE_EMBEDDER"),
+        ({"RAGLINE_BATCH_CHUNKS": "0"}, "RAGLINE_BATCH_CHUNKS"),
+        ({"RAGLINE_DATABASE_URL": "postgresql://localhost/x"}, "RAGLINE_DATABASE_URL"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named(environment: Mapping[str, str], named: str) -> None:
+    """The error says which variable it is."""
+    with pytest.raises(ConfigurationError, match=named):
+        settings_from(environment)
+
+
+def test_defaults_follow_the_desktop_conventions() -> None:
+    """Data and cache go where XDG says, unless ragline's own variables say otherwise."""
+    settings = settings_from({"XDG_DATA_HOME": "/data", "XDG_CACHE_HOME": "/cache"})
+    moved = settings_from({"RAGLINE_HOME": "/mine", "RAGLINE_BROKER_URL": "redis://localhost"})
+
+    assert (settings.home, settings.cache) == (Path("/data/ragline"), Path("/cache/ragline"))
+    assert settings.has_own_broker
+    assert moved.database_url == "sqlite:////mine/ragline.db"
+    assert not moved.has_own_broker

@@ -1,0 +1,177 @@
+"""Splitting: what holds for every text, and how structure decides where chunks end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ragline.splitter import MAX_TOKENS, Chunk, split
+from ragline.text import Heading, ParsedText
+from ragline.tokens import EstimatedTokens, TokenCounter, WordPieces
+
+WORDS = st.sampled_from(
+    [
+        "a",
+        "transaction",
+        "SAVEPOINT",
+        "naïve",
+        "don't",
+        "x" * 300,
+        "事务",
+        "提交。",
+        "「はい。」",
+        "한국어",
+        "😀",
+        "e.g.",
+        "...",
+        "\u0301",
+    ]
+)
+SPACES = st.sampled_from([" ", "\n", "\n\n", "\t", "  ", ". ", "! ", "\u3000", "\u00a0", "", "、"])
+TEXTS = st.lists(st.tuples(WORDS, SPACES), max_size=120).map(
+    lambda parts: "".join(map("".join, parts))
+) | st.text(max_size=400)
+
+
+def structured(text: str, cuts: list[int]) -> ParsedText:
+    """The text with headings and pages at some of its offsets."""
+    starts = sorted({cut % (len(text) + 1) for cut in cuts})
+    headings = tuple(Heading(start, 1, "Title") for start in starts if start < len(text))
+    return ParsedText(text=text, headings=headings, page_starts=(0, *(start for start in starts if start)))
+
+
+def check(parsed: ParsedText, chunks: list[Chunk], counter: TokenCounter, max_tokens: int) -> None:
+    """What must hold for every split of every text."""
+    covered = [False] * len(parsed.text)
+    end = 0
+    for chunk in chunks:
+        quote = parsed.text[chunk.start : chunk.end]
+        assert quote == quote.strip() != ""
+        assert chunk.start >= end, "chunks overlap or are out of order"
+        end = chunk.end
+        assert counter.count([quote]) == [chunk.tokens]
+        assert chunk.tokens <= max_tokens
+        covered[chunk.start : chunk.end] = [True] * len(quote)
+    lost = "".join(character for character, seen in zip(parsed.text, covered, strict=True) if not seen)
+    assert lost.strip() == ""
+
+
+@given(TEXTS, st.lists(st.integers(0, 10_000), max_size=4), st.integers(8, 60))
+def test_chunks_quote_the_text_exactly_and_leave_nothing_out(
+    text: str, cuts: list[int], max_tokens: int
+) -> None:
+    """Every chunk is its span of the text, within the limit, and every visible character is in exactly one."""
+    parsed = structured(text, cuts)
+
+    chunks = split(parsed, EstimatedTokens(), max_tokens=max_tokens)
+
+    check(parsed, chunks, EstimatedTokens(), max_tokens)
+
+
+@pytest.fixture(scope="session")
+def word_pieces(model_folder: Path) -> WordPieces:
+    """The model's own tokens."""
+    return WordPieces(model_folder / "tokenizer.json")
+
+
+@given(text=TEXTS, cuts=st.lists(st.integers(0, 10_000), max_size=4), max_tokens=st.integers(8, 60))
+def test_no_chunk_is_longer_than_the_model_reads(
+    word_pieces: WordPieces, text: str, cuts: list[int], max_tokens: int
+) -> None:
+    """The same holds when the model's own tokenizer counts."""
+    parsed = structured(text, cuts)
+
+    chunks = split(parsed, word_pieces, max_tokens=max_tokens)
+
+    check(parsed, chunks, word_pieces, max_tokens)
+
+
+def test_text_is_split_the_same_way_every_time() -> None:
+    """A rerun gives the same chunks."""
+    parsed = ParsedText("One sentence. " * 400)
+
+    assert split(parsed, EstimatedTokens()) == split(parsed, EstimatedTokens())
+
+
+def test_a_section_begins_a_chunk_when_the_one_before_is_long_enough() -> None:
+    """A heading ends the chunk before it, and names the chunks below it."""
+    first, second = "Alpha " * 80 + "\n\n", "Second title\n\n" + "Beta " * 80
+    parsed = ParsedText(first + second, headings=(Heading(len(first), 1, "Second title"),))
+
+    chunks = split(parsed, EstimatedTokens())
+
+    assert [chunk.start for chunk in chunks] == [0, len(first)]
+    assert [chunk.heading for chunk in chunks] == ["", "Second title"]
+
+
+def test_a_heading_alone_is_no_chunk() -> None:
+    """Short sections share a chunk."""
+    parsed = ParsedText("A\n\nshort\n\nB\n\ntoo", headings=(Heading(0, 1, "A"), Heading(10, 1, "B")))
+
+    assert len(split(parsed, EstimatedTokens())) == 1
+
+
+def test_a_full_chunk_ends_with_a_sentence() -> None:
+    """Where sentences fit, none is cut."""
+    text = " ".join(f"This is sentence number {number} of a long paragraph." for number in range(200))
+
+    chunks = split(ParsedText(text), EstimatedTokens())
+
+    assert len(chunks) > 5
+    assert all(text[chunk.start : chunk.end].endswith(".") for chunk in chunks)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "end"), [("数据库事务必须提交或者回滚。", "。"), ("トランザクションは確定されます！", "！")]
+)
+def test_chinese_and_japanese_sentences_are_not_cut(sentence: str, end: str) -> None:
+    """Full-width marks end a sentence without a space after them."""
+    text = sentence * 100
+
+    chunks = split(ParsedText(text), EstimatedTokens())
+
+    assert len(chunks) > 3
+    assert all(text[chunk.start : chunk.end].endswith(end) for chunk in chunks)
+
+
+def test_chunks_know_their_pages() -> None:
+    """First and last page of a chunk, counted from 1."""
+    page = "Word " * 150
+    parsed = ParsedText(page * 3, page_starts=(0, len(page), 2 * len(page)))
+
+    chunks = split(parsed, EstimatedTokens())
+
+    assert chunks[0].pages == (1, 2)
+    assert chunks[-1].pages is not None
+    assert chunks[-1].pages[1] == 3
+
+
+def test_a_megabyte_without_a_space_becomes_chunks_of_bounded_length() -> None:
+    """A word that is one unknown token to the model is cut all the same."""
+
+    class OneToken:
+        name = "one"
+
+        def count(self, texts: Sequence[str]) -> list[int]:
+            return [1 for _ in texts]
+
+    chunks = split(ParsedText("x" * 1_000_000), OneToken())
+
+    assert max(chunk.end - chunk.start for chunk in chunks) <= MAX_TOKENS * 16
+
+
+@pytest.mark.parametrize(
+    "text", ["." * 200_000, "\n" * 200_000 + "x", " " * 200_000 + "x", "a. " * 70_000, "。" * 200_000]
+)
+def test_hostile_repetition_takes_linear_time(text: str) -> None:
+    """No pattern goes quadratic: 200,000 characters take well under ten seconds where a quadratic one takes hours."""
+    started = time.monotonic()
+
+    split(ParsedText(text), EstimatedTokens())
+
+    assert time.monotonic() - started < 10
