@@ -208,9 +208,7 @@ def _set_up_modern_di(app: Celery, url: URL) -> Any:
         session.close()
 
     class Dependencies(Group):
-        session = providers.Factory(
-            open_session, scope=Scope.REQUEST, cache=providers.CacheSettings(finalizer=close_session)
-        )
+        session = providers.Factory(open_session, scope=Scope.REQUEST, cache=providers.CacheSettings(finalizer=close_session))
 
     setup_di(app, Container(groups=[Dependencies])).open()
     return Dependencies.session

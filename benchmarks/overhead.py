@@ -196,9 +196,7 @@ def compared(times: dict[Cell, list[Spent]]) -> list[Comparison]:
             more_us=median(a.cpu_us - b.cpu_us for a, b in zip(own, other, strict=True)),
             ratio=median(a.cpu_us / b.cpu_us for a, b in zip(own, other, strict=True)),
         )
-        comparison = comparisons.setdefault(
-            (cell.database, cell.work), Comparison(cell.database, cell.work, reference, [])
-        )
+        comparison = comparisons.setdefault((cell.database, cell.work), Comparison(cell.database, cell.work, reference, []))
         comparison.rows.append(row)
     order = list(contenders.ACTS)
     return sorted(comparisons.values(), key=lambda c: (c.database != "sqlite", order.index(c.work)))

@@ -21,9 +21,7 @@ Run = Callable[..., Any]
 
 
 @pytest.mark.databases("sqlite")
-def test_worker_answers_on_every_broker(
-    start_worker: StartWorker, run: Run, broker: Broker, database: Database
-) -> None:
+def test_worker_answers_on_every_broker(start_worker: StartWorker, run: Run, broker: Broker, database: Database) -> None:
     """A prefork worker runs a task and its result comes back, whatever the broker."""
     worker = start_worker("tests.apps.plain")
 
@@ -33,9 +31,7 @@ def test_worker_answers_on_every_broker(
 
 
 @pytest.mark.brokers("filesystem")
-def test_worker_reaches_the_database_of_its_test(
-    start_worker: StartWorker, run: Run, database: Database
-) -> None:
+def test_worker_reaches_the_database_of_its_test(start_worker: StartWorker, run: Run, database: Database) -> None:
     """The URL that the test has is the one that the worker's tasks connect to."""
     start_worker("tests.apps.plain", pool="solo")
 

@@ -9,9 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def eventually(
-    condition: Callable[[], T], *, timeout: float = 15.0, interval: float = 0.02, what: str = ""
-) -> T:
+def eventually(condition: Callable[[], T], *, timeout: float = 15.0, interval: float = 0.02, what: str = "") -> T:
     """Call `condition` until it returns something true, and return that.
 
     Args:

@@ -80,7 +80,7 @@ class Alchemy:
 
     def __init__(
         self,
-        app: Celery | None = None,
+        app: Celery[Any] | None = None,
         bind: Bind | None = None,
         *,
         name: str | None = None,
@@ -112,7 +112,7 @@ class Alchemy:
         self.commit_on = commit_on_from(commit_on, "Alchemy")
         self.publish_in_transaction: str = publish_in_transaction
         self.name = name
-        self.app: Celery | None = None
+        self.app: Celery[Any] | None = None
         self.keeps_messages = outbox
         self.outbox: Outbox | None = None
         self.runs_relay = relay
@@ -144,7 +144,7 @@ class Alchemy:
         if app is not None:
             self.init_app(app)
 
-    def init_app(self, app: Celery) -> None:
+    def init_app(self, app: Celery[Any]) -> None:
         """Serve the tasks of a Celery app; its default task class becomes SessionTask unless it was given one.
 
         Raises:
@@ -347,7 +347,7 @@ def _is_async(bind: object, name: str) -> bool:
     return any(base.__name__ == name and base.__module__.startswith("sqlalchemy.ext.asyncio") for base in type(bind).__mro__)
 
 
-def _set_task_class(app: Celery) -> None:
+def _set_task_class(app: Celery[Any]) -> None:
     bound = [
         task for name, task in cast("Any", app)._tasks.items() if not name.startswith("celery.") and not isinstance(task, SessionTask)
     ]

@@ -185,8 +185,8 @@ def _reporting(execute: Callable[..., None], driver_error: type[Exception]) -> C
         if not ledger.writes:
             if context.compiled is None or context.is_text:
                 ledger.writes = _READS.match(statement) is None
-            else:
-                ledger.writes = bool(context.isinsert or context.isupdate or context.isdelete or context.isddl)
+            elif context.isinsert or context.isupdate or context.isdelete or context.isddl:
+                ledger.writes = True
         ledger.in_flight = True
         started = monotonic()
         if ledger.ended_at is not None:

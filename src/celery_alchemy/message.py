@@ -126,7 +126,7 @@ class Recorder:
     serializer: str | None = None
     channel = None
 
-    def __init__(self, app: Celery, keep: Callable[[Message], object]) -> None:
+    def __init__(self, app: Celery[Any], keep: Callable[[Message], object]) -> None:
         self._app = app
         self._keep = keep
 
@@ -235,10 +235,10 @@ def _plain(properties: dict[str, Any]) -> dict[str, Any]:
 _recorder: ContextVar[Recorder | None] = ContextVar("celery_alchemy_recorder", default=None)
 
 #: Asked before every send of an app that is not recorded; may answer with a recorder of its own, or raise.
-Interceptor = Callable[[Celery], "Recorder | None"]
+Interceptor = Callable[[Celery[Any]], "Recorder | None"]
 
 
-def install(app: Celery, intercept: Interceptor | None = None) -> None:
+def install(app: Celery[Any], intercept: Interceptor | None = None) -> None:
     """Let sends of an app be recorded; does nothing the second time.
 
     Args:
@@ -262,7 +262,7 @@ def install(app: Celery, intercept: Interceptor | None = None) -> None:
     cast("Any", app).producer_or_acquire = producer_or_acquire
 
 
-def _let_backend_ignore_recorders(app: Celery) -> None:
+def _let_backend_ignore_recorders(app: Celery[Any]) -> None:
     """Keep the result backend from contacting its server for a message that is not sent yet.
 
     Celery tells the backend of each call: the Redis backend subscribes to the result then, which fails while Redis is down, and
@@ -281,7 +281,7 @@ def _let_backend_ignore_recorders(app: Celery) -> None:
 
 
 @contextmanager
-def recording(app: Celery) -> Iterator[list[Message]]:
+def recording(app: Celery[Any]) -> Iterator[list[Message]]:
     """Record every task message that the app sends in this block, instead of sending it."""
     install(app)
     messages: list[Message] = []

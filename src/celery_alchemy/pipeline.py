@@ -43,7 +43,7 @@ def publish_arguments(message: Message) -> dict[str, Any]:
     }
 
 
-def confirmed_together(app: Celery, producer: Any, messages: Sequence[Message], meanwhile: Callable[[], None]) -> set[int]:
+def confirmed_together(app: Celery[Any], producer: Any, messages: Sequence[Message], meanwhile: Callable[[], None]) -> set[int]:
     """Publish messages in order, in as few round trips as the transport allows.
 
     Args:
@@ -78,7 +78,7 @@ def confirmed_together(app: Celery, producer: Any, messages: Sequence[Message], 
     return set()
 
 
-def _declare(app: Celery, producer: Any, messages: Sequence[Message]) -> None:
+def _declare(app: Celery[Any], producer: Any, messages: Sequence[Message]) -> None:
     queues: Any = app.amqp.queues
     for name in dict.fromkeys(name for message in messages for name in message.queues):
         producer.maybe_declare(queues[name])

@@ -50,7 +50,7 @@ class Publisher:
         app: The Celery app, for its broker settings and queue declarations.
     """
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: Celery[Any]) -> None:
         self._app = app
         self._lock = threading.Lock()
         self._pool: ProducerPool | None = None
@@ -143,7 +143,7 @@ def off_loop(work: Callable[[], None]) -> None:
     await_only(loop.run_in_executor(None, copy_context().run, work))
 
 
-def publish_directly(app: Celery, messages: Iterable[Message]) -> None:
+def publish_directly(app: Celery[Any], messages: Iterable[Message]) -> None:
     """Publish messages as ``apply_async`` would have, over the app's own connections and with its retry policy.
 
     Raises:
@@ -152,7 +152,7 @@ def publish_directly(app: Celery, messages: Iterable[Message]) -> None:
     off_loop(partial(_publish_directly, app, messages))
 
 
-def _publish_directly(app: Celery, messages: Iterable[Message]) -> None:
+def _publish_directly(app: Celery[Any], messages: Iterable[Message]) -> None:
     with cast("Any", app).producer_pool.acquire(block=True) as producer:
         for message in messages:
             send(
@@ -164,7 +164,7 @@ def _publish_directly(app: Celery, messages: Iterable[Message]) -> None:
             )
 
 
-def _send_with_route(app: Celery, producer: Any, message: Message) -> None:
+def _send_with_route(app: Celery[Any], producer: Any, message: Message) -> None:
     """Give one message to a kombu producer; on RabbitMQ's default exchange see that a queue has taken it.
 
     RabbitMQ confirms a message that it had no queue for. A queue that was declared on this connection may be gone meanwhile.
@@ -196,7 +196,7 @@ def _send_with_route(app: Celery, producer: Any, message: Message) -> None:
     raise UnroutableError(message.task_name or "message", message.routing_key)
 
 
-def send(app: Celery, producer: Any, message: Message, **how: Any) -> None:
+def send(app: Celery[Any], producer: Any, message: Message, **how: Any) -> None:
     """Give one message to a kombu producer as it is, with its queues declared."""
     queues = cast("Any", app).amqp.queues
     producer.publish(

@@ -121,13 +121,13 @@ class FactoryHome:
             yield session
 
 
-def homes_of(app: Celery) -> dict[str | None, Home]:
+def homes_of(app: Celery[Any]) -> dict[str | None, Home]:
     """Return the Alchemy objects of an app by name; the default one is under None. The dict is live."""
     # On the app itself: two apps in one process, each with its own Alchemy, share nothing.
     return cast("dict[str | None, Home]", app.__dict__.setdefault(_ATTRIBUTE, {}))
 
 
-def home_of(app: Celery, name: str | None = None) -> Home | None:
+def home_of(app: Celery[Any], name: str | None = None) -> Home | None:
     """Return the app's Alchemy of that name, None if it has none."""
     homes = app.__dict__.get(_ATTRIBUTE)
     return None if homes is None else homes.get(name)

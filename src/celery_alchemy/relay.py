@@ -176,15 +176,16 @@ class Relay:
 
 
 def claim_due(connection: Connection, claim: str) -> tuple[list[Claimed], list[tuple[str, str]]]:
-    """Lease the rows that are due, oldest first.
+    """Lease the rows that are due, those that are due longest first.
 
     Returns:
-        The rows, and the ids and errors of those that are no messages.
+        The rows, those that were written first first, and the ids and errors of those that are no messages.
     """
     claimed_rows = database_of(connection.dialect.name).claim(connection, outbox, claim, LEASE_SECONDS, BATCH_ROWS)
     rows: list[Claimed] = []
     corrupt: list[tuple[str, str]] = []
-    for found in claimed_rows:
+    # RETURNING gives rows in any order, and with the time of the new lease in the place of the one they were due at.
+    for found in sorted(claimed_rows, key=lambda row: row.created_at):
         try:
             message = Message.from_parts(found.body or b"", found.envelope or "")
         except ValueError as exc:

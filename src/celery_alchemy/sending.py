@@ -75,7 +75,7 @@ def enqueue(session: AnySession, signature: Signature, **options: Any) -> Any:
     return result
 
 
-def hold(app: Celery, home: Home | None, session: Session, messages: Sequence[Message], *, chosen_id: bool = False) -> None:
+def hold(app: Celery[Any], home: Home | None, session: Session, messages: Sequence[Message], *, chosen_id: bool = False) -> None:
     """Let finished messages out after the session's commit: through the outbox if there is one, else directly.
 
     Args:
@@ -97,7 +97,7 @@ def hold(app: Celery, home: Home | None, session: Session, messages: Sequence[Me
     on_commit(session, HandOver(home.outbox, rows), what="the outbox")
 
 
-def _row(app: Celery, home: Home, message: Message, chosen_id: bool) -> Row:
+def _row(app: Celery[Any], home: Home, message: Message, chosen_id: bool) -> Row:
     task = app.tasks.get(message.task_name) if message.task_name else None
     row = None if task is None else once_row(task, home, message)
     if row is None:
@@ -112,7 +112,7 @@ def _in_once(session: Session) -> bool:
     return isinstance(held, UnitOfWork) and held.is_once and held.used_session is session
 
 
-def _refuse_unknown(app: Celery, home: Home | None, signature: Signature) -> None:
+def _refuse_unknown(app: Celery[Any], home: Home | None, signature: Signature) -> None:
     allowed = () if home is None else home.remote_tasks
     for name in _task_names(signature):
         if name not in app.tasks and not any(fnmatchcase(name, pattern) for pattern in allowed):
@@ -171,7 +171,7 @@ def session_at_hand(what: str) -> Session:
     return held.session
 
 
-def intercept(app: Celery) -> Recorder | None:
+def intercept(app: Celery[Any]) -> Recorder | None:
     """Judge a plain send: inside a task's transaction with uncommitted writes it is warned of, refused, deferred or let through.
 
     Returns:

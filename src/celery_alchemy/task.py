@@ -153,7 +153,7 @@ class SessionTask(Task[Any, Any]):
             self.__dict__["run"] = in_unit_of_work(self, body, self._injection)
 
     @classmethod
-    def on_bound(cls, app: Celery) -> None:
+    def on_bound(cls, app: Celery[Any]) -> None:
         """Check the options, once Celery has applied ``task_annotations`` to the class."""
         super().on_bound(app)
         name = str(cls.name or cls.__name__)

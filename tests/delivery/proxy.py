@@ -43,9 +43,7 @@ class CommitProxy:
         self._start(self._accept)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         # Closing a listener does not wake the thread that waits in accept(); shutting it down does.
         _close(self._listener)
         for end in self._sockets:
@@ -75,9 +73,7 @@ class CommitProxy:
             self._start(self._requests, client, server, swallowing, answered)
             self._start(self._answers, client, server, swallowing, answered)
 
-    def _requests(
-        self, client: socket.socket, server: socket.socket, swallowing: threading.Event, answered: threading.Event
-    ) -> None:
+    def _requests(self, client: socket.socket, server: socket.socket, swallowing: threading.Event, answered: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while data := client.recv(65536):
                 if self._loss is not None and _COMMIT in data:
@@ -92,9 +88,7 @@ class CommitProxy:
         _close(client)
         _close(server)
 
-    def _answers(
-        self, client: socket.socket, server: socket.socket, swallowing: threading.Event, answered: threading.Event
-    ) -> None:
+    def _answers(self, client: socket.socket, server: socket.socket, swallowing: threading.Event, answered: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while data := server.recv(65536):
                 if swallowing.is_set():

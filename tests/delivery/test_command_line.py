@@ -69,7 +69,7 @@ def test_missing_table_is_named_and_made(celery: Celery, database: Database) -> 
 
 
 def test_dead_tasks_are_shown_revived_and_sent(celery: Celery, database: Database, broker: Broker) -> None:
-    """status counts them, dead says why, revive and relay --once send them under their old ids."""
+    """Status counts them, dead says why, revive and relay --once send them under their old ids."""
     stand = Stand(database, broker)
     dead_id = fail_for_good(stand)
     with stand.broker_down(), stand.alchemy.begin() as session:
@@ -108,7 +108,7 @@ def fail_for_good(stand: Stand) -> str:
 
 @pytest.mark.databases("sqlite")
 def test_old_records_are_pruned(celery: Celery, database: Database, broker: Broker) -> None:
-    """prune deletes completion records that are older than the window, and says how many."""
+    """Prune deletes completion records that are older than the window, and says how many."""
     stand = Stand(database, broker)
 
     @stand.task(name="done", once=True)

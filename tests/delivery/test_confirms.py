@@ -44,9 +44,7 @@ def test_committed_messages_are_in_the_broker(stand: Stand, number: int) -> None
 
 
 @pytest.mark.parametrize("number", [1, 5])
-def test_owed_tasks_are_sent_again_after_the_broker_came_back_empty(
-    stand: Stand, broker: Broker, number: int
-) -> None:
+def test_owed_tasks_are_sent_again_after_the_broker_came_back_empty(stand: Stand, broker: Broker, number: int) -> None:
     """Their queue is gone with everything else: the relay declares it again."""
 
     @stand.task(name="owed", once=True)

@@ -387,7 +387,7 @@ def test_enqueue_adds_one_insert_to_the_transaction_and_one_statement_after_it(s
 
 @pytest.mark.databases("sqlite")
 def test_once_that_cannot_work_is_refused_when_the_task_is_made(stand: Stand) -> None:
-    """once of a wrong kind; a task that may not write cannot record that it is done."""
+    """Once of a wrong kind; a task that may not write cannot record that it is done."""
     for options in ({"once": "yes"}, {"once": 1}, {"once": True, "read_only": True}):
         with pytest.raises(ConfigurationError):
             count(stand, name=f"bad {options}", **options).s("a").apply_async()

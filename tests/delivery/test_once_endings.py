@@ -67,9 +67,7 @@ def test_autoretry_keeps_the_task_owed_until_it_has_failed_for_good(stand: Stand
     last = stand.deliver(second)
 
     assert (first.state, between, last.state) == ("RETRY", 1, "FAILURE")
-    assert [(row["task_id"], row["error"]) for row in upkeep.dead(stand.alchemy.engine)] == [
-        (second.id, "LookupError: no such book")
-    ]
+    assert [(row["task_id"], row["error"]) for row in upkeep.dead(stand.alchemy.engine)] == [(second.id, "LookupError: no such book")]
     assert stand.effects() == []
 
 
@@ -173,7 +171,7 @@ def test_rejected_task_is_dead_and_a_requeued_one_is_owed(stand: Stand) -> None:
     """Reject without requeue has failed for good; with it, the broker keeps it, and so does the outbox."""
 
     @stand.task(name="rejects", once=True)
-    def rejects(session: Session, requeue: bool) -> None:  # noqa: FBT001
+    def rejects(session: Session, requeue: bool) -> None:
         session.add(Effect(name="ghost"))
         raise Reject("no", requeue=requeue)
 

@@ -33,9 +33,7 @@ def app_with(broker: str, *, once: bool, options: dict[str, Any] | None = None, 
     ("options", "window", "says"),
     [(None, 3599, "3600"), ({"visibility_timeout": 100_000}, 90_000, "100000")],
 )
-def test_window_shorter_than_the_visibility_timeout_is_refused(
-    options: dict[str, Any] | None, window: float, says: str
-) -> None:
+def test_window_shorter_than_the_visibility_timeout_is_refused(options: dict[str, Any] | None, window: float, says: str) -> None:
     """The text names both numbers: Redis's default, or the one that was set."""
     app = app_with("redis://", once=True, options=options, once_window=window)
 
@@ -52,8 +50,6 @@ def test_window_shorter_than_the_visibility_timeout_is_refused(
         ("amqp://", True, None, 1),
     ],
 )
-def test_window_that_is_long_enough_is_no_reason(
-    broker: str, once: bool, options: dict[str, Any] | None, window: float
-) -> None:
+def test_window_that_is_long_enough_is_no_reason(broker: str, once: bool, options: dict[str, Any] | None, window: float) -> None:
     """Nor is any window without once tasks, or with a broker that keeps what is not acknowledged for its consumer."""
     start_worker_of(app_with(broker, once=once, options=options, once_window=window))

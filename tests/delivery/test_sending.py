@@ -181,7 +181,7 @@ def test_session_in_an_outer_transaction_that_rolls_back_sends_nothing(stand: St
 
 
 def test_scoped_session_sends_as_its_session_does(stand: Stand) -> None:
-    """enqueue takes the registry itself, as web applications hold it."""
+    """Enqueue takes the registry itself, as web applications hold it."""
     registry = scoped_session(sessionmaker(stand.alchemy.engine))
     enqueue(registry, stand.effect.s("kept"))
     registry.commit()
@@ -304,9 +304,7 @@ def test_sends_in_the_body_go_with_commits_of_the_body(stand: Stand) -> None:
         pytest.param(lambda effect: group(effect.s("a"), effect.s(object())), id="member of a group"),
     ],
 )
-def test_arguments_that_cannot_be_serialised_fail_in_the_caller(
-    stand: Stand, session: Session, make: Callable[[Any], Any]
-) -> None:
+def test_arguments_that_cannot_be_serialised_fail_in_the_caller(stand: Stand, session: Session, make: Callable[[Any], Any]) -> None:
     """The error comes from the call, before anything is written, and the transaction goes on."""
     session.add(Effect(name="written"))
     with pytest.raises((EncodeError, TypeError)):
@@ -354,9 +352,8 @@ def test_message_over_the_limit_is_refused_in_the_caller(make_stand: MakeStand) 
 def test_pickle_is_refused_by_the_outbox(make_stand: MakeStand) -> None:
     """Whoever can write to the table could run code in a worker otherwise."""
     stand = make_stand()
-    with stand.alchemy.begin() as session:
-        with pytest.raises(UnsafeSerializerError, match="json"):
-            enqueue(session, stand.effect.s("x"), serializer="pickle")
+    with stand.alchemy.begin() as session, pytest.raises(UnsafeSerializerError, match="json"):
+        enqueue(session, stand.effect.s("x"), serializer="pickle")
 
     assert stand.sent() == []
     assert stand.outbox() == []

@@ -92,7 +92,7 @@ class Delivery(RuleBasedStateMachine):
 
     @precondition(lambda self: self.session is not None)
     @rule(once=st.booleans())
-    def send(self, once: bool) -> None:  # noqa: FBT001
+    def send(self, once: bool) -> None:
         task = self.stand.app.tasks["work" if once else "effect"]
         result = enqueue(self.open(), task.s(self.name()))
         self.levels[-1].sends.append(result.id)
@@ -119,7 +119,7 @@ class Delivery(RuleBasedStateMachine):
 
     @precondition(lambda self: self.session is not None)
     @rule(broker_up=st.booleans())
-    def commit(self, broker_up: bool) -> None:  # noqa: FBT001
+    def commit(self, broker_up: bool) -> None:
         publisher = self.publisher()
         publisher._paused_until = 0.0 if broker_up else float("inf")
         while self.savepoints:

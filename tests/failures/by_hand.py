@@ -154,9 +154,7 @@ class Hooks(ByHand):
             def after_return(self, *args: Any, **kwargs: Any) -> None:
                 self.db.close()
 
-        return type(
-            "DatabaseTask", (DatabaseTask,) if base is Task else (base, DatabaseTask), {"abstract": True}
-        )
+        return type("DatabaseTask", (DatabaseTask,) if base is Task else (base, DatabaseTask), {"abstract": True})
 
 
 class Lazy(ByHand):

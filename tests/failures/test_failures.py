@@ -55,11 +55,7 @@ def open_kit(database: Database) -> Iterator[Callable[..., Ours]]:
     kits: list[Ours] = []
 
     def make(pattern: type[Ours], options: dict[str, Any]) -> Ours:
-        kit = (
-            pattern(database, **options)
-            if issubclass(pattern, ByHand)
-            else pattern(database, engine_options=options)
-        )
+        kit = pattern(database, **options) if issubclass(pattern, ByHand) else pattern(database, engine_options=options)
         kits.append(kit)
         return kit
 

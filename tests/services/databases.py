@@ -116,9 +116,7 @@ _CONNECTIONS = {
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         " AND backend_type = 'client backend'"
     ),
-    "mariadb": (
-        "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()"
-    ),
+    "mariadb": ("SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()"),
 }
 _TRANSACTIONS = {
     "postgresql": _CONNECTIONS["postgresql"] + " AND xact_start IS NOT NULL",

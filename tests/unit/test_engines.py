@@ -68,9 +68,7 @@ def test_users_engine_options_win(database: Database, in_worker: Callable[[str, 
     """What the user says about the pool is what is made."""
     in_worker("prefork", 4)
 
-    sized = Alchemy(
-        bind=database.url, engine_options={"pool_size": 3, "max_overflow": 0, "pool_pre_ping": False}
-    )
+    sized = Alchemy(bind=database.url, engine_options={"pool_size": 3, "max_overflow": 0, "pool_pre_ping": False})
     unpooled = Alchemy(bind=database.url, engine_options={"poolclass": NullPool})
     pool: Any = sized.engine.pool
 
@@ -82,10 +80,7 @@ def test_users_engine_options_win(database: Database, in_worker: Callable[[str, 
 def test_sqlite_is_set_up_for_several_processes(shop: Shop) -> None:
     """Write-ahead log, a busy time-out, foreign keys, and transactions that take the write lock at their begin."""
     with shop.alchemy.engine.begin() as connection:
-        pragmas = [
-            connection.exec_driver_sql(f"PRAGMA {name}").scalar()
-            for name in ("journal_mode", "busy_timeout", "foreign_keys")
-        ]
+        pragmas = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "busy_timeout", "foreign_keys")]
         locked = shop.database.transactions()
 
     assert pragmas == ["wal", 30_000, 1]
@@ -127,9 +122,7 @@ def test_forked_child_makes_its_own_engine(database: Database) -> None:
     alchemy = Alchemy(bind=database.url)
     parents = id(alchemy.engine)
 
-    assert (
-        _in_child(lambda: id(alchemy.engine) != parents and id(alchemy.engine) == id(alchemy.engine)) is True
-    )
+    assert _in_child(lambda: id(alchemy.engine) != parents and id(alchemy.engine) == id(alchemy.engine)) is True
 
 
 def test_engine_is_made_once(database: Database) -> None:
@@ -139,9 +132,7 @@ def test_engine_is_made_once(database: Database) -> None:
     assert alchemy.engine is alchemy.engine
 
 
-def test_engine_that_cannot_be_renewed_keeps_no_other_from_it(
-    database: Database, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_engine_that_cannot_be_renewed_keeps_no_other_from_it(database: Database, caplog: pytest.LogCaptureFixture) -> None:
     """After a fork every engine is renewed, also after one that raised; the failure is logged."""
     broken, sound = create_engine(database.url), create_engine(database.url)
     first, second = Alchemy(bind=broken), Alchemy(bind=sound)

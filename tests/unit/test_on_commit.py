@@ -82,9 +82,7 @@ def test_nothing_runs_when_the_commit_fails(session: Session, ran: Ran) -> None:
     assert ran == []
 
 
-def test_nothing_runs_when_the_database_refuses_the_commit(
-    session: Session, ran: Ran, engine: Engine
-) -> None:
+def test_nothing_runs_when_the_database_refuses_the_commit(session: Session, ran: Ran, engine: Engine) -> None:
     """An error of COMMIT itself is no commit either."""
     add_books(session, ["Emma"])
     on_commit(session, lambda: ran.append("x"))
@@ -198,9 +196,7 @@ def test_failing_callable_lets_the_others_run_and_is_raised(session: Session, sh
     add_books(session, ["Emma"])
     on_commit(session, broken, what="sending the mail")
     on_commit(session, lambda: ran.append("second"))
-    with pytest.raises(
-        PublishError, match="is committed.*sending the mail: ConnectionError: broker down"
-    ) as raised:
+    with pytest.raises(PublishError, match="is committed.*sending the mail: ConnectionError: broker down") as raised:
         session.commit()
 
     assert isinstance(raised.value.__cause__, ConnectionError)
@@ -208,9 +204,7 @@ def test_failing_callable_lets_the_others_run_and_is_raised(session: Session, sh
     assert shop.titles() == ["Emma"]
 
 
-def test_failing_callable_of_a_task_does_not_fail_committed_work(
-    shop: Shop, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failing_callable_of_a_task_does_not_fail_committed_work(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     """In a task it is logged with task and id: a failure would make autoretry run the committed work again."""
     runs: list[int] = []
 

@@ -47,9 +47,7 @@ def test_isolation_level_reaches_sessions_of_a_sessionmaker_and_of_a_callable(sh
     """Whatever the bind, the level is the task's."""
     engine = shop.alchemy.engine
     levels = []
-    for number, bind in enumerate(
-        [sessionmaker(engine), sessionmaker(binds={Book: engine}), lambda: Session(engine)]
-    ):
+    for number, bind in enumerate([sessionmaker(engine), sessionmaker(binds={Book: engine}), lambda: Session(engine)]):
         app = Celery(f"shop-{number}", broker="memory://", set_as_current=False)
         Alchemy(app, bind)
 

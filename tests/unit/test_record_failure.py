@@ -76,9 +76,7 @@ def test_ignored_and_rejected_tasks_have_not_failed(shop: Shop, exc: Exception) 
 @pytest.mark.parametrize("how", ["self.retry", "self.retry with exc", "autoretry"])
 def test_failure_is_recorded_once_after_the_last_retry(shop: Shop, how: str) -> None:
     """Attempts that will be repeated record nothing; the last one does, once."""
-    options = (
-        {"autoretry_for": (LookupError,), "retry_kwargs": {"max_retries": 2}} if how == "autoretry" else {}
-    )
+    options = {"autoretry_for": (LookupError,), "retry_kwargs": {"max_retries": 2}} if how == "autoretry" else {}
     attempts: list[int] = []
 
     @shop.task(bind=True, record_failure=record, max_retries=2, default_retry_delay=0, **options)

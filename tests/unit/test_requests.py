@@ -117,9 +117,7 @@ def test_requests_in_threads_do_not_share(shop: Shop) -> None:
         kept.append(self.session is mine)
         together.wait(10)
 
-    threads = [
-        threading.Thread(target=shop.trace, args=(work,), kwargs={"request": {"id": "x"}}) for _ in range(8)
-    ]
+    threads = [threading.Thread(target=shop.trace, args=(work,), kwargs={"request": {"id": "x"}}) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -222,9 +220,7 @@ def test_returned_entity_is_refused_by_name_and_key(shop: Shop, shape: str) -> N
         book = Book(title="Emma")
         session.add(book)
         session.flush()
-        return {"bare": book, "list": [book], "tuple": (1, book), "set": {book}, "dict": {"book": book}}[
-            shape
-        ]
+        return {"bare": book, "list": [book], "tuple": (1, book), "set": {book}, "dict": {"book": book}}[shape]
 
     with pytest.raises(EntityReturnedError, match=r"Task find\[.*Book\(\(1,\)\).*primary key"):
         find()
@@ -255,9 +251,7 @@ def test_objects_stay_usable_after_a_commit(shop: Shop) -> None:
     assert work() == ("Emma", False)
 
 
-def test_two_apps_in_one_process_do_not_disturb_each_other(
-    shop: Shop, database: Database, tmp_path: Any
-) -> None:
+def test_two_apps_in_one_process_do_not_disturb_each_other(shop: Shop, database: Database, tmp_path: Any) -> None:
     """Each app's tasks write into their own Alchemy's database, by their own policy, also inside one another."""
     other_app = Celery("other", broker="memory://", set_as_current=False)
     other = Alchemy(other_app, f"sqlite:///{tmp_path}/other.db", commit_on=("success", "ignore"))
@@ -324,9 +318,7 @@ class TestBind:
 
         maker = sessionmaker(database.engine, class_=Own, expire_on_commit=True, info={"mine": 1})
         seen: list[Any] = []
-        self._roundtrip(
-            maker, database, lambda s: seen.extend([isinstance(s, Own), s.expire_on_commit, s.info["mine"]])
-        )
+        self._roundtrip(maker, database, lambda s: seen.extend([isinstance(s, Own), s.expire_on_commit, s.info["mine"]]))
 
         assert seen == [True, True, 1]
 
