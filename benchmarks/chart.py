@@ -22,11 +22,11 @@ def draw(comparisons: list[Comparison], path: Path) -> str:
     mpl.use("svg")
     # Text stays text and ids stay the same from run to run, so that the file is small and its diffs are of the figures.
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "celery-alchemy"})
-    from matplotlib import pyplot
+    from matplotlib import pyplot as plt
 
     columns = len({comparison.work for comparison in comparisons})
     lines = len({comparison.database for comparison in comparisons})
-    figure, panels = pyplot.subplots(lines, columns, figsize=(5.2 * columns, 3.2 * lines), squeeze=False)
+    figure, panels = plt.subplots(lines, columns, figsize=(5.2 * columns, 3.2 * lines), squeeze=False)
     for panel, comparison in zip(panels.flat, comparisons, strict=True):
         rows = [row for row in comparison.rows if row.contender != comparison.reference]
         rows.sort(key=lambda row: row.more_us, reverse=True)

@@ -148,10 +148,7 @@ class Databases:
             folder: Where an SQLite file goes.
         """
         name, _, driver = spec.partition("+")
-        if name == "sqlite":
-            own_url = URL.create(DRIVERS[name], database=str(folder / "test.db"))
-        else:
-            own_url = self._own_url(name)
+        own_url = URL.create(DRIVERS[name], database=str(folder / "test.db")) if name == "sqlite" else self._own_url(name)
         dialect = own_url.get_backend_name()
         url = own_url.set(drivername=f"{dialect}+{driver}") if driver else own_url
         return Database(name, url, own_url)

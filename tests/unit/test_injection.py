@@ -161,7 +161,7 @@ def test_callers_never_see_the_session(shop: Shop, body: Callable[..., Any]) -> 
 
     task.delay(1, 2)
 
-    assert list(inspect.signature(task.run).parameters)[0] == "left"
+    assert next(iter(inspect.signature(task.run).parameters)) == "left"
     assert "session" not in inspect.signature(task.run).parameters
     assert shop.waiting() == 1
     with pytest.raises(TypeError, match="left"):

@@ -51,7 +51,7 @@ def test_untouched_session_is_a_session_of_the_right_class(shop: Shop) -> None:
         lambda s: s.add(Book(title="x")),
         lambda s: s.get(Book, 1),
         lambda s: s.begin_nested(),
-        lambda s: list(s),
+        list,
         lambda s: Book(title="x") in s,
         lambda s: s.info,
         lambda s: s.new,
