@@ -199,7 +199,7 @@ def _in_batches(ids: list[str]) -> Iterator[list[str]]:
 
 def _redeliver_in(row: Any) -> float:
     """Return the seconds until an owed task is sent again: from its eta if it has one; longer after each time."""
-    wait: float = float(row.redeliver_seconds) * min(2 ** getattr(row, "sends", 0), 16)
+    wait: float = float(row.redeliver_seconds) * min(2 ** getattr(row, "sends", 0), 4)
     eta = row.message.headers.get("eta")
     if isinstance(eta, str):
         try:

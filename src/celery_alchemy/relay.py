@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from sqlalchemy import Connection, Engine, bindparam, delete, select, update
@@ -24,10 +24,15 @@ from .message import Message
 from .outbox import missing_table, settle
 from .publisher import Publisher
 from .tables import from_now, outbox
+from .transient import is_lost_connection, is_transient
 
 __all__ = ["Claimed", "Relay", "RelayThread", "prune"]
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+DEADLOCK_ATTEMPTS = 5
 
 #: Rows of one claim: each costs two transactions and the broker's round trip, which are a tenth of the work at this size.
 BATCH_ROWS = 500
@@ -114,8 +119,7 @@ class Relay:
 
     def _claim(self) -> _Batch:
         claim, claimed_at = uuid4().hex, monotonic()
-        with self._engine().begin() as connection:
-            rows, corrupt = claim_due(connection, claim)
+        rows, corrupt = _transact(self._engine(), lambda connection: claim_due(connection, claim))
         return _Batch(claim, claimed_at, rows, corrupt)
 
     def _claim_ahead(self) -> None:
@@ -135,11 +139,14 @@ class Relay:
         # What was not tried in time stays leased to nobody who works on it; it is due again soon.
         sent = [row for row, error in zip(rows, errors) if error is None]  # noqa: B905 - publish() may stop early.
         failed = [(row, error) for row, error in zip(rows, errors) if error is not None]  # noqa: B905 - publish() may stop early.
-        with engine.begin() as connection:
+
+        def end(connection: Connection) -> None:
             if sent:
                 settle(connection, sent, claim)
             if failed:
                 _put_back(connection, failed, claim, counts=not self._publisher.paused)
+
+        _transact(engine, end)
 
     def prune_sometimes(self) -> None:
         """Delete a batch of completion records that are older than the window, at most once a minute."""
@@ -173,6 +180,22 @@ class Relay:
                 down = True
             if claimed < BATCH_ROWS or self._publisher.paused:
                 stopping.wait(interval_seconds * random.uniform(0.75, 1.25))
+
+
+def _transact(engine: Engine, work: Callable[[Connection], _T]) -> _T:
+    """Do work in a transaction, again when the database has chosen it as the victim of a deadlock.
+
+    InnoDB does so where several relays update rows that are neighbours in an index; the others have got on by then.
+    """
+    for _ in range(DEADLOCK_ATTEMPTS - 1):
+        try:
+            with engine.begin() as connection:
+                return work(connection)
+        except DBAPIError as exc:
+            if is_lost_connection(exc) or not is_transient(exc):
+                raise
+    with engine.begin() as connection:
+        return work(connection)
 
 
 def claim_due(connection: Connection, claim: str) -> tuple[list[Claimed], list[tuple[str, str]]]:

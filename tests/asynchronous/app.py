@@ -30,6 +30,7 @@ class Mark(Base):
     name: Mapped[str] = mapped_column(String(200))
 
 
+# Its tasks are not shared: the test process has other apps, which would get them too.
 app = make_app("asynchronous")
 alchemy = Alchemy(app, database_url() or "sqlite+aiosqlite://")
 
@@ -41,7 +42,7 @@ async def _connection_of(session: AsyncSession) -> int:
     return id(raw.driver_connection)
 
 
-@app.task(name="where")
+@app.task(shared=False, name="where")
 async def where(session: AsyncSession) -> list[int]:
     """Say in which process, loop and engine this runs, and on which connection."""
     await session.execute(text("SELECT 1"))
@@ -49,7 +50,7 @@ async def where(session: AsyncSession) -> list[int]:
     return [os.getpid(), id(asyncio.get_running_loop()), id(engine.sync_engine.pool), await _connection_of(session)]
 
 
-@app.task(name="meet")
+@app.task(shared=False, name="meet")
 async def meet(session: AsyncSession, number: int, count: int) -> int:
     """Write a mark, and stay in the middle of the transaction's life until `count` tasks are there."""
     await session.execute(text("SELECT 1"))
@@ -86,19 +87,19 @@ async def _wait(session: AsyncSession, name: str) -> None:
         raise
 
 
-@app.task(name="wait.soft", soft_time_limit=1, record_failure=record)
+@app.task(shared=False, name="wait.soft", soft_time_limit=1, record_failure=record)
 async def wait_soft(session: AsyncSession, name: str) -> None:
     """Be in the middle of a statement when the soft time limit comes."""
     await _wait(session, name)
 
 
-@app.task(name="wait.hard", time_limit=2, record_failure=record)
+@app.task(shared=False, name="wait.hard", time_limit=2, record_failure=record)
 async def wait_hard(session: AsyncSession, name: str) -> None:
     """Be in the middle of a statement when the hard time limit comes."""
     await _wait(session, name)
 
 
-@app.task(name="retry", bind=True, base=SessionTask)
+@app.task(shared=False, name="retry", bind=True, base=SessionTask)
 async def retry(self: SessionTask, name: str) -> int:
     """Succeed at the second attempt."""
     session: Any = self.session

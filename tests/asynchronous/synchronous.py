@@ -21,6 +21,6 @@ def new_session() -> Session:
 alchemy = Alchemy(app, new_session)
 
 
-@app.task(name="impossible")
+@app.task(shared=False, name="impossible")
 async def impossible(session: AsyncSession) -> None:
     """Ask for what the bind cannot give."""

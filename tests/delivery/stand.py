@@ -136,7 +136,8 @@ class Stand:
             entity = self.app.amqp.queues[queue or self.queue](channel)
             entity.declare()
             taken = []
-            while (message := entity.get(no_ack=True)) is not None:
+            while (got := entity.get(no_ack=True)) is not None:
+                message: Any = got
                 info = message.delivery_info
                 taken.append(
                     Sent(
@@ -217,7 +218,7 @@ class BrokerDown:
         self._move(self._url, self._options)
 
     def _move(self, url: str, options: dict[str, Any]) -> None:
-        app = self._stand.app
+        app: Any = self._stand.app
         app.conf.update(broker_url=url, broker_write_url=url, broker_read_url=url)
         app.conf.broker_transport_options = options
         # The app's pools are made again at the next use, for the new address.

@@ -104,8 +104,8 @@ def test_every_channel_that_publishes_is_in_confirm_mode(stand: Stand) -> None:
     outbox = stand.alchemy.outbox
     assert outbox is not None
     with outbox.publisher._producers().acquire(block=True) as producer:
-        channel = producer.channel
-        client = producer.connection
+        channel: Any = producer.channel
+        client: Any = producer.connection
         assert client.transport_options["confirm_publish"] is True
         assert channel.connection.confirm_publish is True
         assert channel.basic_publish.__name__ == "basic_publish_confirm"

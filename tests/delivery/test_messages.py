@@ -61,7 +61,7 @@ def stamped(signature: Any) -> Any:
 
 
 def options_of(stand: Stand, options: dict[str, Any]) -> dict[str, Any]:
-    links = {name: stand.effect.si(name) for name in ("link", "link_error") if name in options}
+    links: dict[str, Any] = {name: stand.effect.si(name) for name in ("link", "link_error") if name in options}
     return {**options, **links}
 
 

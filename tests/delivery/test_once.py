@@ -205,7 +205,7 @@ def test_key_makes_different_tasks_one(stand: Stand, begin: Start) -> None:
 
 def test_keys_differ_by_case_by_accent_and_by_task(stand: Stand) -> None:
     """MariaDB's usual collation takes all of these for the same."""
-    keys = ["resume", "Resume", "RESUME", "résumé", "resume.", "ｒesume"]
+    keys = ["resume", "Resume", "RESUME", "résumé", "resume.", "\uff52esume"]  # the last begins with a full-width letter
     task = count(stand, once=lambda name: name)
 
     @stand.task(name="other", once=lambda name: name)

@@ -120,7 +120,8 @@ def test_relay_goes_on_after_an_outage_of_the_database(stand: Stand, monkeypatch
     """Its loop waits the outage out and takes up by itself."""
     leave_behind(stand, "sent")
     relay = stand.relay()
-    working_engine, failures = relay._engine, []
+    working_engine = relay._engine
+    failures: list[int] = []
 
     def engine() -> Any:
         if len(failures) < 3:

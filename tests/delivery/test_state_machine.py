@@ -329,7 +329,7 @@ def test_no_order_of_events_breaks_a_guarantee(database: Database, tmp_path: Pat
     make_work(stand)
     machine = type("DeliveryOnOneStand", (Delivery,), {"stand": stand})
     try:
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        run_state_machine_as_test(
             machine,
             settings=settings(
                 max_examples=EXAMPLES[database.name],

@@ -208,7 +208,7 @@ def test_session_on_the_caller_s_connection_is_not_run_again(database: Database,
 
 def test_inner_task_that_may_not_run_again_leaves_the_outer_one_its_runs(shop: Shop, rival: Rival, waits: list[float]) -> None:
     """The inner one fails in the outer one's transaction: it is the outer one that runs again."""
-    inner, runs = revising(shop, rival, fails=1, transient_retries=5)
+    inner, runs = revising(shop, rival, fails=1)
     outer_runs: list[int] = []
 
     @shop.task(isolation_level="REPEATABLE READ", transient_retries=1)
