@@ -6,6 +6,8 @@ VENV ?= .venv
 PYTHON ?=
 # What is handed to pytest, for example: make test PYTEST_ARGS="-k savepoint -x"
 PYTEST_ARGS ?=
+# Most tests wait for workers and servers, so several files run at once; one file's tests share what they start.
+AT_ONCE ?= -n 3 --dist loadfile
 # What make soak runs on, and for how long.
 MINUTES ?= 10
 DATABASE ?= sqlite
@@ -35,7 +37,7 @@ demo: $(STAMPS)/demo ## ingest and search real documents with ragline, on SQLite
 test: $(STAMPS)/test ## run all tests of the library and of ragline, on every server that answers
 	@status=0; \
 	for project in . examples/ragline; do \
-		(cd $$project && $(BIN)/python -m pytest $(PYTEST_ARGS)); code=$$?; \
+		(cd $$project && $(BIN)/python -m pytest $(AT_ONCE) $(PYTEST_ARGS)); code=$$?; \
 		[ $$code -eq 0 ] || [ $$code -eq $(NO_TESTS_OK) ] || status=$$code; \
 	done; \
 	exit $$status

@@ -28,7 +28,7 @@ from .outcome import Replaced, outcome_of
 from .request import AtHand, UnitOfWork, close_quietly
 from .sending import hold
 from .transaction import WAITING, set_owner, uncommitted_changes
-from .transient import is_transient
+from .transient import is_lost_connection, is_transient
 
 __all__ = [
     "OnceUnit",
@@ -176,6 +176,11 @@ class OnceUnit(UnitOfWork):
         try:
             return completion.complete(session, self.key, self.task.request.id, self.task.name, result, owed=self._owed)
         except IntegrityError:
+            return False
+        except DBAPIError as exc:
+            # Another delivery changed the record while this one ran: where READ COMMITTED goes on, the stricter levels refuse.
+            if is_lost_connection(exc) or not is_transient(exc):
+                raise
             return False
 
     def _winner(self) -> State:

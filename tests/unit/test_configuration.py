@@ -93,7 +93,7 @@ def test_engine_options_without_a_url_are_refused(app: Celery) -> None:
 def test_unknown_publish_mode_is_refused(app: Celery) -> None:
     """The four modes are listed."""
     with pytest.raises(ConfigurationError, match="'warn', 'raise', 'defer', 'allow'"):
-        Alchemy(app, "sqlite://", publish_in_transaction="later")  # type: ignore[arg-type] # pyright: ignore
+        Alchemy(app, "sqlite://", publish_in_transaction="later")  # type: ignore[arg-type]
 
 
 def test_alchemy_without_a_database_says_so_at_the_first_use(app: Celery) -> None:
