@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import celery.app.base  # noqa: F401 - registers Celery's own shared tasks.
 import pytest
+from celery import _state
 
 from tests.services import brokers as broker_services
 from tests.services import databases as database_services
@@ -15,6 +17,10 @@ from tests.services.availability import Missing, in_ci
 from tests.services.brokers import Broker, Brokers
 from tests.services.databases import Database, Databases
 from tests.workers import Pool, Worker
+
+# Celery gives a task made by @app.task to every app of the process that is finalized later. What other test modules made must
+# not turn up in a test's own app.
+_CELERYS_OWN = frozenset(_state._on_app_finalizers)
 
 WORKERS = pytest.StashKey[list[Worker]]()
 _DATABASES = Databases()
@@ -27,6 +33,14 @@ class StartWorker(Protocol):
     def __call__(self, app: str, *, pool: Pool = "prefork", concurrency: int = 1, **options: Any) -> Worker:
         """Return the started worker."""
         ...
+
+
+@pytest.fixture(autouse=True)
+def no_shared_tasks() -> Iterator[None]:
+    """Keep the tasks of one test's app out of the next one's."""
+    _state._on_app_finalizers.intersection_update(_CELERYS_OWN)
+    yield
+    _state._on_app_finalizers.intersection_update(_CELERYS_OWN)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

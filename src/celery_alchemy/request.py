@@ -189,9 +189,8 @@ class UnitOfWork:
                 other.succeed()
         session = self._take_session()
         if session is not None:
-            commit_on = self.commit_on
-            self._end_and_close(session, "success" in (self.task.outcomes_to_commit() if commit_on is None else commit_on))
-            ledger: Ledger | None = session.__dict__.get(LEDGER)
+            commit_on = self.task.outcomes_to_commit() if self.commit_on is None else self.commit_on
+            ledger = self._end_and_close(session, "success" in commit_on)
             self.task.uses_session = ledger is not None and ledger.statements > 0
             if self.listeners is None or self.listeners:
                 self._tell(ledger, "success")
@@ -243,7 +242,7 @@ class UnitOfWork:
             return None
         return session
 
-    def _end_and_close(self, session: Session, commit: bool) -> None:
+    def _end_and_close(self, session: Session, commit: bool) -> Ledger | None:
         ledger: Ledger | None = session.__dict__.get(LEDGER)
         if ledger is not None and ledger.ended_at is not None:
             ledger.goes_on(monotonic())
@@ -262,6 +261,7 @@ class UnitOfWork:
             session.close()
         except Exception:  # noqa: BLE001 - every error must be seen here.
             _drop(session, self.owner)
+        return ledger
 
     def _abandon(self, session: Session, exc: BaseException) -> None:
         """Roll back and close, or drop the connection where it may be in the middle of a statement.

@@ -5,8 +5,10 @@ Underneath the request: ``request.py`` and ``alchemy.py`` ask a source for a ses
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
@@ -147,7 +149,7 @@ _USUAL_EVENTS = (
 )
 
 
-def _usual_listeners(class_: type[Session]) -> tuple[tuple[str, Any], ...]:
+def _usual_listeners(class_: type[Session]) -> tuple[Any, ...]:
     """Return what the dispatchers of a class's sessions hold for the usual events, to be put there in advance.
 
     A dispatcher is made for each session, and finds each event's listeners, which are the class's, when it is first asked for them,
@@ -155,7 +157,7 @@ def _usual_listeners(class_: type[Session]) -> tuple[tuple[str, Any], ...]:
     pays for what the library adds to a session. Listeners that come later, to the class or to one session, work as ever.
     """
     dispatch: Any = class_.__new__(class_).dispatch
-    return tuple((name, getattr(dispatch, name)) for name in _USUAL_EVENTS)
+    return tuple(getattr(dispatch, name) for name in _USUAL_EVENTS)
 
 
 class Makers(Protocol):
@@ -221,9 +223,8 @@ class SessionmakerSource:
         ledger.timeout_at = options.timeout_at
         ledger.read_only = options.read_only
         ledger.idle_limit_seconds = options.idle_limit_seconds
-        dispatch = session.dispatch
-        for name, listeners in self._listeners:
-            setattr(dispatch, name, listeners)
+        # setattr() for each of them, without a loop in Python.
+        deque(map(setattr, repeat(session.dispatch), _USUAL_EVENTS, self._listeners), 0)
         return session
 
     def open(self, session: Session, options: SessionOptions) -> None:

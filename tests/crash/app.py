@@ -17,7 +17,7 @@ import celery_alchemy.relay
 import celery_alchemy.task
 from celery_alchemy import Alchemy, enqueue
 from tests.crash.injection import STRUCK_VARIABLE, Injection
-from tests.crash.points import Fault
+from tests.crash.points import POISON_DELIVERIES, Fault
 from tests.settings import database_url, make_app
 from tests.soak.ledger import Effect, promise
 
@@ -27,7 +27,6 @@ celery_alchemy.relay.LEASE_SECONDS = 1.0
 celery_alchemy.relay.BACKOFF_SECONDS = 0.2
 celery_alchemy.task.REDELIVER_MARGIN_SECONDS = 0
 REDELIVER_SECONDS = 1
-POISON_DELIVERIES = 3
 
 url = database_url() or "sqlite://"
 app = make_app("crash")

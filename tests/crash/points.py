@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+#: Starts after which the poison task is dead.
+POISON_DELIVERIES = 3
+
 #: "kill": SIGKILL of the process itself. "kill worker": SIGKILL of the parent of a pool's child, which goes on as an orphan.
 #: "cut": the database cuts the connection; right after a COMMIT, its answer does not arrive. "broker": the broker refuses, or
 #: right after a publish its confirm does not arrive.

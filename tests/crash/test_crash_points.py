@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from celery_alchemy.tables import outbox
 from tests.crash.aftermath import Aftermath
-from tests.crash.app import POISON_DELIVERIES
+from tests.crash.points import POISON_DELIVERIES
 from tests.soak.ledger import Effect, accounts
 
 # The first test of each pair waits for all that dies in it.

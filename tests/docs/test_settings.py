@@ -50,7 +50,7 @@ def test_once_is_refused_beside_a_session_factory() -> None:
     def charge() -> None: ...
 
     with pytest.raises(ConfigurationError, match="session_factory"):
-        app.task(base=base, once=True, lazy=False)(charge)
+        app.task(base=base, once=True, lazy=False, shared=False)(charge)
 
 
 def test_columns_are_documented() -> None:
