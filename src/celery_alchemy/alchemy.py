@@ -161,6 +161,9 @@ class Alchemy:
         self.outbox = Outbox(Publisher(app), lambda: self.engine, self._max_message_bytes)
         install(app, intercept)
         homes_of(app)[self.name] = cast("Home", self)
+        for task in cast("Any", app)._tasks.values():
+            if isinstance(task, SessionTask):
+                task.forget_home()
         app.steps["worker"].add("celery_alchemy.worker:SessionStep")
         app.steps["worker"].add("celery_alchemy.worker:RelayStep")
 

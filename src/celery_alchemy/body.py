@@ -42,33 +42,35 @@ Call = Callable[[UnitOfWork, Arguments, Keywords], Any]
 MAX_OVERTAKEN = 5
 
 
-def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -> Callable[..., Any]:  # noqa: C901 - flat on purpose: this runs for every task.
+def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -> Callable[..., Any]:  # noqa: C901, PLR0912 - flat on purpose: this runs for every task.
     """Wrap a body so that each call of it is one unit of work."""
     call = _caller(body, injection)
     parameters = injection.parameters
     session_first = len(parameters) == 1 and parameters[0].index == 0 and parameters[0].database is None and not injection.entities
 
     @functools.wraps(body)
-    def run(*args: Any, **kwargs: Any) -> Any:  # noqa: C901 - flat on purpose: this runs for every task.
-        if task.transient_retries and not runs_again(task.request):
-            return with_transient_retries(task, run, args, kwargs)
-        if task.is_once and (task.request.id is not None or task.once_key is not None):
-            return _run_once(task, call, args, kwargs)
+    def run(*args: Any, **kwargs: Any) -> Any:  # noqa: C901, PLR0912 - flat on purpose: this runs for every task.
+        if task.may_run_again:
+            if task.transient_retries and not runs_again(task.request):
+                return with_transient_retries(task, run, args, kwargs)
+            if task.is_once and (task.request.id is not None or task.once_key is not None):
+                return _run_once(task, call, args, kwargs)
         outer = at_hand.get()
         unit = UnitOfWork(task, outer)
+        session: Session | None = None
         if kwargs and parameters and (given := injection.given(kwargs)) is not None:
-            own = kwargs.pop(given)
-            if own is not None:
-                unit.borrow(own)
+            session = kwargs.pop(given)
+            if session is not None:
+                unit.borrow(session)
         at_hand.set(unit)
         try:
             # The two usual shapes, without the calls of `call` and of session_to_offer(): this runs for every task, and each call
             # costs it a quarter of a microsecond.
             if session_first:
-                session = unit.used_session
                 if session is None:
-                    session = unit.used_session = task.open_session(unit, deferred=not task.uses_session)
-                result = body(session, *args, **kwargs)
+                    session = unit.used_session = task.open_session(unit) if task.uses_session else task.deferred_session(unit)
+                # The empty keywords of nearly every request would be copied.
+                result = body(session, *args, **kwargs) if kwargs else body(session, *args)
             elif parameters or injection.entities:
                 result = call(unit, args, kwargs)
             else:

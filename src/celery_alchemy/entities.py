@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import enum
 import inspect as python_inspect
 import types
 import uuid
@@ -95,12 +96,14 @@ def _reference(entity: Any, allowed: Callable[[type], bool]) -> dict[str, Any]:
         raise EntityReferenceError(name, "its class is not one of the Alchemy's models", "Add its base to models=, or pass its key.")
     if state.transient or state.pending:
         raise EntityReferenceError(name, "it has no row yet", "Add it to the session and flush() first; the task is sent on commit.")
-    if state.deleted or state.was_deleted:
+    if state.deleted or state.was_deleted or (state.session is not None and entity in state.session.deleted):
         raise EntityReferenceError(name, "it is deleted", "Pass what the task needs to know of it as plain values.")
     return {MARK: name, "key": [_plain(part) for part in state.identity]}
 
 
 def _plain(part: Any) -> Any:
+    if isinstance(part, enum.Enum):
+        return part.name
     if part is None or isinstance(part, (bool, int, str, float)):
         return part
     if isinstance(part, (dt.datetime, dt.date, dt.time)):
@@ -204,10 +207,15 @@ def load(
 
 def _loaded(session: Session, parameter: EntityParameter, value: Any) -> Any:
     if parameter.is_list and isinstance(value, (list, tuple)):
-        references = [_as_reference(item) for item in value]
-        if not references or any(reference is None for reference in references):
+        found = [_as_reference(item) for item in value]
+        references = [reference for reference in found if reference is not None]
+        if not references:
             return value
-        rows = _rows(session, parameter, cast("list[dict[str, Any]]", references))
+        if len(references) < len(found):
+            raise EntityReferenceError(
+                parameter.entity.__name__, f"the list {parameter.name!r} holds other values beside entities", "Pass entities alone."
+            )
+        rows = _rows(session, parameter, references)
         return [row for row in rows if row is not None]
     reference = _as_reference(value)
     if reference is None:
@@ -242,14 +250,14 @@ def _rows(session: Session, parameter: EntityParameter, references: list[dict[st
 def _key(mapper: Mapper[Any], reference: dict[str, Any]) -> tuple[Any, ...]:
     names = {sub.class_.__name__ for sub in mapper.self_and_descendants}
     name = reference.get(MARK)
-    if name not in names:
+    if not isinstance(name, str) or name not in names:
         raise EntityReferenceError(str(name), f"the task takes {mapper.class_.__name__}", "Pass an entity of that class.")
     parts = reference.get("key")
     if not isinstance(parts, (list, tuple)) or len(parts) != len(mapper.primary_key):
         raise EntityReferenceError(str(name), "its key does not have the parts of the primary key", "Send it again.")
     try:
         return tuple(_typed(part, column) for part, column in zip(parts, mapper.primary_key, strict=True))
-    except (ValueError, TypeError, ArithmeticError) as exc:
+    except (ValueError, TypeError, ArithmeticError, LookupError) as exc:
         raise EntityReferenceError(str(name), f"its key does not fit: {exc}", "Send it again.") from exc
 
 
@@ -265,6 +273,10 @@ def _typed(part: Any, column: Any) -> Any:
         return wanted.fromisoformat(part)
     if wanted is bytes:
         return bytes.fromhex(part)
-    if wanted in (uuid.UUID, decimal.Decimal, int, str, float):
+    if issubclass(wanted, enum.Enum):
+        return wanted[part]
+    if wanted is uuid.UUID:
+        return uuid.UUID(str(part))
+    if wanted in (decimal.Decimal, int, str, float) and isinstance(part, (str, int) if wanted is int else (str, int, float)):
         return wanted(part)
-    raise TypeError(f"a key of type {wanted.__name__} cannot travel")
+    raise TypeError(f"{part!r} is no {wanted.__name__} that can travel")

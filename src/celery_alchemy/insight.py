@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from types import FrameType
+from typing import Any
 
 from .ledger import REPEATS_REPORTED, idle_reporters, repeat_reporters
 from .request import UnitOfWork, at_hand
@@ -16,7 +17,9 @@ __all__ = ["switch_on"]
 
 logger = logging.getLogger(__name__)
 
-_NOT_THE_USERS = ("sqlalchemy.", "celery_alchemy.", "celery.", "kombu.", "contextlib", "functools")
+_NOT_THE_USERS = ("sqlalchemy.", "celery_alchemy.", "celery.", "kombu.", "contextlib", "functools", "asyncio.")
+#: Who calls the task: no frame further out belongs to it.
+_CALLERS = ("celery.app.trace", "asyncio.events")
 
 
 def switch_on() -> None:
@@ -56,7 +59,22 @@ def _place() -> str:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
+        if module in _CALLERS:
+            break
         if not module.startswith(_NOT_THE_USERS):
             return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
-        frame = frame.f_back
+        frame = frame.f_back or _awaiting_frame(frame)
     return "the end of the task"
+
+
+def _awaiting_frame(outermost: FrameType) -> FrameType | None:
+    """Return the frame that awaits an AsyncSession: its statements run in a greenlet, whose frames end at its start."""
+    greenlet: Any = sys.modules.get("greenlet")
+    if greenlet is None:
+        return None
+    current = greenlet.getcurrent()
+    # SQLAlchemy's own: the parent of a gevent greenlet is the hub, which awaits nothing.
+    if type(current).__name__ != "_AsyncIoGreenlet" or current.parent is None:
+        return None
+    frame: FrameType | None = current.parent.gr_frame
+    return None if frame is outermost else frame

@@ -15,7 +15,7 @@ from uuid import uuid4
 from celery.canvas import maybe_signature
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 from sqlalchemy.orm import Session
 
 from . import completion
@@ -278,13 +278,19 @@ def in_session_of(task: Any, work: Callable[[Session], Any]) -> Any:
     return result
 
 
+def error_text(exc: BaseException) -> str:
+    """Name an error for people: without the parameters of a statement, which SQLAlchemy's own text repeats."""
+    cause = exc.orig if isinstance(exc, StatementError) and exc.orig is not None else exc
+    return f"{type(exc).__name__}: {cause}"
+
+
 def record_death(task: Any, key: str, exc: BaseException, in_own_session: Callable[[Callable[[Session], Any]], Any]) -> State | None:
     """Set a task aside that has failed for good; logged, never raised: the task's own error stands.
 
     Returns:
         The completed state if the task's work turns out to have been committed; else None.
     """
-    error = f"{type(exc).__name__}: {exc}"
+    error = error_text(exc)
 
     def work(session: Session) -> State:
         if not completion.die(session, key, error):

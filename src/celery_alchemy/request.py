@@ -77,14 +77,14 @@ class UnitOfWork:
         outer: What was at hand before this request began.
     """
 
-    # Defaults on the class: a request that never touches its session sets three attributes and no more.
+    # Defaults on the class: a request that never touches its session sets four attributes and no more.
     #: The session if the request has touched it, or was offered it; reading this does not make one.
     used_session: Session | None = None
     _borrowed: bool = False
     _unsent: list[Callable[[], object]] | None = None
 
     #: There is something to end: an opened session, or a message to send. Else ``succeed()`` would do nothing.
-    pending: bool = False
+    pending: bool
 
     #: The outcomes that commit, and who wants to know of the session's end; known once a session was opened.
     commit_on: CommitOn | None = None
@@ -111,6 +111,7 @@ class UnitOfWork:
     def __init__(self, task: Works, outer: AtHand | None) -> None:
         self.task = task
         self.outer = outer
+        self.pending = False
         #: ``time.monotonic()`` seconds.
         self.started = monotonic()
 
@@ -190,7 +191,11 @@ class UnitOfWork:
         session = self._take_session()
         if session is not None:
             commit_on = self.task.outcomes_to_commit() if self.commit_on is None else self.commit_on
-            ledger = self._end_and_close(session, "success" in commit_on)
+            try:
+                ledger = self._end_and_close(session, "success" in commit_on)
+            except BaseException as exc:
+                self._tell(ledger_of(session), outcome_of(exc))
+                raise
             self.task.uses_session = ledger is not None and ledger.statements > 0
             if self.listeners is None or self.listeners:
                 self._tell(ledger, "success")

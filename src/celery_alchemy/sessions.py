@@ -101,7 +101,11 @@ def _open(session: Session) -> None:
     source.open(session, asks.session_options())
 
 
-_FIRST_USES = {"__getattr__": _open_at_first_use, "__setattr__": _open_at_first_assignment}
+_FIRST_USES = {
+    "__init__": object.__init__,
+    "__getattr__": _open_at_first_use,
+    "__setattr__": _open_at_first_assignment,
+}
 
 _classes: WeakKeyDictionary[type[Session], tuple[type[Session], type[Session]]] = WeakKeyDictionary()
 
@@ -207,7 +211,7 @@ class SessionmakerSource:
 
     def session(self, asks: Asks = NOTHING) -> Session:
         """Return a deferred session; nothing is connected, nothing is made before its first use."""
-        session = self._deferred.__new__(self._deferred)
+        session = self._deferred()
         session.__dict__[DEFERRED] = (self, asks)
         return session
 
@@ -219,10 +223,7 @@ class SessionmakerSource:
             return session
         # As open() does it, for nearly every request, with two calls less.
         session = self.class_(**(self._makers.maker or self._makers.make()).kw)
-        ledger = session.__dict__[LEDGER] = Ledger()
-        ledger.timeout_at = options.timeout_at
-        ledger.read_only = options.read_only
-        ledger.idle_limit_seconds = options.idle_limit_seconds
+        session.__dict__[LEDGER] = Ledger(options.timeout_at, options.read_only, options.idle_limit_seconds)
         # setattr() for each of them, without a loop in Python.
         deque(map(setattr, repeat(session.dispatch), _USUAL_EVENTS, self._listeners), 0)
         return session

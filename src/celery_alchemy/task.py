@@ -11,7 +11,6 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
-from types import MappingProxyType
 from typing import Any, ClassVar, cast, get_args
 
 from celery import Celery, Task
@@ -44,6 +43,10 @@ REDELIVER_MARGIN_SECONDS = 5
 #: Seconds after a soft time limit for which statements may still run. The limit is an exception in the body; the server must
 #: neither be faster, nor cut off what the body does about it.
 SOFT_GRACE_SECONDS = 2
+
+
+#: What opens a task's sessions, the outcomes that commit, and who wants to know of the session's end: what serves the task, found once.
+Opening = tuple[Callable[[SessionOptions], Session], CommitOn, Sequence[SessionListener]]
 
 
 class SessionTask(Task[Any, Any]):
@@ -97,6 +100,9 @@ class SessionTask(Task[Any, Any]):
     #: True for a task with ``once``.
     is_once: ClassVar[bool] = False
 
+    #: True for a task with ``once`` or ``transient_retries``: one question, for all other tasks, instead of two.
+    may_run_again: ClassVar[bool] = False
+
     # The parent process reports lost children and hard time limits through it.
     Request = "celery_alchemy.worker:SessionRequest"
 
@@ -104,8 +110,7 @@ class SessionTask(Task[Any, Any]):
     _injection: Injection = Injection((), inspect.Signature())
     _options: SessionOptions | None = None
     _policy: CommitOn | None = None
-    #: The app's; the dict is live.
-    _homes: Mapping[str | None, Home] = MappingProxyType({})
+    _opening: Opening | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> SessionTask:  # noqa: PYI034 - Python 3.10 has no Self.
         # Here and not in __init__, which user's classes override without calling super(). It is early enough to be inside of
@@ -158,7 +163,6 @@ class SessionTask(Task[Any, Any]):
         super().on_bound(app)
         name = str(cls.name or cls.__name__)
         cls._options = None
-        cls._homes = homes_of(app)
         cls._policy = None if cls.commit_on is None else commit_on_from(cls.commit_on, f"task {name!r}")
         factory = _static(cls, "session_factory")
         cls._factory_home = None if factory is None else FactoryHome(factory, name)
@@ -180,6 +184,7 @@ class SessionTask(Task[Any, Any]):
     def _bind_once(cls, name: str) -> None:
         once = _static(cls, "once")
         cls.is_once = bool(once)
+        cls.may_run_again = cls.is_once or bool(cls.transient_retries)
         if not once:
             return
         if once is not True and not callable(once):
@@ -423,13 +428,28 @@ class SessionTask(Task[Any, Any]):
 
     def open_session(self, unit: UnitOfWork, *, deferred: bool = False) -> Session:
         """Return a session for a unit of work, ready for use or deferred until it is used."""
-        home = self._factory_home or self._homes.get(None) or self.home()
         if deferred:
-            return home.source.session(unit)
+            return self.deferred_session(unit)
+        opened, unit.commit_on, unit.listeners = self._opening or self._find_opening()
         unit.pending = True
-        unit.commit_on = home.commit_on if self._policy is None else self._policy
-        unit.listeners = home.session_listeners
-        return home.source.opened(self.unit_options(unit))
+        return opened(self.unit_options(unit))
+
+    def _find_opening(self) -> Opening:
+        home = self.home()
+        policy = home.commit_on if self._policy is None else self._policy
+        self._opening = (home.source.opened, policy, home.session_listeners)
+        return self._opening
+
+    def deferred_session(self, unit: UnitOfWork) -> Session:
+        """Return a session for a unit of work that may not use it."""
+        # From now on the source's own method: the way to it is longer than what it does.
+        make = self.deferred_session = self.home().source.session  # type: ignore[method-assign]
+        return make(unit)
+
+    def forget_home(self) -> None:
+        """Ask anew for what serves this task with sessions."""
+        self.__dict__.pop("deferred_session", None)
+        self._opening = None
 
     def unit_options(self, unit: UnitOfWork) -> SessionOptions:
         """Return what a unit's session needs: the task's options, and when its time limit ends its statements.

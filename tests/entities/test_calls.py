@@ -1,0 +1,227 @@
+"""However a task is called, its entities arrive as rows of its own session."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from celery import chain, group
+from sqlalchemy import inspect
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from celery_alchemy import EntityReturnedError
+from tests.entities.conftest import MakeLibrary
+from tests.entities.library import Library, Work
+
+pytestmark = pytest.mark.databases("sqlite")
+
+
+def always_eager(library: Library, task: Any, work: Work) -> Any:
+    """Send a task with `task_always_eager` on."""
+    library.app.conf.task_always_eager = True
+    return task.delay(work).get()
+
+
+def delivered(send: Callable[[Any, Work], object]) -> Callable[[Library, Any, Work], Any]:
+    """Send in some way, deliver, and return the last task's result."""
+
+    def way(library: Library, task: Any, work: Work) -> Any:
+        send(task, work)
+        return library.deliver()[-1].value
+
+    return way
+
+
+WAYS: dict[str, Callable[[Library, Any, Work], Any]] = {
+    "delay": delivered(lambda task, work: task.delay(work)),
+    "apply_async with kwargs": delivered(lambda task, work: task.apply_async(kwargs={"work": work})),
+    "s": delivered(lambda task, work: task.s(work).delay()),
+    "si": delivered(lambda task, work: task.si(work).apply_async()),
+    "partial": delivered(lambda task, work: task.s().delay(work)),
+    "subtask": delivered(lambda task, work: task.subtask((work,)).delay()),
+    "clone": delivered(lambda task, work: task.s().clone((work,)).delay()),
+    "chain": delivered(lambda task, work: chain(task.s(work), task.si(work)).delay()),
+    "chain with arguments": delivered(lambda task, work: chain(task.s(), task.si(work)).delay(work)),
+    "group": delivered(lambda task, work: group(task.s(work), task.s(work=work)).delay()),
+    "group with arguments": delivered(lambda task, work: group(task.s(), task.s()).delay(work)),
+    "link": delivered(lambda task, work: task.apply_async((work,), link=task.si(work))),
+    "apply": lambda library, task, work: task.apply((work,)).get(),
+    "apply of a signature": lambda library, task, work: task.s(work).apply().get(),
+    "always eager": always_eager,
+    "direct call": lambda library, task, work: task(work),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_entity_is_loaded_in_the_tasks_session(library: Library, way: str) -> None:
+    """The caller's instance stays with the caller."""
+    library.stored(emma := Work(title="Emma"))
+
+    @library.task()
+    def title_of(session: Session, work: Work) -> str:
+        assert work is not emma
+        assert inspect(work).session is session
+        return work.title
+
+    assert WAYS[way](library, title_of, emma) == "Emma"
+
+
+@pytest.mark.databases("sqlite+aiosqlite", "postgresql+asyncpg")
+@pytest.mark.parametrize("way", ["delay", "chain", "apply", "direct call"])
+def test_entity_is_loaded_in_the_session_of_an_async_task(library: Library, way: str) -> None:
+    """An `async def` body gets the row, not an awaitable."""
+    library.stored(emma := Work(title="Emma"))
+
+    @library.task()
+    async def title_of(session: AsyncSession, work: Work) -> str:
+        assert inspect(work).session is session.sync_session
+        return work.title
+
+    assert WAYS[way](library, title_of, emma) == "Emma"
+
+
+@pytest.mark.databases("sqlite+aiosqlite")
+@pytest.mark.parametrize(("missing", "state"), [("fail", "FAILURE"), ("ignore", "IGNORED"), ("retry", "RETRY")])
+def test_missing_row_of_an_async_task_ends_as_its_option_says(library: Library, missing: str, state: str) -> None:
+    """The same three ways as for a plain task."""
+    library.stored(emma := Work(title="Emma"))
+    ran: list[Work] = []
+
+    @library.task(missing=missing, default_retry_delay=0, max_retries=1)
+    async def read(session: AsyncSession, work: Work) -> None:
+        ran.append(work)
+
+    read.delay(emma)
+    library.database.execute("DELETE FROM work")
+
+    assert (library.deliver()[0].state, ran) == (state, [])
+
+
+@pytest.mark.parametrize("way", ["map", "starmap", "chunks"])
+def test_entities_travel_in_maps_and_chunks(library: Library, way: str) -> None:
+    """Celery runs the task once for each of them, in one message."""
+    library.stored(*(works := [Work(title="a"), Work(title="b")]))
+    titles: list[str] = []
+
+    @library.task()
+    def note(work: Work) -> None:
+        titles.append(work.title)
+
+    if way == "map":
+        note.map(works).delay()
+    elif way == "starmap":
+        note.starmap([(work,) for work in works]).delay()
+    else:
+        note.chunks([(work,) for work in works], 1)()
+    for message in library.messages():
+        args, kwargs, _ = json.loads(message.body)
+        library.app.tasks[message.headers["task"]](*args, **kwargs)
+
+    assert sorted(titles) == ["a", "b"]
+
+
+@pytest.mark.parametrize("outbox", [True, False])
+def test_entity_flushed_in_a_transaction_travels_on_its_commit(make_library: MakeLibrary, outbox: bool) -> None:
+    """The key is known after the flush, the row is there when the task is sent."""
+    library = make_library(outbox=outbox)
+    library.alchemy.create_tables()
+
+    @library.task()
+    def title_of(work: Work) -> str:
+        return work.title
+
+    with library.alchemy.session() as session:
+        session.add(emma := Work(title="Emma"))
+        session.flush()
+        title_of.delay_on_commit(emma)
+        assert library.messages() == []
+        session.commit()
+
+    assert [ended.value for ended in library.deliver()] == ["Emma"]
+
+
+def test_direct_call_with_the_callers_session_gets_the_callers_instance(library: Library) -> None:
+    """A session has one object for one row."""
+    library.stored(Work(id=1, title="Emma"))
+
+    @library.task()
+    def rename(session: Session, work: Work) -> None:
+        work.title = "Persuasion"
+
+    with library.alchemy.session() as session:
+        emma = session.get_one(Work, 1)
+        rename(emma, session=session)
+        renamed = emma.title
+
+    assert renamed == "Persuasion"
+
+
+def test_once_task_takes_an_entity(make_library: MakeLibrary) -> None:
+    """A second delivery of the message does nothing."""
+    library = make_library(outbox=True)
+    library.alchemy.create_tables()
+    library.stored(emma := Work(title="Emma"))
+
+    @library.task(once=True)
+    def lengthen(work: Work) -> None:
+        work.title += "!"
+
+    for _ in range(2):
+        lengthen.apply_async((emma,), task_id="one")
+    states = [ended.state for ended in library.deliver()]
+
+    assert states == ["SUCCESS", "SUCCESS"]
+    assert library.database.scalar("SELECT title FROM work") == "Emma!"
+
+
+def test_failure_record_takes_the_entity_too(library: Library) -> None:
+    """In its own session, which commits what it changes."""
+    library.stored(emma := Work(title="Emma"))
+
+    def record(session: Session, exc: Exception, work: Work) -> None:
+        work.title = f"{work.title}: {exc}"
+
+    @library.task(record_failure=record)
+    def fail(work: Work) -> None:
+        work.title = "lost"
+        raise LookupError("no such page")
+
+    fail.delay(emma)
+    [ended] = library.deliver()
+
+    assert ended.state == "FAILURE"
+    assert library.database.scalar("SELECT title FROM work") == "Emma: no such page"
+
+
+def test_entity_of_an_expired_session_travels(library: Library) -> None:
+    """A commit expires it; its key needs no refresh, for which a detached instance has no session."""
+    with library.alchemy.session() as session:
+        session.add(emma := Work(title="Emma"))
+        session.commit()
+
+    @library.task()
+    def title_of(work: Work) -> str:
+        return work.title
+
+    title_of.delay(emma)
+
+    assert [ended.value for ended in library.deliver()] == ["Emma"]
+
+
+def test_entity_returned_from_a_task_is_refused(library: Library) -> None:
+    """The row that was passed is no result; the error names it."""
+    library.stored(emma := Work(title="Emma"))
+
+    @library.task()
+    def same(work: Work) -> Work:
+        return work
+
+    same.delay(emma)
+    [ended] = library.deliver()
+
+    assert ended.state == "FAILURE"
+    assert isinstance(ended.value, EntityReturnedError)
+    assert "Work" in str(ended.value)

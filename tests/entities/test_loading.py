@@ -1,0 +1,201 @@
+"""A task gets the rows that its caller passed, loaded in its own session."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import pytest
+from sqlalchemy import event, inspect
+from sqlalchemy.orm import Session
+
+from celery_alchemy import ForUpdate
+from tests.entities.library import Copy, Genre, Library, Novel, Opening, Reader, Section, Work
+
+pytestmark = pytest.mark.databases("sqlite", "postgresql", "mariadb")
+
+
+@contextmanager
+def selects(library: Library) -> Iterator[list[str]]:
+    """Collect the SELECTs that the tasks' engine runs on the library's tables."""
+    seen: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        if statement.startswith("SELECT") and "FROM" in statement:
+            seen.append(statement)
+
+    event.listen(library.alchemy.engine, "before_cursor_execute", note)
+    yield seen
+    event.remove(library.alchemy.engine, "before_cursor_execute", note)
+
+
+def test_entity_arrives_as_the_row_in_the_tasks_session(library: Library) -> None:
+    """Through JSON; what the body changes on it is committed."""
+    library.stored(emma := Work(title="Emma"))
+
+    @library.task()
+    def rename(session: Session, work: Work, title: str) -> None:
+        assert inspect(work).session is session
+        work.title = title
+
+    rename.delay(emma, "Persuasion")
+    [ended] = library.deliver()
+
+    assert ended.state == "SUCCESS"
+    assert library.database.rows("SELECT id, title FROM work") == [(emma.id, "Persuasion")]
+
+
+def test_entity_is_loaded_for_a_task_without_a_session_parameter(library: Library) -> None:
+    """As a keyword, into a keyword-only parameter, of a bound task."""
+    library.stored(emma := Work(title="Emma"))
+
+    @library.task(bind=True)
+    def title_of(self: Any, *, work: Work) -> str:
+        assert inspect(work).session is self.session
+        return work.title
+
+    title_of.delay(work=emma)
+
+    assert [ended.value for ended in library.deliver()] == ["Emma"]
+
+
+def test_list_is_loaded_with_one_select_in_its_order(library: Library) -> None:
+    """A row that is twice in the list is twice in the body's."""
+    library.stored(*(works := [Work(title=title) for title in ("a", "b", "c")]))
+
+    @library.task()
+    def titles(works: list[Work]) -> str:
+        return "".join(work.title for work in works)
+
+    titles.delay([works[2], works[0], works[1], works[0]])
+    with selects(library) as seen:
+        [ended] = library.deliver()
+
+    assert ended.value == "caba"
+    assert len(seen) == 1
+
+
+def test_list_with_composite_keys_is_loaded_with_one_select(library: Library) -> None:
+    """Only the pairs that were passed, not all combinations of their parts."""
+    library.stored(*(copies := [Copy(shelf=shelf, number=number) for shelf in "AB" for number in (1, 2)]))
+
+    @library.task()
+    def places(copies: list[Copy]) -> list[str]:
+        return [f"{copy.shelf}{copy.number}" for copy in copies]
+
+    places.delay([copies[3], copies[0]])
+    with selects(library) as seen:
+        [ended] = library.deliver()
+
+    assert ended.value == ["B2", "A1"]
+    assert len(seen) == 1
+
+
+def test_empty_list_stays_one_without_a_select(library: Library) -> None:
+    """There is nothing to load."""
+
+    @library.task()
+    def count(works: list[Work]) -> int:
+        return len(works)
+
+    count.delay([])
+    with selects(library) as seen:
+        [ended] = library.deliver()
+
+    assert (ended.value, seen) == (0, [])
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["row", "None"])
+def test_optional_entity_takes_a_row_or_none(library: Library, given: bool) -> None:
+    """None is passed on as None."""
+    library.stored(emma := Work(title="Emma"))
+
+    @library.task()
+    def title_of(work: Work | None) -> str:
+        return "none" if work is None else work.title
+
+    title_of.delay(emma if given else None)
+
+    assert [ended.value for ended in library.deliver()] == ["Emma" if given else "none"]
+
+
+def test_composite_uuid_date_and_enum_keys_travel(library: Library) -> None:
+    """Each arrives with its key in the type of its column."""
+    rows = (Copy(shelf="A", number=7), Reader(id=uuid.uuid4()), Opening(day=dt.date(2026, 2, 28)), Section(genre=Genre.CRIME))
+    library.stored(*rows)
+    keys: list[Any] = []
+
+    @library.task()
+    def take(copy: Copy, reader: Reader, opening: Opening, section: Section) -> None:
+        keys.extend([(copy.shelf, copy.number), reader.id, opening.day, section.genre])
+
+    take.delay(*rows)
+    [ended] = library.deliver()
+
+    assert ended.state == "SUCCESS"
+    assert keys == [("A", 7), rows[1].id, dt.date(2026, 2, 28), Genre.CRIME]
+
+
+def test_row_of_a_subclass_arrives_as_the_subclass(library: Library) -> None:
+    """A parameter of the base class takes both, in one list too."""
+    library.stored(novel := Novel(title="Emma"), work := Work(title="Letters"))
+
+    @library.task()
+    def kinds(work: Work, works: list[Work]) -> list[str]:
+        return [type(each).__name__ for each in (work, *works)]
+
+    kinds.delay(novel, [work, novel])
+
+    assert [ended.value for ended in library.deliver()] == [["Novel", "Work", "Novel"]]
+
+
+def test_two_entities_and_a_plain_value_keep_their_places(library: Library) -> None:
+    """Also around a session that is not the first parameter."""
+    library.stored(emma := Work(title="Emma"), copy := Copy(shelf="A", number=1))
+
+    @library.task()
+    def describe(work: Work, sign: str, session: Session, copy: Copy, count: int = 1) -> str:
+        return f"{work.title}{sign}{copy.shelf}{count}"
+
+    describe.delay(emma, "@", copy, count=3)
+
+    assert [ended.value for ended in library.deliver()] == ["Emma@A3"]
+
+
+def test_references_inside_dicts_and_lists_travel_as_data(library: Library) -> None:
+    """A parameter that is not annotated gets the reference, for another task to take."""
+    library.stored(emma := Work(title="Emma"))
+
+    @library.task()
+    def title_of(work: Work) -> str:
+        return work.title
+
+    @library.task()
+    def pass_on(data: dict[str, Any]) -> None:
+        title_of.delay(data["works"][0])
+
+    pass_on.delay({"works": [emma], "count": 1})
+
+    assert [ended.value for ended in library.deliver()] == [None, "Emma"]
+
+
+@pytest.mark.databases("postgresql", "mariadb")
+@pytest.mark.parametrize("locked", [True, False])
+def test_for_update_locks_the_row(library: Library, locked: bool) -> None:
+    """While the body runs another transaction cannot have the row; without ForUpdate it can."""
+    library.stored(emma := Work(title="Emma"))
+    annotation: Any = Annotated[Work, ForUpdate] if locked else Work
+    free: list[int] = []
+
+    def look(work: Any) -> None:
+        free.append(len(library.database.rows("SELECT id FROM work FOR UPDATE SKIP LOCKED")))
+
+    look.__annotations__["work"] = annotation
+    library.task()(look).delay(emma)
+    [ended] = library.deliver()
+
+    assert ended.state == "SUCCESS"
+    assert free == [0 if locked else 1]

@@ -1,0 +1,20 @@
+"""Fixtures of the tests of warnings, session reports, checks and named databases."""
+
+from __future__ import annotations
+
+import pytest
+
+from celery_alchemy import ledger, request
+from tests.insight.clock import Clock
+from tests.unit.conftest import make_shop, shop
+
+__all__ = ["clock", "make_shop", "shop"]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock by which idle times are measured."""
+    clock = Clock()
+    monkeypatch.setattr(ledger, "monotonic", clock)
+    monkeypatch.setattr(request, "monotonic", clock)
+    return clock

@@ -1,0 +1,157 @@
+"""A task with sessions of several databases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+from celery_alchemy import Alchemy, ConfigurationError, SessionReport
+from tests.unit.shop import Base, Book, Shop, add_books
+
+pytestmark = pytest.mark.databases("sqlite", "postgresql")
+
+Analytics = Annotated[Session, "analytics"]
+
+
+@pytest.fixture
+def analytics(shop: Shop, tmp_path: Path) -> Alchemy:
+    """A second database of the shop's app, with the same tables."""
+    alchemy = Alchemy(shop.app, f"sqlite:///{tmp_path / 'analytics.db'}", name="analytics")
+    Base.metadata.create_all(alchemy.engine)
+    return alchemy
+
+
+def titles_in(alchemy: Alchemy) -> list[str]:
+    with alchemy.session() as session:
+        return [book.title for book in session.query(Book).order_by(Book.id)]
+
+
+def two_books(shop: Shop, exc: Exception | None = None) -> Any:
+    """Return a task that writes one book to each database and then raises."""
+
+    @shop.task(name="two_books")
+    def two_books(session: Session, title: str, analytics: Analytics) -> bool:
+        add_books(session, [title])
+        add_books(analytics, [f"{title} in analytics"])
+        if exc is not None:
+            raise exc
+        return session is not analytics
+
+    return two_books
+
+
+def test_each_database_has_its_own_session_and_both_commit(shop: Shop, analytics: Alchemy) -> None:
+    """The session without a name is the default's, the named one the other's; callers see neither."""
+    traced = shop.trace(two_books(shop), "Emma")
+
+    assert traced.value is True
+    assert shop.titles() == ["Emma"]
+    assert titles_in(analytics) == ["Emma in analytics"]
+
+
+def test_both_databases_roll_back_when_the_body_fails(shop: Shop, analytics: Alchemy) -> None:
+    """Neither keeps its book, and no connection stays out."""
+    traced = shop.trace(two_books(shop, ValueError("wrong")), "Emma")
+
+    assert traced.state == "FAILURE"
+    assert shop.titles() == []
+    assert titles_in(analytics) == []
+    assert shop.checked_out() == 0
+
+
+def test_named_database_that_cannot_commit_rolls_the_default_back(shop: Shop, analytics: Alchemy) -> None:
+    """The named database commits first: when it refuses, the default one, whose commit sends messages, does not commit."""
+
+    @shop.task()
+    def adds(session: Session, other: Analytics) -> None:
+        add_books(session, ["Emma"])
+        other.add_all([Book(title="twice"), Book(title="twice")])
+
+    assert shop.trace(adds).state == "FAILURE"
+    assert shop.titles() == []
+    assert titles_in(analytics) == []
+
+
+def test_task_may_ask_for_a_named_database_only(shop: Shop, analytics: Alchemy) -> None:
+    """One parameter with a name is the named database's session."""
+
+    @shop.task()
+    def adds(other: Analytics) -> None:
+        add_books(other, ["Emma"])
+
+    assert shop.trace(adds).state == "SUCCESS"
+    assert titles_in(analytics) == ["Emma"]
+    assert shop.titles() == []
+
+
+def test_name_that_no_alchemy_has_is_refused(shop: Shop, analytics: Alchemy) -> None:
+    """The message names the task, the name and what to write; nothing is committed."""
+
+    @shop.task(name="adds")
+    def adds(session: Session, other: Annotated[Session, "archive"]) -> None:
+        add_books(session, ["Emma"])
+
+    traced = shop.trace(adds)
+
+    assert isinstance(traced.value, Exception)
+    assert type(traced.value) is ConfigurationError
+    assert "'adds'" in str(traced.value)
+    assert "name='archive'" in str(traced.value)
+    assert shop.titles() == []
+
+
+@pytest.mark.parametrize("promise", [{"once": True}, {"transient_retries": 3}], ids=lambda value: next(iter(value)))
+def test_promise_that_cannot_span_databases_is_refused(shop: Shop, analytics: Alchemy, promise: dict[str, Any]) -> None:
+    """A run that is repeated would write to the named database again."""
+
+    def adds(session: Session, other: Analytics) -> None: ...
+
+    task: Any = shop.task(name="adds", **promise)(adds)
+    with pytest.raises(ConfigurationError) as refused:
+        task.name  # noqa: B018 - Celery makes the task at its first use.
+
+    assert f"'adds' has {next(iter(promise))}" in str(refused.value)
+    assert "'analytics'" in str(refused.value)
+
+
+def test_annotated_text_is_a_comment_where_there_is_one_database(shop: Shop) -> None:
+    """Annotated[Session, "of the shop"] is a documented parameter, as it was before there were names."""
+
+    @shop.task()
+    def adds(session: Annotated[Session, "where the books are"]) -> None:
+        add_books(session, ["Emma"])
+
+    assert shop.trace(adds).state == "SUCCESS"
+    assert shop.titles() == ["Emma"]
+
+
+def test_listener_of_each_alchemy_hears_of_its_own_sessions(shop: Shop, analytics: Alchemy) -> None:
+    """The named one's report has the name behind the task's."""
+    heard: dict[str, list[str]] = {"default": [], "analytics": []}
+
+    def into(list_: list[str]) -> Callable[[SessionReport], object]:
+        return lambda report: list_.append(f"{report.task_name}: {report.outcome}")
+
+    shop.alchemy.on_session_closed(into(heard["default"]))
+    analytics.on_session_closed(into(heard["analytics"]))
+
+    shop.trace(two_books(shop), "Emma")
+
+    assert heard == {"default": ["two_books: success"], "analytics": ["two_books (analytics): success"]}
+
+
+def test_session_that_the_caller_gives_stays_the_callers(shop: Shop, analytics: Alchemy) -> None:
+    """A direct call with a session of one's own for the default database neither commits nor closes it."""
+    task = two_books(shop)
+
+    with shop.alchemy.session() as session:
+        task("Emma", session=session)
+        assert session.in_transaction()
+        session.rollback()
+
+    assert shop.titles() == []
+    assert titles_in(analytics) == ["Emma in analytics"]

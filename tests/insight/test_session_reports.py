@@ -1,0 +1,184 @@
+"""What listeners are told when a task's session is closed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from celery_alchemy import SessionReport, request
+from tests.insight.clock import Clock
+from tests.unit.conftest import MakeShop
+from tests.unit.shop import Book, Shop, add_books
+
+pytestmark = pytest.mark.databases("sqlite")
+
+
+@pytest.fixture
+def reports(shop: Shop) -> list[SessionReport]:
+    """The reports of the shop's sessions."""
+    reports: list[SessionReport] = []
+    shop.alchemy.on_session_closed(reports.append)
+    return reports
+
+
+@pytest.mark.databases("sqlite", "postgresql", "mariadb")
+def test_report_says_who_used_the_database_how_much(shop: Shop, reports: list[SessionReport], clock: Clock) -> None:
+    """Name, id, outcome, statements, and the seconds that passed: idle ones, and all from the start of the body."""
+
+    @shop.task(name="works")
+    def works(session: Session) -> None:
+        clock.move_on(1.0)
+        session.execute(text("SELECT 1"))
+        clock.move_on(2.0)
+        session.execute(text("SELECT 2"))
+        clock.move_on(4.0)
+
+    shop.trace(works, request={"id": "a-request"})
+
+    assert reports == [
+        SessionReport(
+            task_name="works",
+            task_id="a-request",
+            outcome="success",
+            statements=2,
+            database_seconds=0.0,
+            idle_seconds=6.0,
+            seconds=7.0,
+        )
+    ]
+
+
+def test_time_of_statements_is_measured(shop: Shop, reports: list[SessionReport], clock: Clock) -> None:
+    """Seconds that a statement takes are the database's, not idle ones."""
+
+    @shop.task()
+    def works(session: Session) -> None:
+        driver: Any = session.connection().connection.dbapi_connection
+        driver.create_function("takes", 1, clock.move_on)
+        session.execute(text("SELECT takes(3.0)")).all()
+
+    assert shop.trace(works).state == "SUCCESS"
+
+    [report] = reports
+    assert (report.database_seconds, report.idle_seconds, report.seconds) == (3.0, 0.0, 3.0)
+
+
+@pytest.mark.parametrize(("ending", "state"), [("success", "SUCCESS"), ("failure", "FAILURE"), ("retry", "RETRY")])
+def test_report_has_the_outcome_of_the_request(shop: Shop, reports: list[SessionReport], ending: str, state: str) -> None:
+    """One report for each request, also for those that roll back."""
+
+    @shop.task(bind=True)
+    def ends(self: Any, session: Session) -> None:
+        add_books(session, ["Emma"])
+        if ending == "failure":
+            raise ValueError("wrong")
+        if ending == "retry":
+            raise self.retry(countdown=60)
+
+    assert shop.trace(ends).state == state
+    assert [(report.outcome, report.statements) for report in reports] == [(ending, 1)]
+
+
+def test_commit_that_fails_is_a_failure(shop: Shop, reports: list[SessionReport]) -> None:
+    """The body returned, but its transaction did not commit: one report, and not of a success."""
+
+    @shop.task()
+    def adds_twice(session: Session) -> None:
+        session.add_all([Book(title="twice"), Book(title="twice")])
+
+    assert shop.trace(adds_twice).state == "FAILURE"
+    assert [report.outcome for report in reports] == ["failure"]
+    assert shop.titles() == []
+
+
+def test_session_is_closed_when_the_listener_hears_of_it(shop: Shop) -> None:
+    """The connection is back in the pool and the rows are committed."""
+    seen: list[tuple[int, list[str]]] = []
+
+    @shop.alchemy.on_session_closed
+    def look(report: SessionReport) -> None:
+        seen.append((shop.checked_out(), shop.titles()))
+
+    @shop.task()
+    def adds(session: Session) -> None:
+        add_books(session, ["Emma"])
+
+    shop.trace(adds)
+
+    assert seen == [(0, ["Emma"])]
+
+
+def test_listener_can_be_given_to_alchemy(make_shop: MakeShop) -> None:
+    """Alchemy(on_session_closed=...) is the same as alchemy.on_session_closed(...)."""
+    reports: list[SessionReport] = []
+    shop = make_shop(on_session_closed=reports.append)
+
+    @shop.task(name="adds")
+    def adds(session: Session) -> None:
+        add_books(session, ["Emma"])
+
+    shop.trace(adds)
+
+    assert [report.task_name for report in reports] == ["adds"]
+
+
+def test_request_that_does_not_use_its_session_is_not_reported(shop: Shop, reports: list[SessionReport]) -> None:
+    """There was no session to close."""
+
+    @shop.task()
+    def idle(session: Session) -> str:
+        return "nothing to do"
+
+    shop.trace(idle)
+
+    assert reports == []
+
+
+def test_raising_listener_is_logged_and_harms_nothing(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """The task succeeds, its rows are committed, and the next listener is still told."""
+    reports: list[SessionReport] = []
+
+    @shop.alchemy.on_session_closed
+    def raises(report: SessionReport) -> None:
+        raise RuntimeError("the exporter is down")
+
+    shop.alchemy.on_session_closed(reports.append)
+
+    @shop.task(name="adds")
+    def adds(session: Session) -> str:
+        add_books(session, ["Emma"])
+        return "added"
+
+    traced = shop.trace(adds)
+
+    assert (traced.state, traced.value) == ("SUCCESS", "added")
+    assert shop.titles() == ["Emma"]
+    assert len(reports) == 1
+    [record] = [record for record in caplog.records if record.name == "celery_alchemy.events"]
+    assert "adds" in record.getMessage()
+    assert record.exc_info is not None
+    assert "the exporter is down" in str(record.exc_info[1])
+
+
+def test_no_report_is_made_for_nobody(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without listeners a request does not pay for a report."""
+    made: list[object] = []
+    monkeypatch.setattr(request, "SessionReport", lambda *values: made.append(values))
+
+    @shop.task()
+    def adds(session: Session) -> None:
+        add_books(session, ["Emma"])
+
+    @shop.task()
+    def fails(session: Session) -> None:
+        add_books(session, ["Ulysses"])
+        raise ValueError("wrong")
+
+    shop.trace(adds)
+    shop.trace(fails)
+
+    assert shop.titles() == ["Emma"]
+    assert made == []

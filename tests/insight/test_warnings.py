@@ -1,0 +1,185 @@
+"""The log celery_alchemy.insight: transactions left idle, and a query for each row of another."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from celery_alchemy import released
+from celery_alchemy.loop import process_loop
+from tests.insight.clock import Clock
+from tests.unit.conftest import MakeShop
+from tests.unit.shop import Book, Shop, add_books
+
+pytestmark = pytest.mark.databases("sqlite", "postgresql")
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "celery_alchemy.insight"]
+
+
+def idle_task(shop: Shop, clock: Clock, seconds: float) -> Any:
+    """Return a task whose transaction is idle for so long between two statements."""
+
+    @shop.task(name="idles")
+    def idles(session: Session) -> None:
+        session.execute(text("SELECT 1"))
+        clock.move_on(seconds)
+        session.execute(text("SELECT 2"))
+
+    return idles
+
+
+def test_idle_transaction_is_reported_with_task_id_and_place(shop: Shop, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """The warning names the task, its request's id, the seconds, and the line of the task that went on."""
+    lines: list[int] = []
+
+    @shop.task(name="idles")
+    def idles(session: Session) -> None:
+        session.execute(text("SELECT 1"))
+        clock.move_on(7.5)
+        lines.append(inspect.currentframe().f_lineno + 1)  # type: ignore[union-attr]
+        session.execute(text("SELECT 2"))
+
+    shop.trace(idles, request={"id": "a-request"})
+
+    [warning] = warnings_of(caplog)
+    assert "Task idles[a-request] left its transaction idle for 7.5 s" in warning
+    assert f"{__file__}:{lines[0]} in idles" in warning
+
+
+def test_idle_time_before_the_commit_is_reported_as_the_end_of_the_task(
+    shop: Shop, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Slow work after the last statement holds the transaction too; no frame of whoever called the task is named."""
+
+    @shop.task()
+    def idles(session: Session) -> None:
+        session.execute(text("SELECT 1"))
+        clock.move_on(6.0)
+
+    shop.trace(idles)
+
+    [warning] = warnings_of(caplog)
+    assert "idle for 6.0 s before the end of the task" in warning
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(5.0, 0), (5.5, 1)])
+def test_idle_transaction_is_reported_only_over_the_limit(
+    shop: Shop, clock: Clock, caplog: pytest.LogCaptureFixture, seconds: float, expected: int
+) -> None:
+    """The default limit is 5 seconds; exactly that long is not over it."""
+    shop.trace(idle_task(shop, clock, seconds))
+
+    assert len(warnings_of(caplog)) == expected
+
+
+def test_limit_of_the_idle_report_can_be_set(make_shop: MakeShop, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """With idle_transaction_seconds=1, two idle seconds are reported."""
+    shop = make_shop(idle_transaction_seconds=1)
+
+    shop.trace(idle_task(shop, clock, 2.0))
+
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_none_switches_the_idle_report_off(make_shop: MakeShop, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """With idle_transaction_seconds=None an hour is not reported."""
+    shop = make_shop(idle_transaction_seconds=None)
+
+    shop.trace(idle_task(shop, clock, 3600.0))
+
+    assert warnings_of(caplog) == []
+
+
+def test_time_in_released_is_not_idle(shop: Shop, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """What the warning recommends silences it: there is no transaction meanwhile."""
+
+    @shop.task()
+    def releases(session: Session) -> None:
+        session.execute(text("SELECT 1"))
+        with released(session):
+            clock.move_on(60.0)
+        session.execute(text("SELECT 2"))
+
+    assert shop.trace(releases).state == "SUCCESS"
+    assert warnings_of(caplog) == []
+
+
+@pytest.mark.parametrize(("times", "expected"), [(49, 0), (50, 1), (150, 1)])
+def test_statement_is_reported_at_its_fiftieth_time_in_a_row(
+    shop: Shop, caplog: pytest.LogCaptureFixture, times: int, expected: int
+) -> None:
+    """Not before, and once only; the warning names task, id, place and statement."""
+
+    @shop.task(name="loads")
+    def loads(session: Session) -> None:
+        for number in range(times):
+            session.execute(select(Book).where(Book.id == number))
+
+    shop.trace(loads, request={"id": "a-request"})
+
+    warnings = warnings_of(caplog)
+    assert len(warnings) == expected
+    for warning in warnings:
+        assert "Task loads[a-request] sent the same statement 50 times in a row" in warning
+        assert f"at {__file__}:" in warning
+        assert " in loads: SELECT book.id, book.title FROM book" in warning
+
+
+def test_other_statement_in_between_starts_the_count_again(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """Forty-nine, another one, and forty-nine again are no fifty in a row."""
+
+    @shop.task()
+    def loads(session: Session) -> None:
+        for statement in [*["SELECT 1"] * 49, "SELECT 2", *["SELECT 1"] * 49]:
+            session.execute(text(statement))
+
+    shop.trace(loads)
+
+    assert warnings_of(caplog) == []
+
+
+def test_many_rows_in_one_flush_are_no_repeat(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """A batch that SQLAlchemy sends together is what the warning asks for."""
+
+    @shop.task()
+    def adds(session: Session) -> None:
+        add_books(session, [f"book {number}" for number in range(200)])
+
+    shop.trace(adds)
+
+    assert len(shop.titles()) == 200
+    assert warnings_of(caplog) == []
+
+
+@pytest.fixture
+def _end_loop() -> Iterator[None]:
+    """End the event loop of async tasks with the test."""
+    yield
+    process_loop.close()
+
+
+@pytest.mark.databases("sqlite+aiosqlite")
+@pytest.mark.usefixtures("_end_loop")
+def test_warning_of_an_async_task_names_the_line_that_awaits(shop: Shop, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """AsyncSession sends its statements from a greenlet; the place is still the user's."""
+
+    @shop.task(name="idles")
+    async def idles(session: AsyncSession) -> None:
+        await session.execute(text("SELECT 1"))
+        clock.move_on(8.0)
+        await session.execute(text("SELECT 2"))
+
+    assert shop.trace(idles).state == "SUCCESS"
+
+    [warning] = warnings_of(caplog)
+    assert "Task idles[" in warning
+    assert f"{__file__}:" in warning
+    assert " in idles" in warning
