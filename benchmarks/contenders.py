@@ -113,14 +113,14 @@ def hand_written(app: Celery, url: URL, name: str, act: Act) -> Any:
 
     @app.task(name=name, base=Task)
     def body(number: int) -> int:
-        with Session(engine, expire_on_commit=False) as session:
+        with Session(engine) as session:
             return act(session)
 
     return body
 
 
 def hand_written_sessionmaker(app: Celery, url: URL, name: str, act: Act) -> Any:
-    """A with-block in the body, from a sessionmaker."""
+    """A with-block in the body, from a sessionmaker with the option that celery-alchemy's sessions have."""
     maker = sessionmaker(engine_for(url), expire_on_commit=False)
 
     @app.task(name=name, base=Task)

@@ -2,8 +2,9 @@
 
 Run it with ``make bench``, or ``python benchmarks/overhead.py --help``. It times nothing but ``celery.app.trace.build_tracer``: no
 broker, no result backend. All contenders are measured in turn, round after round, so that whatever else the machine does
-meets all of them; what is compared are differences inside one round. They are differences of CPU time: waiting for the server is
-the same for all who send the same statements, and its scatter is a hundred times what is looked for.
+meets all of them. Compared are CPU times, of the best rounds of two contenders in the same process: waiting for the server is the
+same for all who send the same statements, and its scatter is a hundred times what is looked for; the best rounds are those that
+nothing else disturbed.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ SCHEMA = "celery_alchemy_overhead"
 
 
 # Timed after as many calls as bring code and data of this contender back into the processor's caches.
-WARM_UP_CALLS = 5
+WARM_UP_CALLS = 20
 
 
 class Spent(NamedTuple):
@@ -181,20 +182,26 @@ def _say(progress: str) -> None:
         print(f"\r{progress:60}", end="", file=sys.stderr)
 
 
-def compared(times: dict[Cell, list[Spent]]) -> list[Comparison]:
+def _best_cpu(spent: list[Spent], rounds: int) -> list[float]:
+    """Return the CPU microseconds of the best round of each set of processes."""
+    return [min(one.cpu_us for one in spent[start : start + rounds]) for start in range(0, len(spent), rounds)]
+
+
+def compared(times: dict[Cell, list[Spent]], rounds: int) -> list[Comparison]:
     """Put the cells of a database and a work side by side, each against the reference in its own process."""
     comparisons: dict[tuple[str, str], Comparison] = {}
     for cell, own in times.items():
         if cell.contender in REFERENCES and cell.group != "ours":
             continue
         reference = "plain" if cell.work == "untouched" else "hand_written"
-        other = times[Cell(cell.database, cell.work, cell.group, reference)]
+        best = _best_cpu(own, rounds)
+        best_others = _best_cpu(times[Cell(cell.database, cell.work, cell.group, reference)], rounds)
         row = Row(
             cell.contender,
             median_us=median(spent.wall_us for spent in own),
             min_us=min(spent.wall_us for spent in own),
-            more_us=median(a.cpu_us - b.cpu_us for a, b in zip(own, other, strict=True)),
-            ratio=median(a.cpu_us / b.cpu_us for a, b in zip(own, other, strict=True)),
+            more_us=median(a - b for a, b in zip(best, best_others, strict=True)),
+            ratio=median(a / b for a, b in zip(best, best_others, strict=True)),
         )
         comparison = comparisons.setdefault((cell.database, cell.work), Comparison(cell.database, cell.work, reference, []))
         comparison.rows.append(row)
@@ -241,7 +248,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=60, help="rounds for each set of processes (%(default)s)")
     parser.add_argument("--generations", type=int, default=4, help="sets of processes (%(default)s)")
-    parser.add_argument("--calls", type=int, default=30, help="tasks in one timing (%(default)s)")
+    parser.add_argument("--calls", type=int, default=40, help="tasks in one timing (%(default)s)")
     parser.add_argument("--groups", nargs="+", default=list(GROUPS), choices=GROUPS, help="(all)")
     parser.add_argument("--databases", nargs="+", default=["sqlite", "postgresql"], help="(both)")
     parser.add_argument("--postgresql", default=POSTGRESQL, help="URL of a server (%(default)s)")
@@ -249,7 +256,7 @@ def main() -> None:
     options = parser.parse_args()
     with databases(options.postgresql) as urls:
         wanted = {name: url for name, url in urls.items() if name in options.databases}
-        comparisons = compared(measure(wanted, options))
+        comparisons = compared(measure(wanted, options), options.rounds)
     for comparison in comparisons:
         print(comparison.as_text())
     for comparison in comparisons:

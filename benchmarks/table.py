@@ -30,8 +30,8 @@ class Row:
         contender: A key of LABELS.
         median_us: Microseconds for one task, waiting included, median of all rounds.
         min_us: The same, best round.
-        more_us: CPU microseconds more than the reference, median of the differences inside a round.
-        ratio: Times the reference's CPU time, median of the ratios inside a round.
+        more_us: CPU microseconds more than the reference, best round against best round, median of the sets of processes.
+        ratio: Times the reference's CPU time, likewise.
     """
 
     contender: str

@@ -42,7 +42,7 @@ Call = Callable[[UnitOfWork, Arguments, Keywords], Any]
 MAX_OVERTAKEN = 5
 
 
-def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -> Callable[..., Any]:  # noqa: C901, PLR0912 - flat on purpose: this runs for every task.
+def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -> Callable[..., Any]:  # noqa: C901 - flat on purpose: this runs for every task.
     """Wrap a body so that each call of it is one unit of work."""
     call = _caller(body, injection)
     parameters = injection.parameters
@@ -58,10 +58,8 @@ def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -
         outer = at_hand.get()
         unit = UnitOfWork(task, outer)
         session: Session | None = None
-        if kwargs and parameters and (given := injection.given(kwargs)) is not None:
-            session = kwargs.pop(given)
-            if session is not None:
-                unit.borrow(session)
+        if kwargs and parameters and injection.given(kwargs) is not None:
+            session = borrow(unit, injection, kwargs)
         at_hand.set(unit)
         try:
             # The two usual shapes, without the calls of `call` and of session_to_offer(): this runs for every task, and each call
@@ -79,6 +77,9 @@ def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -
                 refuse_entities(result, unit.owner)
             if unit.pending:
                 unit.succeed()
+            else:
+                # A deferred session knows its unit: without this the garbage collector would have to free the two.
+                unit.used_session = None
             return result
         except BaseException as exc:
             fail(task, unit, exc, args, kwargs)
@@ -88,6 +89,28 @@ def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -
 
     run.__signature__ = injection.signature  # type: ignore[attr-defined]
     return run
+
+
+def borrow(unit: UnitOfWork, injection: Injection, kwargs: dict[str, Any]) -> Session | None:
+    """Take the sessions that the caller passed out of its arguments, each for its database; return the default one."""
+    named = is_named(unit, injection)
+    for parameter in injection.parameters:
+        session = kwargs.pop(parameter.name, None)
+        if session is None:
+            continue
+        if named and parameter.database:
+            unit.borrow_other(parameter.database, session)
+        else:
+            unit.borrow(session)
+    return unit.used_session
+
+
+def is_named(unit: UnitOfWork, injection: Injection) -> bool:
+    """Tell whether the text in ``Annotated[Session, "text"]`` names a database.
+
+    In an app with one database it is a comment; beside another session it is a name.
+    """
+    return len(injection.parameters) > 1 or unit.task.has_named_databases
 
 
 def fail(task: Any, unit: UnitOfWork, exc: BaseException, args: Arguments, kwargs: Keywords) -> None:
@@ -336,8 +359,7 @@ def _caller(body: Callable[..., Any], injection: Injection) -> Call:
     def call(unit: UnitOfWork, args: Arguments, kwargs: Keywords) -> Any:
         if entities:
             args, kwargs = load_entities(unit, injection, args, kwargs)
-        # In an app with one database, the text in Annotated[Session, "text"] is a comment; beside another session it is a name.
-        named = len(parameters) > 1 or unit.task.has_named_databases
+        named = is_named(unit, injection)
         sessions = {p.name: unit.other_session(p.database) if named and p.database else unit.session_to_offer() for p in parameters}
         filled_args, filled_kwargs = injection.fill(args, kwargs, sessions)
         return body(*filled_args, **filled_kwargs)

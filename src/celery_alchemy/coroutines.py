@@ -29,6 +29,7 @@ from .body import (
     transient_runs,
     with_transient_retries,
 )
+from .errors import ConfigurationError
 from .injection import Injection
 from .loop import process_loop
 from .once import OnceUnit, Overtaken
@@ -237,7 +238,18 @@ class _Call:
         finally:
             await greenlet_spawn(unit.fail, Overtaken())
 
+    def _refuse_named_database(self) -> None:
+        parameters = self._injection.parameters
+        named = next((parameter for parameter in parameters if parameter.database), None)
+        if named is not None and (len(parameters) > 1 or self.asked.of.has_named_databases):
+            raise ConfigurationError(
+                f"Task {self.asked.of.name!r} is an `async def` and asks for a session of {named.database!r}: async tasks have"
+                " sessions of the default database only.",
+                "Make it a plain `def` with a Session.",
+            )
+
     async def _await_body(self, unit: UnitOfWork) -> Any:
+        self._refuse_named_database()
         given = self._injection.given(self._kwargs)
         if given is None or self._kwargs[given] is None:
             names = [parameter.name for parameter in self._injection.parameters]

@@ -271,12 +271,10 @@ def _typed(part: Any, column: Any) -> Any:
         return part
     if issubclass(wanted, (dt.datetime, dt.date, dt.time)):
         return wanted.fromisoformat(part)
-    if wanted is bytes:
-        return bytes.fromhex(part)
+    if wanted in (bytes, uuid.UUID):
+        return bytes.fromhex(part) if wanted is bytes else uuid.UUID(str(part))
     if issubclass(wanted, enum.Enum):
         return wanted[part]
-    if wanted is uuid.UUID:
-        return uuid.UUID(str(part))
     if wanted in (decimal.Decimal, int, str, float) and isinstance(part, (str, int) if wanted is int else (str, int, float)):
         return wanted(part)
     raise TypeError(f"{part!r} is no {wanted.__name__} that can travel")

@@ -120,6 +120,13 @@ class UnitOfWork:
         self.used_session = session
         self._borrowed = True
 
+    def borrow_other(self, database: str, session: Session) -> None:
+        """Use a session that the caller owns for another of the app's databases."""
+        if self.others is None:
+            self.others = {}
+        other = self.others[database] = UnitOfWork(self.task.in_database(database), self.outer)
+        other.borrow(session)
+
     def use(self, session: Session) -> None:
         """Take a session that was made for this request."""
         self.used_session = session

@@ -45,7 +45,7 @@ REDELIVER_MARGIN_SECONDS = 5
 SOFT_GRACE_SECONDS = 2
 
 
-#: What opens a task's sessions, the outcomes that commit, and who wants to know of the session's end: what serves the task, found once.
+#: What opens a task's sessions, the outcomes that commit, and who wants to know of the session's end: found once for each task.
 Opening = tuple[Callable[[SessionOptions], Session], CommitOn, Sequence[SessionListener]]
 
 
@@ -443,7 +443,7 @@ class SessionTask(Task[Any, Any]):
     def deferred_session(self, unit: UnitOfWork) -> Session:
         """Return a session for a unit of work that may not use it."""
         # From now on the source's own method: the way to it is longer than what it does.
-        make = self.deferred_session = self.home().source.session  # type: ignore[method-assign]
+        make = self.deferred_session = self.home().source.session  # type: ignore[method-assign, assignment]
         return make(unit)
 
     def forget_home(self) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import decimal
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import pytest
-from sqlalchemy import event, inspect
-from sqlalchemy.orm import Session
+from sqlalchemy import DateTime, Float, LargeBinary, Numeric, String, Time, event, inspect
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from celery_alchemy import ForUpdate
 from tests.entities.library import Copy, Genre, Library, Novel, Opening, Reader, Section, Work
@@ -137,6 +138,47 @@ def test_composite_uuid_date_and_enum_keys_travel(library: Library) -> None:
 
     assert ended.state == "SUCCESS"
     assert keys == [("A", 7), rows[1].id, dt.date(2026, 2, 28), Genre.CRIME]
+
+
+KEYS: dict[str, tuple[Any, Any]] = {
+    "text": (String(20), "ISBN 1"),
+    "bytes": (LargeBinary(), b"\x01\xff"),
+    "time": (Time(), dt.time(23, 59, 1)),
+    "moment": (DateTime(), dt.datetime(2026, 2, 28, 1, 2, 3, 456)),  # noqa: DTZ001 - as the column has it.
+    "decimal": (Numeric(5, 2), decimal.Decimal("1.50")),
+    "float": (Float(), 0.5),
+}
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.filterwarnings("ignore:Dialect sqlite.pysqlite does .not. support Decimal")
+@pytest.mark.parametrize("kind", KEYS)
+def test_key_of_any_plain_type_travels(library: Library, kind: str) -> None:
+    """It comes back as the value that it was."""
+    type_, key = KEYS[kind]
+
+    class Own(DeclarativeBase):
+        """A table of one test."""
+
+    class Thing(Own):
+        """A row with that key."""
+
+        __tablename__ = "thing"
+
+        key: Mapped[Any] = mapped_column(type_, primary_key=True)
+
+    def take(thing: Any) -> None:
+        keys.append(thing.key)
+
+    keys: list[Any] = []
+    take.__annotations__["thing"] = Thing
+    Own.metadata.create_all(library.database.engine)
+    library.stored(thing := Thing(key=key))
+    library.task()(take).delay(thing)
+    library.deliver()
+
+    assert keys == [key]
+    assert type(keys[0]) is type(key)
 
 
 def test_row_of_a_subclass_arrives_as_the_subclass(library: Library) -> None:

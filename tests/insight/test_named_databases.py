@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from celery_alchemy import Alchemy, ConfigurationError, SessionReport
+from celery_alchemy.loop import process_loop
 from tests.unit.shop import Base, Book, Shop, add_books
 
 pytestmark = pytest.mark.databases("sqlite", "postgresql")
@@ -144,14 +146,37 @@ def test_listener_of_each_alchemy_hears_of_its_own_sessions(shop: Shop, analytic
     assert heard == {"default": ["two_books: success"], "analytics": ["two_books (analytics): success"]}
 
 
-def test_session_that_the_caller_gives_stays_the_callers(shop: Shop, analytics: Alchemy) -> None:
-    """A direct call with a session of one's own for the default database neither commits nor closes it."""
+@pytest.mark.parametrize("given", [{"session"}, {"analytics"}, {"session", "analytics"}], ids=lambda given: "+".join(sorted(given)))
+def test_session_that_the_caller_gives_is_used_for_its_own_database(shop: Shop, analytics: Alchemy, given: set[str]) -> None:
+    """In a direct call each session goes to the parameter it was given for, and is neither committed nor closed."""
     task = two_books(shop)
 
-    with shop.alchemy.session() as session:
-        task("Emma", session=session)
-        assert session.in_transaction()
-        session.rollback()
+    with shop.alchemy.session() as default, analytics.session() as named:
+        own = {"session": default, "analytics": named}
+        task("Emma", **{name: own[name] for name in given})
+        left_open = {name for name in own if own[name].in_transaction()}
+        default.rollback()
+        named.rollback()
 
-    assert shop.titles() == []
-    assert titles_in(analytics) == ["Emma in analytics"]
+    assert left_open == given
+    assert shop.titles() == ([] if "session" in given else ["Emma"])
+    assert titles_in(analytics) == ([] if "analytics" in given else ["Emma in analytics"])
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("alone", [True, False])
+def test_async_task_is_refused_a_named_database(shop: Shop, analytics: Alchemy, alone: bool) -> None:
+    """It would get the default database's session otherwise, and write to the wrong one."""
+
+    async def one(other: Annotated[AsyncSession, "analytics"]) -> None: ...
+
+    async def two(session: AsyncSession, other: Annotated[AsyncSession, "analytics"]) -> None: ...
+
+    try:
+        traced = shop.trace(shop.task(name="writes")(one if alone else two))
+    finally:
+        process_loop.close()
+
+    assert type(traced.value) is ConfigurationError
+    assert "'writes'" in str(traced.value)
+    assert "'analytics'" in str(traced.value)
