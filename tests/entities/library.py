@@ -98,6 +98,7 @@ class Library(Shop):
         self.app.conf.task_ignore_result = True
         Base.metadata.create_all(database.engine)
         ForeignBase.metadata.create_all(database.engine)
+        self.messages()  # The memory broker is the process's: another test may have left something in it.
 
     def stored(self, *rows: Any) -> None:
         """Commit rows; they stay usable afterwards, detached."""
