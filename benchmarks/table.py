@@ -17,7 +17,7 @@ LABELS = {
     "self_session": "celery-alchemy: self.session",
 }
 OURS = ("injected", "self_session")
-INTEGRATIONS = ("before_start", "dishka", "modern_di", "wireup", "flask")
+INTEGRATIONS = ("dishka", "modern_di", "wireup", "flask")
 #: Microseconds that a session may cost more than the reference: than no session where it is not touched, than one by hand else.
 BAR = {"untouched": 1.5, "select": 3.0, "insert": 3.0}
 

@@ -195,8 +195,9 @@ class UnitOfWork:
         if self.others is not None:
             for other in self.others.values():
                 other.succeed()
-        session = self._take_session()
-        if session is not None:
+        session, self.used_session = self.used_session, None
+        # As _take_session() asks, which every request that uses its session would call.
+        if session is not None and not self._borrowed and DEFERRED not in session.__dict__:
             commit_on = self.task.outcomes_to_commit() if self.commit_on is None else self.commit_on
             try:
                 ledger = self._end_and_close(session, "success" in commit_on)

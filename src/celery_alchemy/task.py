@@ -92,7 +92,7 @@ class SessionTask(Task[Any, Any]):
     max_deliveries: int | None = None
 
     #: The session of the last request was used; see ``UnitOfWork.session_to_offer``.
-    uses_session: bool = False
+    uses_session: bool
 
     #: True for an ``async def`` task.
     is_async: bool = False
@@ -116,6 +116,8 @@ class SessionTask(Task[Any, Any]):
         # Here and not in __init__, which user's classes override without calling super(). It is early enough to be inside of
         # autoretry, which Celery wraps around task.run after the instance is made.
         task = super().__new__(cls)
+        # On the instance, where Python reads it faster than on one of the many classes of a task.
+        task.uses_session = False
         if inspect.getattr_static(cls, "run") is not inspect.getattr_static(Task, "run"):
             task._wrap_body()
         return task
