@@ -21,6 +21,7 @@ from .entities import belongs_to, models_from
 from .errors import ConfigurationError, TasksAlreadyBoundError
 from .events import SessionListener
 from .insight import switch_on
+from .labels import LabelledSource, Labels, comment_keys_from
 from .message import install
 from .outbox import MAX_MESSAGE_BYTES, Outbox
 from .outcome import commit_on_from
@@ -65,6 +66,10 @@ class Alchemy:
         relay_interval_seconds: How often a relay looks when there was nothing to do.
         idle_transaction_seconds: A task's transaction that is idle for longer is reported in the log; None for never.
         on_session_closed: Called with a SessionReport when a task's session is closed; see ``on_session_closed()``.
+        application_name: Show the running task's name and id as ``application_name`` in PostgreSQL's ``pg_stat_activity``, for one
+            more statement in each transaction.
+        statement_comments: What stands in a comment behind each statement of a task: ``"task"``, its name, and ``"id"``, which
+            makes each request's statements new texts to a driver that keeps prepared statements.
         once_window: How long completion records are kept: seconds, or a timedelta. Default 7 days.
         redeliver_after: Seconds after which an owed ``once`` task is sent again.
         max_deliveries: Starts without an end after which a ``once`` task is dead.
@@ -92,6 +97,8 @@ class Alchemy:
         relay_interval_seconds: float = 1.0,
         idle_transaction_seconds: float | None = 5.0,
         on_session_closed: SessionListener | None = None,
+        application_name: bool = False,
+        statement_comments: Iterable[str] = (),
         once_window: float | timedelta = timedelta(days=7),
         redeliver_after: float = 900,
         max_deliveries: int = 5,
@@ -121,6 +128,8 @@ class Alchemy:
         )
         self.session_listeners: list[SessionListener] = [] if on_session_closed is None else [on_session_closed]
         switch_on()
+        comment_with = comment_keys_from(statement_comments)
+        self._labels = Labels(comment_with, application_name=application_name) if application_name or comment_with else None
         self.relay_interval_seconds = _positive("relay_interval_seconds", relay_interval_seconds)
         window = once_window.total_seconds() if isinstance(once_window, timedelta) else once_window
         self.once_window_seconds = _positive("once_window", window)
@@ -178,7 +187,7 @@ class Alchemy:
         """
         if self._source is None:
             self._source = self._source_from_settings()
-        return self._source
+        return self._source if self._labels is None else LabelledSource(self._source, self._labels)
 
     @property
     def engine(self) -> Engine:
@@ -236,11 +245,13 @@ class Alchemy:
         """
         if self._async_source is None:
             if self._bind is None:
-                self._source = self.source  # Reads the URL from the settings.
+                self.source  # noqa: B018 - reads the URL from the settings.
             # An optional extra: greenlet and an async driver are only there where it is used.
             from .async_engine import async_source_of
 
             self._async_source = async_source_of(self._bind, self._engine_options)
+            if self._labels is not None and self._async_source is not None:
+                self._async_source = cast("AsyncSource", LabelledSource(self._async_source, self._labels))
         if self._async_source is None:
             raise ConfigurationError(
                 f"An AsyncSession is needed, and a {type(self._bind).__name__!r} as bind gives none.",

@@ -193,9 +193,7 @@ class AsyncSource:
                 )
             keywords["bind"] = keywords["bind"].execution_options(isolation_level=options.isolation_level)
         session = self._class(sync_session_class=self._sync_class, **keywords)
-        keep_ledger(
-            session.sync_session, options.timeout_at, read_only=options.read_only, idle_limit_seconds=options.idle_limit_seconds
-        )
+        keep_ledger(session.sync_session, options)
         return session
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from string import whitespace
 from time import monotonic
 from typing import Any, cast
 from weakref import ref
@@ -17,11 +19,22 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from .databases import database_of
 
-__all__ = ["LEDGER", "Ledger", "has_sent_writes", "keep_ledger", "ledger_of", "listen", "observe"]
+__all__ = [
+    "LEDGER",
+    "NO_OPTIONS",
+    "Ledger",
+    "SessionOptions",
+    "has_sent_writes",
+    "keep_ledger",
+    "ledger_of",
+    "listen",
+    "observe",
+]
 
 #: Where a session, and a Connection that it uses, hold their ledger: a key of their __dict__.
 LEDGER = "celery_alchemy.ledger"
 _OBSERVED = "celery_alchemy.observed"
+_COMMENTED = "celery_alchemy.commented"
 
 # What text() and exec_driver_sql() may send without changing a row. Anything else counts as a write: a false "write" asks for a
 # commit too many, a false "read" loses a row.
@@ -29,6 +42,36 @@ _READS = re.compile(
     r"(?:\s|/\*.*?\*/|--[^\n]*\n)*(?:select|show|set|explain|describe|values|table|pragma|savepoint|release|rollback|begin|start)\b",
     re.IGNORECASE | re.DOTALL,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """What a task asks of its session.
+
+    Attributes:
+        isolation_level: A level of the dialect, such as ``"SERIALIZABLE"``; None for the engine's own.
+        read_only: The transactions must not write.
+        timeout_at: ``time.monotonic()`` seconds at which the task's time limit ends its statements; None for no limit.
+        idle_limit_seconds: A transaction that is idle for longer is reported; None for never.
+        application_name: What the server shows beside the transactions, where it can; None for the connection's own.
+        comment: An SQL comment behind each statement; None for none.
+        has_settings: There is something to do when a transaction begins.
+    """
+
+    isolation_level: str | None = None
+    read_only: bool = False
+    timeout_at: float | None = None
+    idle_limit_seconds: float | None = None
+    application_name: str | None = None
+    comment: str | None = None
+    has_settings: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        has_settings = self.read_only or (self.timeout_at, self.application_name, self.comment) != (None, None, None)
+        object.__setattr__(self, "has_settings", has_settings)
+
+
+NO_OPTIONS = SessionOptions()
 
 
 class Ledger:
@@ -40,8 +83,7 @@ class Ledger:
         in_flight: A statement was sent whose end was not seen. At the end of a request this means that it was interrupted, and
             that nobody knows in what state its connection is.
         statements: How many statements were sent since the session was made.
-        timeout_at: ``time.monotonic()`` seconds at which statements must have ended, or None.
-        read_only: Transactions of this session must not write.
+        options: What the task asks of its session.
         ended_at: ``time.monotonic()`` seconds at which the open transaction's last statement ended; None before its first.
         database_seconds: How long statements took in all.
         idle_seconds: How long open transactions waited for their next statement in all.
@@ -58,25 +100,23 @@ class Ledger:
         "idle_seconds",
         "in_flight",
         "last_statement",
-        "read_only",
+        "options",
         "repeats",
         "statements",
-        "timeout_at",
         "transaction",
         "writes",
     )
 
-    def __init__(self, timeout_at: float | None = None, read_only: bool = False, idle_limit_seconds: float | None = None) -> None:
+    def __init__(self, options: SessionOptions = NO_OPTIONS) -> None:
         self.transaction: Callable[[], SessionTransaction | None] | None = None
         self.writes = False
         self.in_flight = False
         self.statements = 0
-        self.timeout_at = timeout_at
-        self.read_only = read_only
+        self.options = options
         self.ended_at: float | None = None
         self.database_seconds = 0.0
         self.idle_seconds = 0.0
-        self.idle_limit_seconds = idle_limit_seconds
+        self.idle_limit_seconds = options.idle_limit_seconds
         self.last_statement = ""
         self.repeats = 0
 
@@ -114,23 +154,10 @@ def ledger_of(session: Session) -> Ledger | None:
     return ledger
 
 
-def keep_ledger(
-    session: Session,
-    timeout_at: float | None = None,
-    *,
-    read_only: bool = False,
-    idle_limit_seconds: float | None = None,
-) -> None:
-    """Give one session a ledger. Its class, or it alone, must be listened to.
-
-    Args:
-        session: The session.
-        timeout_at: ``time.monotonic()`` seconds at which its statements must have ended, or None.
-        read_only: Its transactions must not write.
-        idle_limit_seconds: An idle time over this is reported; None for never.
-    """
+def keep_ledger(session: Session, options: SessionOptions = NO_OPTIONS) -> None:
+    """Give one session a ledger. Its class, or it alone, must be listened to."""
     # Not in .info, whose dict each session makes for itself when it is first asked for: 1 us.
-    session.__dict__[LEDGER] = Ledger(timeout_at, read_only, idle_limit_seconds)
+    session.__dict__[LEDGER] = Ledger(options)
 
 
 def has_sent_writes(ledger: Ledger, transaction: SessionTransaction) -> bool:
@@ -153,8 +180,8 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
             ledger.transaction = ref(transaction)
             ledger.writes = False
             ledger.ended_at = None
-        if ledger.timeout_at is not None or ledger.read_only:
-            _send_settings(ledger, connection)
+        if ledger.options.has_settings:
+            _apply_settings(ledger.options, connection)
     if _OBSERVED not in connection.dialect.__dict__:
         observe(connection.engine)
     # On the Connection, which lives as long as the checkout: its .info is the driver connection's and would follow that to its
@@ -162,11 +189,17 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
     connection.__dict__[LEDGER] = ledger
 
 
-def _send_settings(ledger: Ledger, connection: Connection) -> None:
-    left = None if ledger.timeout_at is None else ledger.timeout_at - monotonic()
+def _apply_settings(options: SessionOptions, connection: Connection) -> None:
+    left = None if options.timeout_at is None else options.timeout_at - monotonic()
     database = database_of(connection.dialect.name)
-    for statement in database.begin_statements(connection, left, ledger.read_only):
-        connection.exec_driver_sql(statement)
+    for statement in database.begin_statements(connection, left, options.read_only, options.application_name):
+        if isinstance(statement, str):
+            connection.exec_driver_sql(statement)
+        else:
+            connection.execute(statement)
+    if options.comment is not None and _COMMENTED not in connection.dialect.__dict__:
+        observe(connection.engine)
+        _comment(connection.dialect)
 
 
 def observe(engine: Engine) -> None:
@@ -219,3 +252,25 @@ def _reporting(execute: Callable[..., None], driver_error: type[Exception]) -> C
         ledger.database_seconds += ended - started
 
     return report
+
+
+def _comment(dialect: Any) -> None:
+    """Have a dialect put the comments of sessions that have one behind their statements."""
+    dialect.__dict__[_COMMENTED] = True
+    for name in ("do_execute", "do_executemany", "do_execute_no_params"):
+        # pymysql and mysqlclient send many rows in one INSERT only if nothing stands behind its VALUES.
+        if name != "do_executemany" or dialect.name not in ("mysql", "mariadb"):
+            # Where parameters stand as %s, a % is written twice.
+            doubles = dialect.paramstyle in ("format", "pyformat") and name != "do_execute_no_params"
+            setattr(dialect, name, _commenting(getattr(dialect, name), "%%" if doubles else "%"))
+
+
+def _commenting(execute: Callable[..., None], percent: str) -> Callable[..., None]:
+    def comment(cursor: Any, statement: str, *rest: Any) -> None:
+        context: Any = rest[-1]
+        ledger: Ledger | None = context.root_connection.__dict__.get(LEDGER) if context else None
+        if ledger is not None and ledger.options.comment is not None:
+            statement = f"{statement.rstrip('; ' + whitespace)} {ledger.options.comment.replace('%', percent)}"
+        execute(cursor, statement, *rest)
+
+    return comment

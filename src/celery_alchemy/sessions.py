@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
@@ -16,7 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from .errors import ConfigurationError
-from .ledger import LEDGER, Ledger, keep_ledger, listen, observe
+from .ledger import LEDGER, NO_OPTIONS, Ledger, SessionOptions, keep_ledger, listen, observe
 
 __all__ = ["DEFERRED", "CallableSource", "OneMaker", "SessionOptions", "SessionSource", "SessionmakerSource", "is_open"]
 
@@ -24,30 +23,10 @@ __all__ = ["DEFERRED", "CallableSource", "OneMaker", "SessionOptions", "SessionS
 DEFERRED = "_celery_alchemy_open"
 
 
-@dataclass(frozen=True, slots=True)
-class SessionOptions:
-    """What a task asks of its session.
-
-    Attributes:
-        isolation_level: A level of the dialect, such as ``"SERIALIZABLE"``; None for the engine's own.
-        read_only: The transactions must not write.
-        timeout_at: ``time.monotonic()`` seconds at which the task's time limit ends its statements; None for no limit.
-        idle_limit_seconds: A transaction that is idle for longer is reported; None for never.
-    """
-
-    isolation_level: str | None = None
-    read_only: bool = False
-    timeout_at: float | None = None
-    idle_limit_seconds: float | None = None
-
-
 class Asks(Protocol):
     """Says what a session needs, when it is opened and not before."""
 
     def session_options(self) -> SessionOptions: ...
-
-
-NO_OPTIONS = SessionOptions()
 
 
 class _AsksNothing:
@@ -223,7 +202,7 @@ class SessionmakerSource:
             return session
         # As open() does it, for nearly every request, with two calls less.
         session = self.class_(**(self._makers.maker or self._makers.make()).kw)
-        session.__dict__[LEDGER] = Ledger(options.timeout_at, options.read_only, options.idle_limit_seconds)
+        session.__dict__[LEDGER] = Ledger(options)
         # setattr() for each of them, without a loop in Python.
         deque(map(setattr, repeat(session.dispatch), _USUAL_EVENTS, self._listeners), 0)
         return session
@@ -234,7 +213,7 @@ class SessionmakerSource:
         if options.isolation_level is not None:
             self._isolate(keywords, options.isolation_level)
         session.__init__(**keywords)  # type: ignore[misc]
-        keep_ledger(session, options.timeout_at, read_only=options.read_only, idle_limit_seconds=options.idle_limit_seconds)
+        keep_ledger(session, options)
 
     def _isolate(self, keywords: dict[str, Any], level: str) -> None:
         """Replace engines by engines of the same pool that begin with the isolation level."""
@@ -287,7 +266,7 @@ class CallableSource:
                 "Return a new sqlalchemy.orm.Session at each call.",
             )
         listen(session)
-        keep_ledger(session, options.timeout_at, read_only=options.read_only, idle_limit_seconds=options.idle_limit_seconds)
+        keep_ledger(session, options)
         if options.isolation_level is not None:
             session.connection(execution_options={"isolation_level": options.isolation_level})
         return session

@@ -30,7 +30,7 @@ def app() -> Iterator[Celery]:
         ("nodialect://host/shop", "no dialect 'nodialect'.*psycopg"),
         ("postgresql+nodriver://host/shop", r"no dialect 'postgresql\+nodriver'"),
         ("oracle+oracledb://host/shop", "driver for oracle.* is not installed.*Install"),
-        ("mysql://host/shop", "driver for mysql.* is not installed"),
+        ("mysql+cymysql://host/shop", "driver for mysql.* is not installed"),
     ],
 )
 def test_wrong_url_is_refused_when_alchemy_is_made(app: Celery, url: str, message: str) -> None:

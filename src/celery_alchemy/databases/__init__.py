@@ -4,8 +4,8 @@ Underneath everything; imports nothing of the package but its sibling modules an
 
 ``configure(engine)``
     what an engine made by Alchemy needs on this database;
-``begin_statements(connection, timeout_seconds, read_only)``
-    what a task's transaction sends first;
+``begin_statements(connection, timeout_seconds, read_only, application_name)``
+    what a task's transaction sends first; only PostgreSQL has a name to show for it;
 ``claim(connection, table, claim, lease_seconds, limit)``
     how a relay takes due rows of the outbox for itself.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
 
-from sqlalchemy import Connection, Engine, Row, Table
+from sqlalchemy import Connection, Engine, Executable, Row, Table
 
 from . import generic, mysql, postgresql, sqlite
 
@@ -27,7 +27,9 @@ class Database(Protocol):
 
     def configure(self, engine: Engine) -> None: ...
 
-    def begin_statements(self, connection: Connection, timeout_seconds: float | None, read_only: bool) -> Sequence[str]: ...
+    def begin_statements(
+        self, connection: Connection, timeout_seconds: float | None, read_only: bool, application_name: str | None = None
+    ) -> Sequence[str | Executable]: ...
 
     def claim(self, connection: Connection, table: Table, claim: str, lease_seconds: float, limit: int) -> Sequence[Row[Any]]: ...
 

@@ -15,7 +15,9 @@ def configure(engine: Engine) -> None:
     """Nothing is known of this database that would need setting."""
 
 
-def begin_statements(connection: Connection, timeout_seconds: float | None, read_only: bool) -> Sequence[str]:
+def begin_statements(
+    connection: Connection, timeout_seconds: float | None, read_only: bool, application_name: str | None = None
+) -> Sequence[str]:
     """Return nothing; a read-only transaction is refused rather than silently writable."""
     if read_only:
         raise ConfigurationError(

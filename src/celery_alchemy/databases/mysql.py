@@ -18,7 +18,9 @@ def configure(engine: Engine) -> None:
     """Nothing: the server's defaults are right for tasks."""
 
 
-def begin_statements(connection: Connection, timeout_seconds: float | None, read_only: bool) -> Sequence[str]:
+def begin_statements(
+    connection: Connection, timeout_seconds: float | None, read_only: bool, application_name: str | None = None
+) -> Sequence[str]:
     """Return the SET statements of a task's transaction.
 
     MySQL's ``max_execution_time`` (milliseconds) limits SELECT only; MariaDB's ``max_statement_time`` (seconds) limits every

@@ -58,7 +58,9 @@ def _begin(dbapi_connection: Any) -> None:
         cursor.close()
 
 
-def begin_statements(connection: Connection, timeout_seconds: float | None, read_only: bool) -> Sequence[str]:
+def begin_statements(
+    connection: Connection, timeout_seconds: float | None, read_only: bool, application_name: str | None = None
+) -> Sequence[str]:
     """Return what makes the transaction read-only; a SQLite statement cannot be given a time limit."""
     if not read_only:
         return ()
