@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
 from ragline import pipeline
+from ragline.app import alchemy, create_tables
 from ragline.embedders import Embedder
 from ragline.intake import Offer, Outcome, Recipe, take_in
-from ragline.tables import Document
+from ragline.tables import Base, Document, Source
 from ragline.tokens import EstimatedTokens, TokenCounter
 
 KEYWORDS = Recipe(parser="1", splitter="1", embedder="none")
@@ -18,9 +20,21 @@ LETTERS = Recipe(parser="1", splitter="1", embedder="letters")
 BATCH_CHUNKS = 3
 
 
-def offer(text: str | bytes, uri: str = "file:///a.txt") -> Offer:
+def empty_index() -> None:
+    """Make the tables of the app's own database where they are missing, and empty them."""
+    create_tables(alchemy)
+    with alchemy.begin() as session:
+        for source in session.scalars(select(Source)):
+            source.serving_id = source.pending_id = None
+        session.flush()
+        for table in (*reversed(Base.metadata.sorted_tables), *alchemy.metadata.sorted_tables):
+            session.execute(table.delete())
+        session.execute(text("DELETE FROM chunk_keywords"))
+
+
+def offer(content: str | bytes, uri: str = "file:///a.txt") -> Offer:
     """An offer of a text."""
-    data = text.encode() if isinstance(text, str) else text
+    data = content.encode() if isinstance(content, str) else content
     name = uri.rpartition("/")[2]
     return Offer(uri, name, hashlib.sha256(data).hexdigest(), len(data), data)
 
@@ -33,10 +47,10 @@ def long_text(word: str, sentences: int = 120) -> str:
 
 
 def add(
-    session: Session, text: str | bytes, uri: str = "file:///a.txt", recipe: Recipe = KEYWORDS
+    session: Session, content: str | bytes, uri: str = "file:///a.txt", recipe: Recipe = KEYWORDS
 ) -> Outcome:
     """Take a text in, in a transaction."""
-    outcome = take_in(session, offer(text, uri), recipe)
+    outcome = take_in(session, offer(content, uri), recipe)
     session.commit()
     return outcome
 
@@ -51,7 +65,7 @@ def embedder_of(embedder: Embedder) -> Callable[[str], Embedder | None]:
     return lambda name: embedder if name == embedder.name else None
 
 
-def until_embedding(session: Session, document_id: int) -> range:
+def until_embedding(session: Session, document_id: int) -> list[int]:
     """Run the pipeline up to the batches, which are returned."""
     assert pipeline.admit(session, document_id)
     session.commit()

@@ -24,7 +24,7 @@ def ready(session: Session, embedder: LetterEmbedder) -> Session:
     [
         ("UPDATE document SET state = 'embedding'", "is still embedding"),
         ("UPDATE document SET state = 'failed'", "failed without a reason"),
-        ("UPDATE source SET serving_id = NULL", "has no document that is ready or failed"),
+        ("UPDATE source SET serving_id = NULL", "has no document that is settled"),
         ("UPDATE source SET serving_id = NULL", "belongs to no source"),
         ("UPDATE source SET pending_id = serving_id", "waits for the document that it shows"),
         ("DELETE FROM vector WHERE chunk_id = 1", "vectors"),

@@ -56,6 +56,28 @@ def test_a_folder_is_ingested_and_searched_with_one_command_each(tmp_path: Path)
     assert report["search"] == "keywords only"
 
 
+def test_a_document_is_listed_paused_resumed_and_deleted_from_the_command_line(tmp_path: Path) -> None:
+    """By path or id; what cannot be done is told in one line, and nothing of it is done."""
+    home, file, other = tmp_path / "home", tmp_path / "whale.md", tmp_path / "bee.md"
+    file.write_text("The blue whale is the largest animal.")
+    other.write_text("Bees dance.")
+    ragline(home, "ingest", "--no-wait", str(file), str(other))
+
+    paused = ragline(home, "pause", str(file))
+    again = ragline(home, "pause", "2", str(file))
+    listed = json.loads(ragline(home, "list", "--json").stdout)
+    resumed = ragline(home, "resume", "1")
+    deleted = ragline(home, "delete", "whale.md", "bee.md")
+    nothing = ragline(home, "list")
+
+    assert paused.stdout == "whale.md (1): paused.\n"
+    assert (again.returncode, again.stderr) == (1, "whale.md is paused: it cannot be paused now.\n")
+    assert [(row["name"], row["state"]) for row in listed] == [("bee.md", "queued"), ("whale.md", "paused")]
+    assert resumed.stdout == "whale.md (1): queued again.\n"
+    assert deleted.stdout == "whale.md (1): deleted.\nbee.md (2): deleted.\n"
+    assert nothing.stdout == "No documents.\n"
+
+
 def test_the_demo_ends_well_without_the_model(tmp_path: Path) -> None:
     """Worker processes are killed, the counts add up, and cited passages are found, by keywords alone."""
     result = ragline(tmp_path, "demo")
@@ -81,6 +103,9 @@ def test_an_empty_home_is_no_error(tmp_path: Path) -> None:
         (("search", "x", "--mode", "best"), {}, "use one of hybrid, keyword, vector"),
         (("status",), {"RAGLINE_MAX_BYTES": "many"}, "RAGLINE_MAX_BYTES='many'"),
         (("eval", "/nowhere"), {}, "/nowhere holds neither"),
+        (("cancel", "nothing.md"), {}, "There is no document nothing.md: `ragline list` shows all."),
+        (("retry",), {}, "Name documents, or give --all."),
+        (("list", "--state", "lost"), {}, "use one of queued, parsing"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(

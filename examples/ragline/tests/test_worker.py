@@ -15,17 +15,18 @@ import pytest
 from celery_alchemy.upkeep import status
 from rich.console import Console
 from rich.progress import Progress
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select
 
+from pipelines import empty_index
 from ragline import ingestion
-from ragline.app import alchemy, create_tables, settings
+from ragline.app import alchemy, settings
 from ragline.audit import audit
 from ragline.embedders import NO_EMBEDDER
 from ragline.intake import Outcome
 from ragline.progress import Progress as Counts
 from ragline.progress import failures
 from ragline.states import State
-from ragline.tables import Base, Source
+from ragline.tables import Source
 from ragline.workers import child_processes, temporary_worker
 
 DOCUMENTS = 40
@@ -36,14 +37,7 @@ CONSOLE = Console(file=io.StringIO())
 @pytest.fixture
 def outcomes(tmp_path: Path) -> dict[str, Outcome]:
     """An empty index into which documents of several chunks, and one that is bad, have been taken."""
-    create_tables(alchemy)
-    with alchemy.begin() as session:
-        for source in session.scalars(select(Source)):
-            source.serving_id = source.pending_id = None
-        session.flush()
-        for table in (*reversed(Base.metadata.sorted_tables), *alchemy.metadata.sorted_tables):
-            session.execute(table.delete())
-        session.execute(text("DELETE FROM chunk_keywords"))
+    empty_index()
     folder = tmp_path / "documents"
     folder.mkdir()
     for number in range(DOCUMENTS):

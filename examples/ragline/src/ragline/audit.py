@@ -16,8 +16,8 @@ def audit(session: Session) -> list[str]:
     """Check a settled index.
 
     Returns:
-        What is wrong, one sentence each; empty when every document is ready or failed for a stated reason,
-        and ready documents are whole, found once, and quote their text exactly.
+        What is wrong, one sentence each; empty when every document is ready, failed for a stated
+        reason or was stopped by a person, and ready ones are whole, found once, and quote their text exactly.
     """
     return [*_documents(session), *_sources(session), *_chunks(session), *_indexes(session)]
 
@@ -35,11 +35,11 @@ def _documents(session: Session) -> Iterator[str]:
 
 
 def _sources(session: Session) -> Iterator[str]:
-    settled = select(Document.id).where(Document.state.in_((State.READY, State.FAILED)))
+    settled = select(Document.id).where(Document.state.in_(SETTLED))
     shown = or_(Source.serving_id.in_(settled), Source.pending_id.in_(settled))
     # With neither id the comparison is unknown, and NOT of it too: hence the coalesce.
     for uri in session.scalars(select(Source.uri).where(~func.coalesce(shown, False)).order_by(Source.id)):
-        yield f"{uri} has no document that is ready or failed."
+        yield f"{uri} has no document that is settled."
     for uri in session.scalars(select(Source.uri).where(Source.pending_id == Source.serving_id)):
         yield f"{uri} waits for the document that it shows."
     used = or_(Source.serving_id == Document.id, Source.pending_id == Document.id)

@@ -95,6 +95,77 @@ def status(as_json: Json = False) -> None:
         presentation.print_status(report, console)
 
 
+@cli.command(name="list")
+def list_documents(
+    state: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """The documents, each with the id that the commands below take."""
+    from ragline import presentation
+    from ragline.states import State
+
+    if state not in (None, *tuple(State)):
+        raise ConfigurationError(f"--state {state}: use one of {', '.join(State)}.")
+    presentation.list_documents(None if state is None else State(state), limit, console, as_json=as_json)
+
+
+Documents = Annotated[
+    list[str], typer.Argument(metavar="DOCUMENT...", help="Ids, paths or names.", show_default=False)
+]
+
+
+@cli.command()
+def pause(documents: Documents) -> None:
+    """Stop working on documents until `resume`; what was done stays done."""
+    from ragline import controls, presentation
+
+    presentation.act(documents, controls.pause, "paused", console)
+
+
+@cli.command()
+def resume(documents: Documents) -> None:
+    """Go on with paused documents."""
+    from ragline import controls, presentation
+
+    presentation.act(documents, controls.resume, "queued again", console)
+
+
+@cli.command()
+def cancel(documents: Documents) -> None:
+    """Stop working on documents and drop what was made of them."""
+    from ragline import controls, presentation
+
+    presentation.act(documents, controls.cancel, "cancelled", console)
+
+
+@cli.command()
+def retry(
+    documents: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="DOCUMENT...", help="Ids, paths or names.", show_default=False),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All that failed for a reason that may pass.")] = False,
+) -> None:
+    """Try failed or cancelled documents again."""
+    from ragline import controls, presentation
+
+    if bool(documents) is every:
+        raise ConfigurationError("Name documents, or give --all.")
+    if documents:
+        presentation.act(documents, controls.retry, "queued again", console)
+    else:
+        presentation.retry_failed(console)
+
+
+@cli.command()
+def delete(documents: Documents) -> None:
+    """Delete documents with all that was made of them."""
+    from ragline import controls, presentation
+
+    presentation.act(documents, controls.delete, "deleted", console)
+
+
 @cli.command()
 def worker(
     processes: Annotated[int, typer.Option(min=1, help="How many documents are worked on at once.")] = 2,

@@ -48,3 +48,19 @@ class ModelUnavailableError(RaglineError):
 
 class ConfigurationError(RaglineError):
     """A setting has a value that ragline cannot use."""
+
+
+class NoSuchDocumentError(RaglineError):
+    """No document has this id, path or name; it may have been deleted meanwhile."""
+
+    def __init__(self, reference: int | str) -> None:
+        super().__init__(reference)
+        self.reference = reference
+
+    def __str__(self) -> str:
+        """Say what to do."""
+        return f"There is no document {self.reference}: `ragline list` shows all."
+
+
+class NotPossibleError(RaglineError):
+    """The document is in a state in which this cannot be done; the text says in which."""

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from celery_alchemy import enqueue
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -19,10 +18,10 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from ragline import tasks
+from ragline import controls
 from ragline.app import alchemy, create_tables, settings
 from ragline.embedders import available_embedder
-from ragline.intake import Intake, Outcome, find_files, read_file, take_in
+from ragline.intake import Intake, Outcome, find_files, read_file
 from ragline.progress import Progress as Counts
 from ragline.progress import failures, measure
 from ragline.recipes import recipe_for
@@ -69,10 +68,7 @@ def take_in_files(paths: Sequence[Path], embedder: str, console: Console) -> dic
         for file in files:
             offer = read_file(file, max_bytes=settings.max_bytes)
             with alchemy.begin() as session:
-                outcome = take_in(session, offer, recipe)
-                if outcome.is_queued:
-                    enqueue(session, tasks.ingest.s(outcome.document_id))
-            outcomes[str(file)] = outcome
+                outcomes[str(file)] = controls.add(session, offer, recipe)
             bar.advance(task)
     return outcomes
 

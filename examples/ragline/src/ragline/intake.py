@@ -149,21 +149,44 @@ def serve(session: Session, document_id: int) -> None:
     drop_unused(session, replaced)
 
 
-def drop_unused(session: Session, document_ids: Iterable[int]) -> None:
-    """Delete those documents that no source shows or waits for, with all that was made of them."""
-    for document_id in set(document_ids):
+def drop_unused(session: Session, document_ids: Iterable[int]) -> list[int]:
+    """Delete those documents that no source shows or waits for, with all that was made of them.
+
+    Returns:
+        The ids of those that were there and are gone.
+    """
+    dropped = []
+    for document_id in sorted(set(document_ids)):
+        # Locked before the question who uses it, so that nobody begins to between question and answer.
+        locked = select(Document.id).where(Document.id == document_id).with_for_update()
+        if session.scalar(locked) is None:
+            continue
         used = or_(Source.serving_id == document_id, Source.pending_id == document_id)
         if session.scalar(select(Source.id).where(used).limit(1)) is not None:
             continue
         digest = session.scalar(select(Document.digest).where(Document.id == document_id))
         fulltext.remove(session.connection(), [document_id])
         session.execute(delete(Document).where(Document.id == document_id))
+        dropped.append(document_id)
         if session.scalar(select(Document.id).where(Document.digest == digest).limit(1)) is None:
             session.execute(delete(Original).where(Original.digest == digest))
+    return dropped
+
+
+def forget_results(session: Session, document_id: int) -> None:
+    """Delete what was made of a document, which stays."""
+    fulltext.remove(session.connection(), [document_id])
+    session.execute(delete(Chunk).where(Chunk.document_id == document_id))
+    session.execute(delete(DocumentText).where(DocumentText.document_id == document_id))
+
+
+def uri_digest(uri: str) -> str:
+    """What a source is looked up by: URIs are longer than databases index."""
+    return hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _source(session: Session, uri: str) -> Source:
-    digest = hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()
+    digest = uri_digest(uri)
     source = session.scalar(select(Source).where(Source.uri_digest == digest).with_for_update())
     if source is None:
         source = Source(uri_digest=digest, uri=uri, generation=0)
@@ -176,12 +199,16 @@ def _document(session: Session, offer: Offer, recipe: Recipe) -> Document | None
     if offer.digest is None:
         return None
     return session.scalar(
-        select(Document).where(
+        select(Document)
+        .where(
             Document.digest == offer.digest,
             Document.parser == recipe.parser,
             Document.splitter == recipe.splitter,
             Document.embedder == recipe.embedder,
         )
+        # Its state decides what becomes of the offer: it must not change meanwhile.
+        .with_for_update()
+        .execution_options(populate_existing=True)
     )
 
 
@@ -220,21 +247,14 @@ def _revive(session: Session, document: Document, offer: Offer) -> bool:
     """Queue a document that can be tried again; whether it waits for its first task now.
 
     It was cancelled, it failed for a reason that passes, or it was refused unread, as too large, and is not
-    any more.
+    any more. The steps keep what was done already.
     """
     refused_unread = document.state is State.FAILED and _keep_bytes(session, offer)
     failed_for_now = document.state is State.FAILED and not document.is_permanent
     if document.state is State.CANCELLED or failed_for_now or refused_unread:
-        _forget_results(session, document.id)
         document.state, document.queued_at = State.QUEUED, utc_now()
         document.reason, document.is_permanent = None, False
     return document.state is State.QUEUED
-
-
-def _forget_results(session: Session, document_id: int) -> None:
-    fulltext.remove(session.connection(), [document_id])
-    session.execute(delete(Chunk).where(Chunk.document_id == document_id))
-    session.execute(delete(DocumentText).where(DocumentText.document_id == document_id))
 
 
 def _point(session: Session, source: Source, document: Document) -> None:

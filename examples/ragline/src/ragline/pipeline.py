@@ -9,11 +9,10 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
 
 import numpy as np
 from celery_alchemy import released
-from sqlalchemy import CursorResult, exists, insert, select, update
+from sqlalchemy import exists, insert, select
 from sqlalchemy.orm import Session
 
 from ragline import fulltext
@@ -23,10 +22,11 @@ from ragline.formats import detect_format
 from ragline.intake import serve
 from ragline.parsers import parse as parse_document
 from ragline.splitter import split as split_text
-from ragline.states import TRANSITIONS, WORKING, State
-from ragline.tables import Chunk, Document, DocumentText, Original, Vector, utc_now
+from ragline.states import State
+from ragline.tables import Chunk, Document, DocumentText, Original, Vector
 from ragline.text import Heading, ParsedText
 from ragline.tokens import TokenCounter
+from ragline.transitions import move
 
 
 def admit(session: Session, document_id: int) -> bool:
@@ -45,7 +45,7 @@ def admit(session: Session, document_id: int) -> bool:
     with released(session):
         if data.strip():  # the parser says more about an empty one
             detect_format(data, name)
-    return _advance(session, document_id, State.QUEUED, State.PARSING)
+    return move(session, document_id, State.PARSING)
 
 
 def parse(session: Session, document_id: int) -> bool:
@@ -60,10 +60,13 @@ def parse(session: Session, document_id: int) -> bool:
     document = _expect(session, document_id, State.PARSING)
     if document is None:
         return False
+    is_parsed = exists().where(DocumentText.document_id == document_id)
+    if session.scalar(select(is_parsed)):  # before it was paused, or failed later on
+        return move(session, document_id, State.SPLITTING, is_parsed)
     data, name = _bytes(session, document), document.name
     with released(session):
         parsed = parse_document(data, name)
-    if not _advance(session, document_id, State.PARSING, State.SPLITTING):
+    if not move(session, document_id, State.SPLITTING, ~is_parsed):
         return False
     session.add(
         DocumentText(
@@ -79,7 +82,7 @@ def parse(session: Session, document_id: int) -> bool:
 
 def split(
     session: Session, document_id: int, counter_of: Callable[[str], TokenCounter], *, batch_chunks: int
-) -> range:
+) -> list[int]:
     """Cut the document's text into chunks and index their words.
 
     Args:
@@ -94,12 +97,16 @@ def split(
     """
     document = _expect(session, document_id, State.SPLITTING)
     if document is None:
-        return range(0)
+        return []
+    is_split = exists().where(Chunk.document_id == document_id)
+    if session.scalar(select(is_split)):  # before it was paused, or failed later on
+        moved = move(session, document_id, State.EMBEDDING, is_split)
+        return _batches_to_embed(session, document_id) if moved else []
     parsed, embedder = _parsed(session, document_id), document.embedder
     with released(session):
         chunks = split_text(parsed, counter_of(embedder))
-    if not _advance(session, document_id, State.SPLITTING, State.EMBEDDING):
-        return range(0)
+    if not move(session, document_id, State.EMBEDDING, ~is_split):
+        return []
     rows = [
         {
             "document_id": document_id,
@@ -119,8 +126,8 @@ def split(
     indexed = session.execute(select(Chunk.id, Chunk.content).where(Chunk.document_id == document_id))
     fulltext.add(session.connection(), [(row.id, row.content) for row in indexed])
     if _finish(session, document_id):
-        return range(0)
-    return range(-(-len(rows) // batch_chunks))
+        return []
+    return _batches_to_embed(session, document_id)
 
 
 def embed(
@@ -157,8 +164,9 @@ def embed(
     missing = _without_vector(session, document_id, batch)
     rows = [
         {"chunk_id": chunk_id, "embedder": wanted, "data": vector.tobytes()}
-        for chunk_id, vector in zip(chunks, vectors, strict=True)
-        if chunk_id in missing
+        for (chunk_id, content), vector in zip(chunks.items(), vectors, strict=True)
+        # SQLite gives ids of deleted rows out again: the content says that it still is the same chunk.
+        if missing.get(chunk_id) == content
     ]
     if rows:
         session.execute(insert(Vector), rows)
@@ -167,12 +175,9 @@ def embed(
 
 def fail(session: Session, error: BaseException, document_id: int) -> None:
     """Record why a document could not be processed; for `record_failure`, in a transaction of its own."""
-    document = session.get(Document, document_id)
-    if document is None or document.state not in WORKING:
-        return
-    document.state, document.failed_at = State.FAILED, utc_now()
-    document.is_permanent = isinstance(error, DocumentError)
-    document.reason = str(error) if isinstance(error, RaglineError) else f"{type(error).__name__}: {error}"
+    is_permanent = isinstance(error, DocumentError)
+    reason = str(error) if isinstance(error, RaglineError) else f"{type(error).__name__}: {error}"
+    move(session, document_id, State.FAILED, reason=reason, is_permanent=is_permanent)
 
 
 def _expect(session: Session, document_id: int, state: State) -> Document | None:
@@ -192,19 +197,6 @@ def _parsed(session: Session, document_id: int) -> ParsedText:
     )
 
 
-def _advance(session: Session, document_id: int, before: State, after: State, *conditions: Any) -> bool:
-    """Move the document on, if it is still where the step found it and the conditions hold."""
-    if after not in TRANSITIONS[before]:
-        raise ValueError(f"A document does not go from {before.value} to {after.value}.")
-    moved = session.execute(
-        update(Document)
-        .where(Document.id == document_id, Document.state == before, *conditions)
-        .values({"state": after, f"{after.value}_at": utc_now()})
-        .execution_options(synchronize_session=False)
-    )
-    return cast("CursorResult[Any]", moved).rowcount == 1
-
-
 def _finish(session: Session, document_id: int) -> bool:
     """Make the document ready and let it be found, unless one of its chunks still waits for its vector."""
     waiting = exists().where(
@@ -212,10 +204,20 @@ def _finish(session: Session, document_id: int) -> bool:
         Document.embedder != NO_EMBEDDER,
         ~exists().where(Vector.chunk_id == Chunk.id),
     )
-    if not _advance(session, document_id, State.EMBEDDING, State.READY, ~waiting):
+    if not move(session, document_id, State.READY, ~waiting):
         return False
     serve(session, document_id)
     return True
+
+
+def _batches_to_embed(session: Session, document_id: int) -> list[int]:
+    """The batches with chunks that are not embedded yet."""
+    waiting = (
+        select(Chunk.batch)
+        .outerjoin(Vector, Vector.chunk_id == Chunk.id)
+        .where(Chunk.document_id == document_id, Vector.chunk_id.is_(None))
+    )
+    return list(session.scalars(waiting.distinct().order_by(Chunk.batch)))
 
 
 def _without_vector(session: Session, document_id: int, batch: int) -> dict[int, str]:

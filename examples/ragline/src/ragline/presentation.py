@@ -1,23 +1,28 @@
-"""`ragline search` and `ragline status` in a terminal: a query answered, and the state of everything."""
+"""Search, status, lists and controls in a terminal: what is asked of the use cases, and how it is printed."""
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from celery_alchemy.upkeep import status as count_messages
 from rich.console import Console
+from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
+from sqlalchemy.orm import Session
 
+from ragline import controls
 from ragline.app import alchemy, app, create_tables, settings
 from ragline.embedders import NO_EMBEDDER, load_embedder
 from ragline.fulltext import STOP_WORDS
 from ragline.minilm.embedder import MiniLM
 from ragline.minilm.files import is_fetched
-from ragline.progress import Failure, Progress, failures, measure
+from ragline.progress import Failure, Progress, entries, failures, measure
 from ragline.searching import Mode, Passage, load_index, passages, rank
 from ragline.states import State
 from ragline.workers import running_workers
@@ -113,3 +118,49 @@ def print_status(status: Status, console: Console) -> None:
     for failure in status.failures:
         line = Text("  failed ", style="red").append(failure.name, style="bold").append(f": {failure.reason}")
         console.print(line, soft_wrap=True)
+
+
+def list_documents(state: State | None, limit: int, console: Console, *, as_json: bool) -> None:
+    """Print the newest documents with their ids."""
+    create_tables(alchemy)
+    with alchemy.session() as session:
+        found = entries(session, limit=limit, states=tuple(State) if state is None else (state,))
+    if as_json:
+        rows = [asdict(entry) | {"since": entry.since and entry.since.isoformat()} for entry in found]
+        print(json.dumps(rows, ensure_ascii=False, indent=2))
+        return
+    table = Table("id", "document", "state", "chunks", "embedded", "reason")
+    for entry in found:
+        numbers = (str(entry.chunks), str(entry.embedded))
+        table.add_row(str(entry.id), Text(entry.name), entry.state.value, *numbers, Text(entry.reason or ""))
+    console.print(table if found else "No documents.")
+
+
+def act(
+    references: Sequence[str], control: Callable[[Session, int], None], done: str, console: Console
+) -> None:
+    """Do something with the documents that a person named: with all of them, or with none.
+
+    Raises:
+        NoSuchDocumentError: one of them is not there.
+        NotPossibleError: one of them is in a state in which this cannot be done.
+    """
+    create_tables(alchemy)
+    with alchemy.begin() as session:
+        ids = [document_id for reference in references for document_id in controls.find(session, reference)]
+        named = entries(session, limit=len(ids), document_ids=ids)
+        for document_id in dict.fromkeys(ids):
+            control(session, document_id)
+    for entry in reversed(named):
+        console.print(f"{escape(entry.name)} ({entry.id}): {done}.", soft_wrap=True)
+
+
+def retry_failed(console: Console) -> None:
+    """Queue all documents again that failed for a reason that may pass."""
+    create_tables(alchemy)
+    with alchemy.begin() as session:
+        retried = controls.retry_failed(session)
+        left = measure(session).documents.get(State.FAILED, 0)
+    console.print(
+        f"{len(retried)} queued again; {left} failed for reasons that trying again does not change."
+    )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import datetime as dt
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from ragline.embedders import NO_EMBEDDER
@@ -48,6 +49,86 @@ class Failure:
     name: str
     reason: str
     is_permanent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A document in a list of documents.
+
+    Attributes:
+        uris: the places that show it or wait for it, in the order they were added.
+        is_found: whether searches see it.
+        since: when it came into its state.
+        chunks: how many chunks it has so far.
+        embedded: how many of them have their vector.
+    """
+
+    id: int
+    name: str
+    uris: tuple[str, ...]
+    size_bytes: int
+    state: State
+    is_found: bool
+    since: dt.datetime | None
+    chunks: int
+    embedded: int
+    reason: str | None
+    is_permanent: bool
+
+
+def entries(
+    session: Session,
+    *,
+    limit: int,
+    below_id: int | None = None,
+    states: Collection[State] = tuple(State),
+    document_ids: Collection[int] | None = None,
+) -> list[Entry]:
+    """List documents, the newest first.
+
+    Args:
+        session: any session.
+        limit: how many at most.
+        below_id: only older ones: the id of the last one on the page before.
+        states: only those in one of these states.
+        document_ids: only these.
+    """
+    query = select(Document).where(Document.state.in_(states)).order_by(Document.id.desc()).limit(limit)
+    if below_id is not None:
+        query = query.where(Document.id < below_id)
+    if document_ids is not None:
+        query = query.where(Document.id.in_(document_ids))
+    documents = session.scalars(query.execution_options(populate_existing=True)).all()
+    ids = [document.id for document in documents]
+    uris: dict[int, list[str]] = {document_id: [] for document_id in ids}
+    found: set[int] = set()
+    used = or_(Source.serving_id.in_(ids), Source.pending_id.in_(ids))
+    for source in session.scalars(select(Source).where(used).order_by(Source.id)):
+        for document_id in {source.serving_id or 0, source.pending_id or 0} & uris.keys():
+            uris[document_id].append(source.uri)
+        found |= {source.serving_id or 0} & uris.keys()
+    counted = (
+        select(Chunk.document_id, func.count(Chunk.id), func.count(Vector.chunk_id))
+        .outerjoin(Vector, Vector.chunk_id == Chunk.id)
+        .where(Chunk.document_id.in_(ids))
+        .group_by(Chunk.document_id)
+    )
+    counts = {document_id: (chunks, embedded) for document_id, chunks, embedded in session.execute(counted)}
+    return [
+        Entry(
+            document.id,
+            document.name,
+            tuple(uris[document.id]),
+            document.size_bytes,
+            document.state,
+            document.id in found,
+            getattr(document, f"{document.state.value}_at"),
+            *counts.get(document.id, (0, 0)),
+            document.reason,
+            document.is_permanent,
+        )
+        for document in documents
+    ]
 
 
 def measure(session: Session, document_ids: Sequence[int] | None = None) -> Progress:

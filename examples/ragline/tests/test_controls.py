@@ -1,0 +1,321 @@
+"""What people do with documents: pause, resume, cancel, retry, delete, and what late tasks find then."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import Session
+
+from conftest import LetterEmbedder
+from pipelines import (
+    BATCH_CHUNKS,
+    KEYWORDS,
+    LETTERS,
+    add,
+    counter_of,
+    embedder_of,
+    empty_index,
+    long_text,
+    offer,
+    process,
+    until_embedding,
+)
+from ragline import controls, pipeline
+from ragline.app import alchemy
+from ragline.audit import audit
+from ragline.errors import NoSuchDocumentError, NotPossibleError, UnsupportedError
+from ragline.intake import Offer
+from ragline.progress import entries, measure
+from ragline.searching import Mode, rank
+from ragline.states import TRANSITIONS, WORKING, State
+from ragline.tables import Base, Chunk, Document, DocumentText, Source, Vector
+from ragline.transitions import move
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    """A session of the app's own database, which carries the outbox."""
+    empty_index()
+    with alchemy.session() as session:
+        yield session
+
+
+def sent(session: Session) -> list[tuple[str, int]]:
+    """The tasks that were sent: name and document, in the order of the documents."""
+    rows = session.execute(text("SELECT task_name, body FROM celery_outbox")).all()
+    return sorted((name.rpartition(".")[2], json.loads(body)[0][0]) for name, body in rows)
+
+
+def state_of(session: Session, document_id: int) -> State:
+    """The state as it is in the database."""
+    return session.execute(select(Document.state).where(Document.id == document_id)).scalar_one()
+
+
+def put(session: Session, document_id: int, state: State) -> None:
+    """Set a state, whatever the table of states says."""
+    session.execute(text(f"UPDATE document SET state = '{state.value}' WHERE id = {document_id}"))
+    session.commit()
+
+
+def rows(session: Session) -> dict[str, int]:
+    """How many rows each table has, the keyword index included; empty ones are left out."""
+    counts = {
+        table.name: session.scalar(select(func.count()).select_from(table))
+        for table in Base.metadata.sorted_tables
+    }
+    counts["keywords"] = session.scalar(text("SELECT count(*) FROM chunk_keywords"))
+    return {name: count for name, count in counts.items() if count}
+
+
+def embed(session: Session, document_id: int, batches: list[int], embedder: LetterEmbedder) -> None:
+    """Embed some batches, each in a transaction of its own."""
+    for batch in batches:
+        pipeline.embed(session, document_id, batch, embedder_of(embedder))
+        session.commit()
+
+
+CONTROLS: dict[str, tuple[Callable[[Session, int], None], State, tuple[State, ...]]] = {
+    "pause": (controls.pause, State.PAUSED, WORKING),
+    "resume": (controls.resume, State.QUEUED, (State.PAUSED,)),
+    "cancel": (controls.cancel, State.CANCELLED, (*WORKING, State.PAUSED)),
+    "retry": (controls.retry, State.QUEUED, (State.FAILED, State.CANCELLED)),
+}
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+@pytest.mark.parametrize("state", State)
+def test_a_control_does_what_the_table_of_states_allows_and_nothing_else(
+    session: Session, name: str, state: State
+) -> None:
+    """Elsewhere it is refused with the document's name and state, and changes nothing."""
+    control, after, allowed = CONTROLS[name]
+    document_id = add(session, "some text").document_id
+    put(session, document_id, state)
+
+    if state in allowed:
+        control(session, document_id)
+    else:
+        with pytest.raises(NotPossibleError, match=rf"a\.txt is {state.value}"):
+            control(session, document_id)
+    session.commit()
+
+    assert state_of(session, document_id) is (after if state in allowed else state)
+    assert sent(session) == ([("ingest", document_id)] if state in allowed and after is State.QUEUED else [])
+
+
+@pytest.mark.parametrize("control", [*(control for control, _, _ in CONTROLS.values()), controls.delete])
+def test_a_control_of_a_document_that_is_gone_says_so(
+    session: Session, control: Callable[[Session, int], None]
+) -> None:
+    """Somebody else deleted it meanwhile."""
+    with pytest.raises(NoSuchDocumentError, match="There is no document 99"):
+        control(session, 99)
+
+
+def test_the_message_is_part_of_the_transaction(session: Session) -> None:
+    """Flushed, sent, then committed (dify#40961): with a rollback neither the document nor its task exists."""
+    controls.add(session, offer("some text"), KEYWORDS)
+    session.rollback()
+    assert (rows(session), sent(session)) == ({}, [])
+
+    outcome = controls.add(session, offer("some text"), KEYWORDS)
+    session.commit()
+    assert sent(session) == [("ingest", outcome.document_id)]
+
+
+def test_a_resumed_document_keeps_what_was_done(session: Session, embedder: LetterEmbedder) -> None:
+    """Paused after one batch of several: text, chunks and that batch's vectors are not made again."""
+    document_id = add(session, long_text("whale"), recipe=LETTERS).document_id
+    batches = until_embedding(session, document_id)
+    pipeline.embed(session, document_id, batches[0], embedder_of(embedder))
+    controls.pause(session, document_id)
+    session.commit()
+    assert not pipeline.embed(session, document_id, batches[1], embedder_of(embedder))
+    made = list(session.scalars(select(Vector.chunk_id)))
+
+    controls.resume(session, document_id)
+    session.commit()
+    left = until_embedding(session, document_id)
+    embed(session, document_id, left, embedder)
+
+    assert len(made) == BATCH_CHUNKS
+    assert left == batches[1:]
+    assert set(made) <= set(session.scalars(select(Vector.chunk_id)))
+    assert state_of(session, document_id) is State.READY
+    assert audit(session) == []
+
+
+def test_a_failed_document_that_is_retried_keeps_what_was_done(
+    session: Session, embedder: LetterEmbedder
+) -> None:
+    """The embedding service was away for the last batch: only that one is sent to it again."""
+    document_id = add(session, long_text("whale"), recipe=LETTERS).document_id
+    batches = until_embedding(session, document_id)
+    embed(session, document_id, batches[:-1], embedder)
+    pipeline.fail(session, ConnectionError("the service is away"), document_id)
+    session.commit()
+
+    assert controls.retry_failed(session) == [document_id]
+    session.commit()
+
+    assert until_embedding(session, document_id) == batches[-1:]
+    assert session.execute(select(Document.reason)).scalar_one() is None
+
+
+def test_all_that_failed_for_a_passing_reason_are_retried(session: Session) -> None:
+    """Those that failed for good are left alone; each can still be retried by itself."""
+    passing, lasting = add(session, "text").document_id, add(session, "more", "file:///b.txt").document_id
+    pipeline.fail(session, TimeoutError("too slow"), passing)
+    pipeline.fail(session, UnsupportedError("This is a picture."), lasting)
+    session.commit()
+
+    assert controls.retry_failed(session) == [passing]
+    controls.retry(session, lasting)
+    session.commit()
+
+    assert sent(session) == [("ingest", passing), ("ingest", lasting)]
+    assert measure(session).documents == {State.QUEUED: 2}
+
+
+def test_a_document_that_was_refused_unread_cannot_be_retried(session: Session) -> None:
+    """There are no bytes to try with: the person is told to add it again."""
+    refused = Offer("file:///a.txt", "a.txt", None, 0, None, UnsupportedError("It cannot be read."))
+    document_id = controls.add(session, refused, KEYWORDS).document_id
+
+    with pytest.raises(NotPossibleError, match="add it again"):
+        controls.retry(session, document_id)
+
+
+def test_a_cancelled_document_leaves_nothing_but_itself_and_can_be_taken_up_again(
+    session: Session, embedder: LetterEmbedder
+) -> None:
+    """Chunks, vectors, text and index rows go in the same transaction; a late batch writes nothing."""
+    document_id = add(session, long_text("whale"), recipe=LETTERS).document_id
+    batches = until_embedding(session, document_id)
+    pipeline.embed(session, document_id, batches[0], embedder_of(embedder))
+    session.commit()
+
+    controls.cancel(session, document_id)
+    session.commit()
+    assert not pipeline.embed(session, document_id, batches[1], embedder_of(embedder))
+    session.commit()
+
+    assert rows(session) == {"document": 1, "original": 1, "source": 1}
+    assert audit(session) == []
+    controls.retry(session, document_id)
+    session.commit()
+    assert process(session, document_id, embedder).state is State.READY
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_deleted_document_leaves_nothing(session: Session, embedder: LetterEmbedder, state: State) -> None:
+    """Store and record drift apart (langchain#39937): here they go together, in one transaction, from any state."""
+    document_id = add(session, long_text("whale"), recipe=LETTERS).document_id
+    until_embedding(session, document_id)
+    put(session, document_id, state)
+
+    controls.delete(session, document_id)
+
+    assert rows(session) == {}
+    session.rollback()
+    assert {"document", "chunk", "keywords", "source", "original", "document_text"} <= rows(session).keys()
+
+
+def test_late_tasks_of_a_deleted_document_resurrect_nothing(
+    session: Session, embedder: LetterEmbedder
+) -> None:
+    """Every message of it that is still on its way finds no document, also its failure."""
+    document_id = add(session, long_text("whale"), recipe=LETTERS).document_id
+    (batch, *_) = until_embedding(session, document_id)
+    controls.delete(session, document_id)
+    session.commit()
+
+    assert not pipeline.admit(session, document_id)
+    assert not pipeline.parse(session, document_id)
+    assert not pipeline.split(session, document_id, counter_of, batch_chunks=BATCH_CHUNKS)
+    assert not pipeline.embed(session, document_id, batch, embedder_of(embedder))
+    pipeline.fail(session, TimeoutError("too slow"), document_id)
+    session.commit()
+
+    assert rows(session) == {}
+
+
+def test_deleting_one_generation_leaves_the_other(session: Session) -> None:
+    """The one that is found goes on being found when the one under way is deleted, and the other way round."""
+    found = process(session, add(session, "about whales").document_id).id
+    under_way = add(session, "about dolphins").document_id
+
+    controls.delete(session, under_way)
+    session.commit()
+    assert rank(session, "whales", None, None, mode=Mode.KEYWORD)
+    under_way = add(session, "about zebras").document_id
+    controls.delete(session, found)
+    session.commit()
+
+    assert not rank(session, "whales", None, None, mode=Mode.KEYWORD)
+    assert process(session, under_way).state is State.READY
+    assert audit(session) == []
+
+
+def test_a_person_names_a_document_by_id_path_or_name(session: Session) -> None:
+    """Whatever is at hand; an unknown one is an error."""
+    found = add(session, "text", "file:///folder/a.txt").document_id
+    add(session, "other", "file:///folder/b.txt")
+
+    names = (str(found), "/folder/a.txt", "file:///folder/a.txt", "a.txt")
+    assert [controls.find(session, name) for name in names] == [[found]] * 4
+    with pytest.raises(NoSuchDocumentError, match=r"c\.txt"):
+        controls.find(session, "c.txt")
+
+
+def test_a_list_shows_each_document_with_its_places_and_counts(
+    session: Session, embedder: LetterEmbedder
+) -> None:
+    """The newest first, in pages; what searches see is marked."""
+    ready = process(session, add(session, "about whales", recipe=LETTERS).document_id, embedder)
+    add(session, "about whales", "file:///copy.txt", recipe=LETTERS)
+    queued = add(session, "about dolphins", recipe=LETTERS).document_id
+
+    newest, older = entries(session, limit=9)
+
+    assert (newest.id, newest.state, newest.uris, newest.is_found) == (
+        queued,
+        State.QUEUED,
+        ("file:///a.txt",),
+        False,
+    )
+    assert (older.id, older.uris, older.is_found) == (ready.id, ("file:///a.txt", "file:///copy.txt"), True)
+    assert (older.chunks, older.embedded, older.since) == (1, 1, ready.ready_at)
+    assert (
+        entries(session, limit=9, below_id=queued)
+        == entries(session, limit=9, states=[State.READY])
+        == [older]
+    )
+    assert entries(session, limit=1) == entries(session, limit=9, document_ids=[queued]) == [newest]
+
+
+def test_a_move_that_the_table_does_not_allow_is_a_mistake_of_the_caller(session: Session) -> None:
+    """Not a document in the wrong state, but code that asks for the impossible."""
+    with pytest.raises(ValueError, match="does not go from ready to parsing"):
+        move(session, 1, State.PARSING, before=(State.READY,))
+    assert State.PARSING not in TRANSITIONS[State.READY]
+
+
+def test_only_one_of_two_transactions_moves_a_document(session: Session) -> None:
+    """The second is told that it was not the one; nothing is sent twice."""
+    document_id = add(session, "some text").document_id
+
+    assert pipeline.admit(session, document_id)
+    session.commit()
+    with alchemy.begin() as other:
+        assert not pipeline.admit(other, document_id)
+
+    assert session.scalar(select(func.count(Source.id))) == 1
+    assert (
+        session.scalar(select(func.count(Chunk.id)))
+        == session.scalar(select(func.count(DocumentText.document_id)))
+        == 0
+    )
