@@ -1,0 +1,1 @@
+"""Tests of the optional integrations, with the real packages."""
