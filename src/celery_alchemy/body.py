@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from time import sleep
+from time import monotonic, sleep
 from typing import Any
 
 from celery.app.task import Context
@@ -27,7 +27,7 @@ from .injection import Injection, injection_of
 from .once import OnceUnit, Overtaken, in_session_of, record_death
 from .outcome import SUCCESS, CommitOn, Replaced, outcome_of
 from .request import PLAIN_TYPES, UnitOfWork, Works, at_hand, refuse_entities
-from .sessions import SessionOptions
+from .sessions import DEFERRED, SessionOptions
 from .transient import is_lost_connection, is_transient
 
 __all__ = ["failed_for_good", "in_unit_of_work", "record_failure"]
@@ -42,21 +42,28 @@ Call = Callable[[UnitOfWork, Arguments, Keywords], Any]
 MAX_OVERTAKEN = 5
 
 
-def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -> Callable[..., Any]:  # noqa: C901 - flat on purpose: this runs for every task.
+def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -> Callable[..., Any]:  # noqa: C901, PLR0915 - flat on purpose: this runs for every task.
     """Wrap a body so that each call of it is one unit of work."""
     call = _caller(body, injection)
     parameters = injection.parameters
     session_first = len(parameters) == 1 and parameters[0].index == 0 and parameters[0].database is None and not injection.entities
 
+    new = object.__new__
+
     @functools.wraps(body)
-    def run(*args: Any, **kwargs: Any) -> Any:  # noqa: C901, PLR0912 - flat on purpose: this runs for every task.
+    def run(*args: Any, **kwargs: Any) -> Any:  # noqa: C901, PLR0912, PLR0915 - flat on purpose: this runs for every task.
         if task.may_run_again:
             if task.transient_retries and not runs_again(task.request):
                 return with_transient_retries(task, run, args, kwargs)
             if task.is_once and (task.request.id is not None or task.once_key is not None):
                 return _run_once(task, call, args, kwargs)
         outer = at_hand.get()
-        unit = UnitOfWork(task, outer)
+        # As UnitOfWork(task, outer), whose __init__ Python would have to find and call.
+        unit = new(UnitOfWork)
+        unit.task = task
+        unit.outer = outer
+        unit.pending = False
+        unit.started = monotonic()
         session: Session | None = None
         if kwargs and parameters and injection.given(kwargs) is not None:
             session = borrow(unit, injection, kwargs)
@@ -66,7 +73,14 @@ def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -
             # costs it a quarter of a microsecond.
             if session_first:
                 if session is None:
-                    session = unit.used_session = task.open_session(unit) if task.uses_session else task.deferred_session(unit)
+                    if task.uses_session:
+                        session = task.open_session(unit)
+                    elif (deferred_class := task.deferred_class) is None:
+                        session = task.deferred_session(unit)
+                    else:
+                        session = new(deferred_class)
+                        session.__dict__[DEFERRED] = unit
+                    unit.used_session = session
                 # The empty keywords of nearly every request would be copied.
                 result = body(session, *args, **kwargs) if kwargs else body(session, *args)
             elif parameters or injection.entities:

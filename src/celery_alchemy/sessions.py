@@ -19,8 +19,11 @@ from .ledger import LEDGER, NO_OPTIONS, Ledger, SessionOptions, keep_ledger, lis
 
 __all__ = ["DEFERRED", "CallableSource", "OneMaker", "SessionOptions", "SessionSource", "SessionmakerSource", "is_open"]
 
-#: A key of the __dict__ of sessions that have not been used.
+#: A key of the __dict__ of sessions that have not been used; its value says what they need when they are.
 DEFERRED = "_celery_alchemy_open"
+
+#: Where a class of deferred sessions has the source that opens them.
+_SOURCE = "_celery_alchemy_source"
 
 
 class Asks(Protocol):
@@ -39,6 +42,14 @@ NOTHING = _AsksNothing()
 
 class SessionSource(Protocol):
     """Gives sessions for one database (or one set of ``binds``)."""
+
+    @property
+    def deferred_class(self) -> type[Session] | None:
+        """The class of sessions that are opened at first use: ``session()`` makes one and says in DEFERRED who asks.
+
+        None where nothing can be deferred.
+        """
+        ...
 
     def session(self, asks: Asks = NOTHING) -> Session:
         """Return a new session that has no connection yet."""
@@ -74,7 +85,8 @@ def _open_at_first_assignment(session: Session, name: str, value: object) -> Non
 
 
 def _open(session: Session) -> None:
-    source, asks = session.__dict__.pop(DEFERRED)
+    asks: Asks = session.__dict__.pop(DEFERRED)
+    source: SessionmakerSource = getattr(type(session), _SOURCE)
     # From here on an ordinary class: Python reads every attribute of a class with __getattr__ more slowly, 4 us a transaction.
     object.__setattr__(session, "__class__", source.class_)
     source.open(session, asks.session_options())
@@ -86,27 +98,20 @@ _FIRST_USES = {
     "__setattr__": _open_at_first_assignment,
 }
 
-_classes: WeakKeyDictionary[type[Session], tuple[type[Session], type[Session]]] = WeakKeyDictionary()
-
-
-def _classes_for(class_: type[Session]) -> tuple[type[Session], type[Session]]:
-    """Return two subclasses of a Session class: one that keeps a ledger, and that one with ``__init__`` deferred.
-
-    A session is handed to every task that names one in its signature, also to those that return before they need it. Making a
-    Session costs 2 to 3 us and closing it 4 us; a deferred one that is never used costs a tenth of a microsecond.
-    """
-    if class_ not in _classes:
-        names = {"__module__": class_.__module__, "__doc__": class_.__doc__}
-        kept = type(class_.__name__, (class_,), dict(names))
-        listen(kept)
-        deferred = type(class_.__name__, (kept,), {**names, **_FIRST_USES})
-        _classes[class_] = (kept, deferred)
-    return _classes[class_]
+_kept_classes: WeakKeyDictionary[type[Session], type[Session]] = WeakKeyDictionary()
 
 
 def kept_class(class_: type[Session]) -> type[Session]:
     """Return a subclass of a Session class that keeps a ledger."""
-    return _classes_for(class_)[0]
+    kept = _kept_classes.get(class_)
+    if kept is None:
+        kept = _kept_classes[class_] = _subclass(class_, {})
+        listen(kept)
+    return kept
+
+
+def _subclass(class_: type[Session], members: Mapping[str, Any]) -> type[Session]:
+    return type(class_.__name__, (class_,), {"__module__": class_.__module__, "__doc__": class_.__doc__, **members})
 
 
 #: The events that loading, adding and committing one object ask a session's dispatcher for.
@@ -172,6 +177,9 @@ class OneMaker:
 class SessionmakerSource:
     """Sessions as a ``sessionmaker`` makes them, with its class and its options, but deferred.
 
+    A session is handed to every task that names one in its signature, also to those that return before they need it. Making a
+    Session costs 2 to 3 us and closing it 4 us; a deferred one that is never used costs a tenth of a microsecond.
+
     Args:
         makers: Gives the sessionmaker of this process.
         class_: The class of its sessions.
@@ -179,7 +187,8 @@ class SessionmakerSource:
 
     def __init__(self, makers: Makers, class_: type[Session] = Session) -> None:
         self._makers = makers
-        self.class_, self._deferred = _classes_for(class_)
+        self.class_ = kept_class(class_)
+        self.deferred_class = _subclass(self.class_, {**_FIRST_USES, _SOURCE: self})
         self._listeners = _usual_listeners(self.class_)
         self._optioned: dict[tuple[Engine, str], Engine] = {}
 
@@ -190,8 +199,8 @@ class SessionmakerSource:
 
     def session(self, asks: Asks = NOTHING) -> Session:
         """Return a deferred session; nothing is connected, nothing is made before its first use."""
-        session = self._deferred()
-        session.__dict__[DEFERRED] = (self, asks)
+        session = self.deferred_class()
+        session.__dict__[DEFERRED] = asks
         return session
 
     def opened(self, options: SessionOptions = NO_OPTIONS) -> Session:
@@ -240,6 +249,8 @@ class CallableSource:
     Args:
         make: Returns a new Session. A ``scoped_session`` is refused: it returns the same session to everyone in a thread.
     """
+
+    deferred_class = None
 
     def __init__(self, make: Callable[[], Session]) -> None:
         self._make = make

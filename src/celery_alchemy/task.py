@@ -94,6 +94,9 @@ class SessionTask(Task[Any, Any]):
     #: The session of the last request was used; see ``UnitOfWork.session_to_offer``.
     uses_session: bool
 
+    #: The class of the task's deferred sessions, so that each request need not ask its source; None until one was made.
+    deferred_class: type[Session] | None
+
     #: True for an ``async def`` task.
     is_async: bool = False
 
@@ -116,8 +119,9 @@ class SessionTask(Task[Any, Any]):
         # Here and not in __init__, which user's classes override without calling super(). It is early enough to be inside of
         # autoretry, which Celery wraps around task.run after the instance is made.
         task = super().__new__(cls)
-        # On the instance, where Python reads it faster than on one of the many classes of a task.
+        # On the instance, where Python reads them faster than on one of the many classes of a task.
         task.uses_session = False
+        task.deferred_class = None
         if inspect.getattr_static(cls, "run") is not inspect.getattr_static(Task, "run"):
             task._wrap_body()
         return task
@@ -444,13 +448,13 @@ class SessionTask(Task[Any, Any]):
 
     def deferred_session(self, unit: UnitOfWork) -> Session:
         """Return a session for a unit of work that may not use it."""
-        # From now on the source's own method: the way to it is longer than what it does.
-        make = self.deferred_session = self.home().source.session  # type: ignore[method-assign, assignment]
-        return make(unit)
+        source = self.home().source
+        self.deferred_class = source.deferred_class
+        return source.session(unit)
 
     def forget_home(self) -> None:
         """Ask anew for what serves this task with sessions."""
-        self.__dict__.pop("deferred_session", None)
+        self.deferred_class = None
         self._opening = None
 
     def unit_options(self, unit: UnitOfWork) -> SessionOptions:

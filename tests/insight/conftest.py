@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_alchemy import ledger, request
+from celery_alchemy import body, ledger, request
 from tests.insight.clock import Clock
 from tests.unit.conftest import make_shop, shop
 
@@ -15,6 +15,6 @@ __all__ = ["clock", "make_shop", "shop"]
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock by which idle times are measured."""
     clock = Clock()
-    monkeypatch.setattr(ledger, "monotonic", clock)
-    monkeypatch.setattr(request, "monotonic", clock)
+    for module in (body, ledger, request):
+        monkeypatch.setattr(module, "monotonic", clock)
     return clock
