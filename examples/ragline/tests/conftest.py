@@ -16,11 +16,12 @@ import pytest
 # ragline.app reads the settings when it is imported: before that, nothing of the person's own may be in them.
 HOME = Path(tempfile.mkdtemp(prefix="ragline-tests-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+KEPT = ("RAGLINE_CACHE", "RAGLINE_TEST_DOCUMENTS", "RAGLINE_TEST_CRANFIELD")
+for name in [name for name in os.environ if name.startswith("RAGLINE_") and name not in KEPT]:
+    os.environ.pop(name)
 os.environ["RAGLINE_HOME"] = str(HOME)
 os.environ["RAGLINE_EMBEDDER"] = "none"
 os.environ["RAGLINE_REDELIVER_SECONDS"] = "5"
-for name in ("RAGLINE_DATABASE_URL", "RAGLINE_BROKER_URL", "RAGLINE_MAX_BYTES", "RAGLINE_BATCH_CHUNKS"):
-    os.environ.pop(name, None)
 
 from sqlalchemy import Engine  # noqa: E402
 from sqlalchemy.orm import Session  # noqa: E402

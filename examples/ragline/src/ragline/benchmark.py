@@ -12,6 +12,7 @@ from sqlalchemy.pool import StaticPool
 
 from ragline import fulltext
 from ragline.embedders import Embedder, load_embedder, token_counter
+from ragline.endpoints import Endpoint
 from ragline.evaluation import Collection, Measures, measure_ranking
 from ragline.searching import Mode, load_index, rank
 from ragline.splitter import split
@@ -24,7 +25,12 @@ EMBEDDED_AT_ONCE = 64
 
 
 def evaluate(
-    collection: Collection, embedder_name: str, cache: Path, advanced: Callable[[int], object]
+    collection: Collection,
+    embedder_name: str,
+    cache: Path,
+    advanced: Callable[[int], object],
+    *,
+    endpoint: Endpoint | None = None,
 ) -> dict[Mode, Measures]:
     """Index a collection in memory and measure every way of searching it.
 
@@ -33,15 +39,17 @@ def evaluate(
         embedder_name: as `available_embedder` gives it.
         cache: where models are kept.
         advanced: called with a number of documents each time so many are indexed.
+        endpoint: the one whose embedder that is, if it is one's.
 
     Returns:
         The measures of each mode that the embedder allows.
     """
-    embedder = load_embedder(embedder_name, cache)
+    embedder = load_embedder(embedder_name, cache, endpoint)
+    counter = token_counter(embedder_name, cache, endpoint)
     texts = [(name, clean(text)) for name, text in collection.documents.items()]
     engine = memory_engine()
     with Session(engine) as session:
-        names = _index(session, texts, token_counter(embedder_name, cache), embedder, advanced)
+        names = _index(session, texts, counter, embedder, advanced)
         queries = list(collection.queries)
         vectors = (
             None if embedder is None else embedder.embed([collection.queries[query] for query in queries])

@@ -70,17 +70,20 @@ def search(
 ) -> None:
     """Find passages, each with its document, page, character range and exact quote."""
     from ragline import presentation
+    from ragline.app import alchemy, create_tables
+    from ragline.retrieval import find
     from ragline.searching import Mode
 
     if mode not in tuple(Mode):
         raise ConfigurationError(f"--mode {mode}: use one of {', '.join(Mode)}.")
-    found, note = presentation.find(query, limit=limit, mode=Mode(mode))
+    create_tables(alchemy)
+    found = find(query, limit=limit, mode=Mode(mode))
     if as_json:
-        print(json.dumps([asdict(passage) for passage in found], ensure_ascii=False, indent=2))
+        print(json.dumps([asdict(passage) for passage in found.passages], ensure_ascii=False, indent=2))
         return
-    if note:
-        errors.print(f"[yellow]{escape(note)}[/yellow]")
-    presentation.print_passages(found, query, console)
+    if found.note:
+        errors.print(f"[yellow]{escape(found.note)}[/yellow]")
+    presentation.print_passages(found.passages, query, console)
 
 
 @cli.command()
@@ -213,12 +216,18 @@ def evaluate(
 
     settings = settings_from()
     collection = read_collection(dataset)
-    embedder, missing = available_embedder(settings.embedder, settings.cache)
+    embedder, missing = available_embedder(settings.embedder, settings.cache, settings.embeddings)
     if missing:
         errors.print(f"[yellow]Keywords only: {escape(missing)}[/yellow]")
     with progress_bar(errors) as bar:
         task = bar.add_task("indexing", total=len(collection.documents), note="")
-        results = measure(collection, embedder, settings.cache, lambda count: bar.advance(task, count))
+        results = measure(
+            collection,
+            embedder,
+            settings.cache,
+            lambda count: bar.advance(task, count),
+            endpoint=settings.embeddings,
+        )
     if as_json:
         print(json.dumps({mode.value: asdict(measures) for mode, measures in results.items()}, indent=2))
         return
@@ -237,8 +246,8 @@ def demo(
     try:
         # Before anything reads the settings: a fresh home, and no server however this shell is set up.
         os.environ["RAGLINE_HOME"] = str(home)
-        for name in ("RAGLINE_DATABASE_URL", "RAGLINE_BROKER_URL"):
-            os.environ.pop(name, None)
+        for name in ("DATABASE_URL", "BROKER_URL", "EMBEDDINGS_URL", "EMBEDDINGS_MODEL"):
+            os.environ.pop(f"RAGLINE_{name}", None)
         from ragline.demo import run
 
         problems = run(console)

@@ -24,7 +24,7 @@ from ragline.embedders import NO_EMBEDDER
 from ragline.minilm.embedder import has_onnx
 from ragline.progress import Progress as Counts
 from ragline.progress import failures
-from ragline.searching import Mode
+from ragline.retrieval import find
 from ragline.tables import Source
 from ragline.workers import child_processes, temporary_worker
 
@@ -73,7 +73,7 @@ def run(console: Console) -> list[str]:
     problems = _check(files, console)
     for question in QUESTIONS:
         console.rule(f"[bold]{question}")
-        found, _ = presentation.find(question, limit=1, mode=Mode.HYBRID)
+        found = find(question, limit=1).passages
         presentation.print_passages(found, question, console)
         if not found:
             problems.append(f"Nothing was found for {question!r}.")

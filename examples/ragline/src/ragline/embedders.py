@@ -10,9 +10,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ragline.errors import ModelUnavailableError
+from ragline.endpoints import Endpoint
+from ragline.errors import EndpointError, ModelUnavailableError
 from ragline.minilm.embedder import MiniLM
 from ragline.minilm.files import fetch, is_fetched, model_folder
+from ragline.remote import RemoteEmbedder, find_dimensions, named_dimensions, remote_name
 from ragline.tokens import EstimatedTokens, TokenCounter
 
 NO_EMBEDDER = "none"
@@ -42,21 +44,30 @@ class Embedder(Protocol):
         ...
 
 
-def available_embedder(wanted: str, cache: Path) -> tuple[str, str | None]:
+def available_embedder(wanted: str, cache: Path, endpoint: Endpoint | None = None) -> tuple[str, str | None]:
     """The name of the embedder to use, fetching its model if it is not there.
 
     Args:
-        wanted: "auto", "minilm" or "none", from the settings.
+        wanted: "auto", "minilm", "openai" or "none", from the settings.
         cache: where models are kept.
+        endpoint: the OpenAI-compatible endpoint of the settings; with "auto" it is preferred.
 
     Returns:
         The embedder's name, and why it is not the wanted one, or None.
 
     Raises:
-        ModelUnavailableError: "minilm" was asked for by name and cannot be had.
+        ModelUnavailableError: the wanted one was asked for by name, or by its endpoint, and cannot be had.
     """
     if wanted == NO_EMBEDDER:
         return NO_EMBEDDER, None
+    if endpoint is not None and wanted != "minilm":
+        try:
+            return remote_name(endpoint, find_dimensions(endpoint)), None
+        except EndpointError as error:
+            raise ModelUnavailableError(
+                f"The embedding endpoint gives no vectors: {error}"
+                " With RAGLINE_EMBEDDINGS_DIMENSIONS set it is only asked when there is something to embed."
+            ) from error
     try:
         fetch(cache)
     except ModelUnavailableError as error:
@@ -67,19 +78,21 @@ def available_embedder(wanted: str, cache: Path) -> tuple[str, str | None]:
 
 
 @functools.cache
-def load_embedder(name: str, cache: Path) -> Embedder | None:
+def load_embedder(name: str, cache: Path, endpoint: Endpoint | None = None) -> Embedder | None:
     """The embedder of that name, loaded once a process; None for `NO_EMBEDDER`.
 
     Raises:
         ModelUnavailableError: this machine does not have it. Another must not stand in for it: vectors of two
-            models
-            in one index are worse than none.
+            models in one index are worse than none.
     """
     if name == NO_EMBEDDER:
         return None
+    dimensions = None if endpoint is None else named_dimensions(name, endpoint)
+    if endpoint is not None and dimensions is not None:
+        return RemoteEmbedder(endpoint, dimensions)
     if name != MiniLM.name:
         raise ModelUnavailableError(
-            f"The documents want the embedder {name!r}, which this ragline does not know."
+            f"The documents want the embedder {name!r}, which the settings of this machine do not give."
         )
     if not is_fetched(cache):
         raise ModelUnavailableError(
@@ -88,7 +101,7 @@ def load_embedder(name: str, cache: Path) -> Embedder | None:
     return MiniLM(model_folder(cache))
 
 
-def token_counter(name: str, cache: Path) -> TokenCounter:
+def token_counter(name: str, cache: Path, endpoint: Endpoint | None = None) -> TokenCounter:
     """How that embedder counts tokens."""
-    embedder = load_embedder(name, cache)
+    embedder = load_embedder(name, cache, endpoint)
     return EstimatedTokens() if embedder is None else embedder.counter

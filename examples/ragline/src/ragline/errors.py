@@ -64,3 +64,23 @@ class NoSuchDocumentError(RaglineError):
 
 class NotPossibleError(RaglineError):
     """The document is in a state in which this cannot be done; the text says in which."""
+
+
+class EndpointError(RaglineError):
+    """A model's server refuses, or its answer cannot be used: somebody has to look at the settings."""
+
+
+class EndpointBusyError(EndpointError):
+    """A model's server gives no answer now; the same call may succeed later.
+
+    Attributes:
+        retry_after_seconds: how long it asks to be left alone, or None where it does not say.
+    """
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message, retry_after_seconds)
+        self.retry_after_seconds = retry_after_seconds
+
+    def __str__(self) -> str:
+        """The message alone."""
+        return str(self.args[0])

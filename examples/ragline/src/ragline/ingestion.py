@@ -33,7 +33,7 @@ LOOK_SECONDS = 0.25
 def choose_embedder(console: Console) -> str:
     """The name of the embedder to process documents with; says so when it is not the wanted one."""
     with console.status("Looking for the embedding model (84 MB the first time)"):
-        embedder, missing = available_embedder(settings.embedder, settings.cache)
+        embedder, missing = available_embedder(settings.embedder, settings.cache, settings.embeddings)
     if missing:
         console.print(f"[yellow]Keyword search only: {escape(missing)}[/yellow]")
     return embedder

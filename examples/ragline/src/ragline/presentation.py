@@ -17,13 +17,11 @@ from rich.text import Text
 from sqlalchemy.orm import Session
 
 from ragline import controls
-from ragline.app import alchemy, app, create_tables, settings
-from ragline.embedders import NO_EMBEDDER, load_embedder
+from ragline.app import alchemy, app, create_tables
 from ragline.fulltext import STOP_WORDS
-from ragline.minilm.embedder import MiniLM
-from ragline.minilm.files import is_fetched
 from ragline.progress import Failure, Progress, entries, failures, measure
-from ragline.searching import Mode, Passage, load_index, passages, rank
+from ragline.retrieval import search_embedder
+from ragline.searching import Passage
 from ragline.states import State
 from ragline.workers import running_workers
 
@@ -51,28 +49,6 @@ class Status:
         }
 
 
-def find(query: str, *, limit: int, mode: Mode) -> tuple[list[Passage], str | None]:
-    """Answer a query from the index.
-
-    Returns:
-        The passages, best first, and a note for the person when search goes by keywords alone, or None.
-    """
-    create_tables(alchemy)
-    name = NO_EMBEDDER if mode is Mode.KEYWORD or settings.embedder == NO_EMBEDDER else MiniLM.name
-    note = None
-    if name != NO_EMBEDDER and not is_fetched(settings.cache):
-        name, note = (
-            NO_EMBEDDER,
-            "Keywords only: the embedding model is not here (`ragline model fetch` gets it).",
-        )
-    embedder = load_embedder(name, settings.cache)
-    vector = None if embedder is None else embedder.embed([query])[0]
-    with alchemy.session() as session:
-        index = None if embedder is None else load_index(session, name)
-        ranked = rank(session, query, vector, index, mode=mode if embedder is not None else Mode.KEYWORD)
-        return passages(session, ranked[:limit]), note
-
-
 def print_passages(found: list[Passage], query: str, console: Console) -> None:
     """Print passages with their citations, the words of the query marked in the quotes."""
     if not found:
@@ -94,8 +70,7 @@ def read_status() -> Status:
     create_tables(alchemy)
     with alchemy.session() as session:
         progress, failed = measure(session), failures(session)
-    has_model = settings.embedder != NO_EMBEDDER and is_fetched(settings.cache)
-    search = "keywords and vectors" if has_model else "keywords only"
+    search = "keywords only" if search_embedder()[0] is None else "keywords and vectors"
     return Status(progress, failed, count_messages(alchemy.engine), running_workers(app), search)
 
 

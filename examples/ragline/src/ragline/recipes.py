@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ragline.embedders import NO_EMBEDDER
 from ragline.intake import Recipe
+from ragline.minilm.embedder import MiniLM
 from ragline.parsers import PARSER_VERSION
 from ragline.splitter import MAX_TOKENS, SPLITTER_VERSION
 
@@ -11,9 +11,10 @@ from ragline.splitter import MAX_TOKENS, SPLITTER_VERSION
 def recipe_for(embedder: str) -> Recipe:
     """The recipe with an embedder, given by its name.
 
-    The splitter's part names how it counts tokens: without an embedder it estimates them, and cuts elsewhere.
+    The splitter's part names how it counts tokens: without MiniLM's vocabulary it estimates them, and cuts
+    elsewhere.
     """
-    counter = "estimate" if embedder == NO_EMBEDDER else "wordpiece"
+    counter = "wordpiece" if embedder == MiniLM.name else "estimate"
     return Recipe(
         parser=PARSER_VERSION, splitter=f"{SPLITTER_VERSION}:{counter}:{MAX_TOKENS}", embedder=embedder
     )

@@ -57,6 +57,17 @@ class Passage:
         return f"{self.name}{pages}, characters {self.start}-{self.end}"
 
 
+def index_version(session: Session) -> tuple[object, ...]:
+    """Something that is another when the set of documents that searches may see is another.
+
+    The time is part of it since SQLite gives the id of a deleted document again.
+    """
+    served = select(func.count(), func.sum(Source.serving_id), func.max(Document.ready_at)).join(
+        Document, Document.id == Source.serving_id
+    )
+    return tuple(session.execute(served).one())
+
+
 def load_index(session: Session, embedder: str) -> VectorIndex:
     """The vectors that searches may see and that this embedder made, for exact search in memory."""
     rows = session.execute(

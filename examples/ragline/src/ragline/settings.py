@@ -6,10 +6,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from ragline.endpoints import Endpoint
 from ragline.errors import ConfigurationError
 
-EMBEDDERS = ("auto", "minilm", "none")
+EMBEDDERS = ("auto", "minilm", "openai", "none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +23,12 @@ class Settings:
         cache: folder of the fetched model, shared by all homes (`RAGLINE_CACHE`).
         database_url: SQLAlchemy URL (`RAGLINE_DATABASE_URL`); SQLite in the home by default.
         broker_url: Celery broker URL (`RAGLINE_BROKER_URL`); the file system of the home by default.
-        embedder: "minilm", "none" for keyword search only, or "auto": MiniLM where it can be had
-            (`RAGLINE_EMBEDDER`).
+        embedder: "minilm", "openai" for an endpoint, "none" for keyword search only, or "auto": the endpoint
+            if one is set, else MiniLM where it can be had (`RAGLINE_EMBEDDER`).
+        embeddings: an OpenAI-compatible endpoint that embeds, or None (`RAGLINE_EMBEDDINGS_URL`, `..._MODEL`,
+            `..._KEY`, `..._DIMENSIONS`, `..._SECONDS`).
+        chat: one that answers questions, or None (`RAGLINE_CHAT_URL`, `..._MODEL`, `..._KEY`,
+            `..._SECONDS`).
         max_bytes: a larger document is refused (`RAGLINE_MAX_BYTES`).
         batch_chunks: how many chunks one task embeds, a second or two of work (`RAGLINE_BATCH_CHUNKS`).
         redeliver_seconds: after how long a step that was lost with broker or workers is sent again
@@ -34,6 +40,8 @@ class Settings:
     database_url: str
     broker_url: str
     embedder: str
+    embeddings: Endpoint | None
+    chat: Endpoint | None
     max_bytes: int
     batch_chunks: int
     redeliver_seconds: int
@@ -62,12 +70,17 @@ def settings_from(environment: Mapping[str, str] = os.environ) -> Settings:
     embedder = environment.get("RAGLINE_EMBEDDER") or "auto"
     if embedder not in EMBEDDERS:
         raise ConfigurationError(f"RAGLINE_EMBEDDER={embedder!r}: use one of {', '.join(EMBEDDERS)}.")
+    embeddings = _endpoint(environment, "RAGLINE_EMBEDDINGS")
+    if embedder == "openai" and embeddings is None:
+        raise ConfigurationError("RAGLINE_EMBEDDER=openai needs RAGLINE_EMBEDDINGS_URL and ..._MODEL.")
     return Settings(
         home=home,
         cache=_folder(environment, "RAGLINE_CACHE", "XDG_CACHE_HOME", ".cache"),
         database_url=database_url,
         broker_url=environment.get("RAGLINE_BROKER_URL") or OWN_BROKER_URL,
         embedder=embedder,
+        embeddings=embeddings,
+        chat=_endpoint(environment, "RAGLINE_CHAT"),
         max_bytes=_positive(environment, "RAGLINE_MAX_BYTES", 50_000_000),
         batch_chunks=_positive(environment, "RAGLINE_BATCH_CHUNKS", 32),
         redeliver_seconds=_positive(environment, "RAGLINE_REDELIVER_SECONDS", 900),
@@ -79,6 +92,23 @@ def _folder(environment: Mapping[str, str], own: str, shared: str, default: str)
         return Path(environment[own]).expanduser().absolute()
     base = Path(environment[shared]) if environment.get(shared) else Path.home() / default
     return base / "ragline"
+
+
+def _endpoint(environment: Mapping[str, str], prefix: str) -> Endpoint | None:
+    url, model = environment.get(f"{prefix}_URL"), environment.get(f"{prefix}_MODEL")
+    if not url and not model:
+        return None
+    if not url or not model:
+        raise ConfigurationError(f"{prefix}_URL and {prefix}_MODEL belong together: one of them is not set.")
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        raise ConfigurationError(f"{prefix}_URL: give an address such as https://api.openai.com/v1.")
+    return Endpoint(
+        url,
+        model,
+        key=environment.get(f"{prefix}_KEY") or None,
+        dimensions=_positive(environment, f"{prefix}_DIMENSIONS", 0) or None,
+        timeout_seconds=_positive(environment, f"{prefix}_SECONDS", 60),
+    )
 
 
 def _positive(environment: Mapping[str, str], name: str, default: int) -> int:

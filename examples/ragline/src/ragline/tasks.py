@@ -6,6 +6,7 @@ the next messages with it.
 
 from __future__ import annotations
 
+import random
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,10 @@ from sqlalchemy.orm import Session
 from ragline import pipeline
 from ragline.app import app, settings
 from ragline.embedders import load_embedder, token_counter
-from ragline.errors import DocumentError
+from ragline.errors import DocumentError, EndpointBusyError
+
+ENDPOINT_RETRIES = 20
+"""About two hours of pauses: an endpoint that is busy for longer fails the document, which can be retried."""
 
 
 def document_failed(session: Session, error: BaseException, document_id: int, *_: Any) -> None:
@@ -54,12 +58,26 @@ def parse(session: Session, document_id: int) -> None:
 @app.task(base=Step, once=True)
 def split(session: Session, document_id: int) -> None:
     """Cut a document into chunks and have each batch of them embedded."""
-    counter_of = partial(token_counter, cache=settings.cache)
+    counter_of = partial(token_counter, cache=settings.cache, endpoint=settings.embeddings)
     for batch in pipeline.split(session, document_id, counter_of, batch_chunks=settings.batch_chunks):
         embed.delay_on_commit(document_id, batch)
 
 
-@app.task(base=Step, once=True)
-def embed(session: Session, document_id: int, batch: int) -> None:
+@app.task(base=Step, bind=True, once=True)
+def embed(self: Step, session: Session, document_id: int, batch: int) -> None:
     """Embed one batch of a document; the last one makes it ready."""
-    pipeline.embed(session, document_id, batch, partial(load_embedder, cache=settings.cache))
+    embedder_of = partial(load_embedder, cache=settings.cache, endpoint=settings.embeddings)
+    try:
+        pipeline.embed(session, document_id, batch, embedder_of)
+    except EndpointBusyError as busy:
+        pause = pause_seconds(busy.retry_after_seconds, self.request.retries)
+        raise self.retry(exc=busy, countdown=pause, max_retries=ENDPOINT_RETRIES) from busy
+
+
+def pause_seconds(asked_for: float | None, retries: int) -> float:
+    """How long to leave an endpoint alone: at least what it asks for, and each batch a little different.
+
+    Without that all batches that were refused at once would come back at once.
+    """
+    grown = min(2.0**retries, 600.0)
+    return (grown if asked_for is None else max(asked_for, 1.0)) * random.uniform(1.0, 1.5)
