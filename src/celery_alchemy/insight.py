@@ -1,4 +1,4 @@
-"""Warnings for those who write tasks: transactions left idle, and a query for each row of another.
+"""Warnings for those who write tasks: transactions left idle, connections left open, and a query for each row of another.
 
 Above the request, which says whose session it is; the ledger measures. Imported by ``alchemy.py``, which switches it on.
 """
@@ -9,8 +9,11 @@ import logging
 import sys
 from types import FrameType
 from typing import Any
+from weakref import ref
 
-from .ledger import REPEATS_REPORTED, idle_reporters, repeat_reporters
+from sqlalchemy import Connection
+
+from .ledger import REPEATS_REPORTED, first_use_reporters, idle_reporters, repeat_reporters
 from .request import UnitOfWork, at_hand
 
 __all__ = ["switch_on"]
@@ -27,6 +30,7 @@ def switch_on() -> None:
     if _report_idle not in idle_reporters:
         idle_reporters.append(_report_idle)
         repeat_reporters.append(_report_repeat)
+        first_use_reporters.append(_look_at_the_end)
 
 
 def _report_idle(seconds: float) -> None:
@@ -49,13 +53,44 @@ def _report_repeat(statement: str) -> None:
     )
 
 
+def _look_at_the_end(connection: Connection) -> None:
+    """Look at a connection that is not the session's when the running task ends, and report it if it is open still.
+
+    Known from its first statement on: to watch each checkout would cost every task, whose session takes a connection too.
+    """
+    held = at_hand.get()
+    # Where nothing begins by itself it is SQLAlchemy's, which asks a server that it does not know yet for its version.
+    if not isinstance(held, UnitOfWork) or not getattr(connection, "_allow_autobegin", True):
+        return
+    place = _users_place()
+    if place is None:  # The library's own, at the end of a task.
+        return
+    unit, watched = held, ref(connection)
+
+    def look() -> None:
+        left = watched()
+        if left is not None and not left.closed and not left.invalidated:
+            logger.warning(
+                "%s ended and left a connection open that it had used at %s: the pool goes without it. Write"
+                " `with engine.connect() as connection:`, or use the task's session.",
+                unit.owner(),
+                place,
+            )
+
+    unit.send_after_end(look)
+
+
 def _owner() -> str:
     held = at_hand.get()
     return held.owner() if isinstance(held, UnitOfWork) else "A session"
 
 
 def _place() -> str:
-    """Return file, line and function of the innermost frame that is the user's."""
+    return _users_place() or "the end of the task"
+
+
+def _users_place() -> str | None:
+    """Return file, line and function of the innermost frame that is the user's; None if the task's body is not running."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
@@ -64,7 +99,7 @@ def _place() -> str:
         if not module.startswith(_NOT_THE_USERS):
             return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
         frame = frame.f_back or _awaiting_frame(frame)
-    return "the end of the task"
+    return None
 
 
 def _awaiting_frame(outermost: FrameType) -> FrameType | None:

@@ -35,6 +35,7 @@ __all__ = [
 LEDGER = "celery_alchemy.ledger"
 _OBSERVED = "celery_alchemy.observed"
 _COMMENTED = "celery_alchemy.commented"
+_SEEN = "celery_alchemy.seen"
 
 # What text() and exec_driver_sql() may send without changing a row. Anything else counts as a write: a false "write" asks for a
 # commit too many, a false "read" loses a row.
@@ -147,6 +148,9 @@ idle_reporters: list[Callable[[float], object]] = []
 repeat_reporters: list[Callable[[str], object]] = []
 REPEATS_REPORTED = 50
 
+#: Told of each Connection that no session with a ledger uses, when its first statement is sent.
+first_use_reporters: list[Callable[[Connection], object]] = []
+
 
 def ledger_of(session: Session) -> Ledger | None:
     """Return the session's ledger; None for a session that celery-alchemy neither made nor was given."""
@@ -217,12 +221,20 @@ def observe(engine: Engine) -> None:
             setattr(dialect, name, _reporting(getattr(dialect, name), driver_error))
 
 
+def _note_first_use(connection: Connection) -> None:
+    connection.__dict__[_SEEN] = True
+    for first_use in first_use_reporters:
+        first_use(connection)
+
+
 def _reporting(execute: Callable[..., None], driver_error: type[Exception]) -> Callable[..., None]:
     def report(cursor: Any, statement: str, *rest: Any) -> None:
         # (cursor, statement, parameters, context), or without the parameters.
         context: Any = rest[-1]
         ledger: Ledger | None = context.root_connection.__dict__.get(LEDGER) if context else None
         if ledger is None:
+            if context and _SEEN not in context.root_connection.__dict__:
+                _note_first_use(context.root_connection)
             execute(cursor, statement, *rest)
             return
         ledger.statements += 1

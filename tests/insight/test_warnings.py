@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -159,6 +160,103 @@ def test_many_rows_in_one_flush_are_no_repeat(shop: Shop, caplog: pytest.LogCapt
     assert warnings_of(caplog) == []
 
 
+def held_by(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [warning for warning in warnings_of(caplog) if "left a connection open" in warning]
+
+
+@pytest.mark.databases("sqlite", "postgresql", "mariadb")
+@pytest.mark.parametrize("way", ["get_bind", "engine", "session", "raises", "local"])
+def test_connection_left_open_is_reported_with_task_id_and_place(
+    shop: Shop, caplog: pytest.LogCaptureFixture, way: str, request: pytest.FixtureRequest
+) -> None:
+    """Whichever way the body came to it, and whether or not it uses the task's session or fails; once, not at every later task."""
+    left: list[Any] = []
+    lines: list[int] = []
+    if way == "local":
+        request.addfinalizer(gc.collect)
+    request.addfinalizer(lambda: [each.close() for each in left])
+
+    @shop.task(name="leaves")
+    def leaves(session: Session) -> None:
+        source: Any = shop.alchemy.engine if way in ("engine", "raises") else session.get_bind()
+        connection = Session(source) if way == "session" else source.connect()
+        lines.append(inspect.currentframe().f_lineno + 1)  # type: ignore[union-attr]
+        connection.execute(text("SELECT 1"))
+        if way != "local":  # There its transaction, which knows it, keeps it until the garbage collector comes.
+            left.append(connection)
+        if way == "raises":
+            raise ValueError("wrong")
+
+    @shop.task()
+    def uses_it_too(session: Session) -> None:
+        for connection in left:
+            connection.execute(text("SELECT 1"))
+
+    shop.trace(leaves, request={"id": "a-request"})
+    shop.trace(uses_it_too)
+
+    [warning] = held_by(caplog)
+    assert "Task leaves[a-request] ended and left a connection open" in warning
+    assert f"{__file__}:{lines[0]} in leaves" in warning
+
+
+@pytest.mark.databases("sqlite", "postgresql")
+@pytest.mark.parametrize("way", ["with", "begin", "close", "invalidate", "own session", "block", "outside"])
+def test_connection_that_was_closed_is_not_reported(shop: Shop, caplog: pytest.LogCaptureFixture, way: str) -> None:
+    """Nor one that belongs to somebody else: it was open before the task, or the session of the task has it."""
+    outside = shop.alchemy.engine.connect() if way == "outside" and shop.database.name != "sqlite" else None
+    if outside is not None:
+        outside.execute(text("SELECT 1"))
+
+    @shop.task()
+    def works(session: Session) -> None:
+        engine = shop.alchemy.engine
+        if way == "with":
+            with engine.connect() as connection:
+                connection.execute(text("SELECT 1"))
+        elif way == "begin":
+            with engine.begin() as connection:
+                connection.execute(text("SELECT 1"))
+        elif way == "own session":
+            with Session(engine) as own:
+                own.execute(text("SELECT 1"))
+        elif way == "block":
+            with shop.alchemy.session() as own:
+                own.execute(text("SELECT 1"))
+        elif way == "outside":
+            (outside or session).execute(text("SELECT 1"))
+        else:
+            connection = engine.connect()
+            connection.execute(text("SELECT 1"))
+            getattr(connection, way)()
+
+    assert shop.trace(works).state == "SUCCESS"
+    if outside is not None:
+        outside.close()
+    assert held_by(caplog) == []
+
+
+@pytest.mark.parametrize("options", [{"outbox": True}, {}], ids=["outbox", "plain"])
+def test_librarys_own_connections_are_not_reported(
+    make_shop: MakeShop, caplog: pytest.LogCaptureFixture, options: dict[str, Any]
+) -> None:
+    """What a once task and the outbox do after the commit leaves nothing open, and is nobody's fault."""
+    shop = make_shop(**options)
+    shop.alchemy.create_tables()
+
+    @shop.task(name="next")
+    def follows() -> None: ...
+
+    @shop.task(once=True)
+    def works(session: Session) -> None:
+        add_books(session, ["Emma"])
+        follows.delay_on_commit()
+
+    assert shop.trace(works).state == "SUCCESS"
+    assert shop.titles() == ["Emma"]
+    assert held_by(caplog) == []
+
+
 @pytest.fixture
 def _end_loop() -> Iterator[None]:
     """End the event loop of async tasks with the test."""
@@ -183,3 +281,27 @@ def test_warning_of_an_async_task_names_the_line_that_awaits(shop: Shop, clock: 
     assert "Task idles[" in warning
     assert f"{__file__}:" in warning
     assert " in idles" in warning
+
+
+@pytest.mark.databases("sqlite+aiosqlite", "postgresql+asyncpg")
+@pytest.mark.usefixtures("_end_loop")
+def test_connection_left_open_by_an_async_task_is_reported(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    """With the line that awaits."""
+    left: list[Any] = []
+
+    @shop.task(name="leaves")
+    async def leaves(session: AsyncSession) -> None:
+        connection = await session.bind.connect()  # type: ignore[union-attr]
+        left.append(connection)
+        await connection.execute(text("SELECT 1"))
+
+    @shop.task()
+    async def closes() -> None:
+        await left[0].close()
+
+    assert shop.trace(leaves).state == "SUCCESS"
+    [warning] = held_by(caplog)
+    shop.trace(closes)
+    assert "Task leaves[" in warning
+    assert f"{__file__}:" in warning
+    assert " in leaves" in warning
