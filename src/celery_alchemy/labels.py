@@ -78,6 +78,9 @@ def _comment(values: dict[CommentKey, str]) -> str | None:
 class LabelledSource:
     """A source of sessions whose statements carry labels."""
 
+    #: Each session is asked for, so that it can be labelled when it is opened.
+    deferred_class: type[Session] | None = None
+
     def __init__(self, source: Any, labels: Labels) -> None:
         self._source = source
         self._labels = labels
