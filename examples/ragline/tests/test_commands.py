@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -85,7 +86,8 @@ def test_the_demo_ends_well_without_the_model(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     assert "The counts add up: 2 worker processes were killed with SIGKILL" in result.stdout
     assert "3 failed" in result.stdout
-    assert "python-compound.rst, characters" in result.stdout
+    # Several topics of the language reference share their text: which one is cited first is their order of arrival.
+    assert re.search(r"1\. python-\w+\.rst, characters", result.stdout)
 
 
 def test_an_empty_home_is_no_error(tmp_path: Path) -> None:

@@ -87,6 +87,25 @@ def search(
 
 
 @cli.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="A question.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Answer a question from the documents, with citations that are checked."""
+    from ragline import presentation
+    from ragline.app import alchemy, create_tables
+    from ragline.asking import answer
+
+    create_tables(alchemy)
+    with errors.status("Asking the model"):
+        answered = answer(question)
+    if as_json:
+        print(json.dumps(asdict(answered), ensure_ascii=False, indent=2))
+    else:
+        presentation.print_answer(answered, console)
+
+
+@cli.command()
 def status(as_json: Json = False) -> None:
     """Documents by state, chunks, workers, and the reason of every failure."""
     from ragline import presentation

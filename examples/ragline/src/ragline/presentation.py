@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from ragline import controls
 from ragline.app import alchemy, app, create_tables
+from ragline.asking import Answer
 from ragline.fulltext import STOP_WORDS
 from ragline.progress import Failure, Progress, entries, failures, measure
 from ragline.retrieval import search_embedder
@@ -63,6 +64,23 @@ def print_passages(found: list[Passage], query: str, console: Console) -> None:
         if words:
             quote.highlight_regex(rf"(?i)\b(?:{'|'.join(map(re.escape, words))})\w*", "bold yellow")
         console.print(Padding(quote, (0, 0, 1, 3)))
+
+
+def print_answer(answer: Answer, console: Console) -> None:
+    """Print an answer, then the passages that it cites with their numbers, then what is to be known of it."""
+    if answer.checked is not None:
+        text = Text()
+        for part in answer.checked.parts:
+            style = "bold cyan" if part.citation else "strike" if part.is_unverified else ""
+            text.append(part.text, style=style)
+        console.print(text)
+        console.print()
+        for number in answer.checked.cited:
+            passage = answer.passages[number - 1]
+            console.print(Text(f"[{number}] ", style="bold cyan").append(passage.citation), soft_wrap=True)
+            console.print(Padding(Text(passage.quote), (0, 0, 1, 4)))
+    for note in answer.notes:
+        console.print(Text(note, style="yellow"), soft_wrap=True)
 
 
 def read_status() -> Status:
