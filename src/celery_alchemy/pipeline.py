@@ -7,7 +7,7 @@ neighbours with it here, and gets an error of its own there.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
@@ -43,14 +43,13 @@ def publish_arguments(message: Message) -> dict[str, Any]:
     }
 
 
-def confirmed_together(app: Celery[Any], producer: Any, messages: Sequence[Message], meanwhile: Callable[[], None]) -> set[int]:
+def confirmed_together(app: Celery[Any], producer: Any, messages: Sequence[Message]) -> set[int]:
     """Publish messages in order, in as few round trips as the transport allows.
 
     Args:
         app: The Celery app, for its queues.
         producer: A kombu producer that no other thread uses meanwhile.
         messages: The messages.
-        meanwhile: Called when all are sent and the broker has yet to confirm them, if there is such a time.
 
     Returns:
         The indexes of those that the broker has confirmed; empty when the transport cannot, or when it is not
@@ -63,7 +62,7 @@ def confirmed_together(app: Celery[Any], producer: Any, messages: Sequence[Messa
         channel = producer.channel
         if producer.connection.transport.driver_type == "amqp" and hasattr(channel, "confirm_select"):
             _declare(app, producer, messages)
-            return _confirming(channel.connection).publish(messages, meanwhile)
+            return _confirming(channel.connection).publish(messages)
         if getattr(producer, "supports_batch_publish", False):
             _declare(app, producer, messages)
             with producer.batch(max_size=len(messages)):
@@ -127,12 +126,11 @@ class _ConfirmingChannel:
         self._refused: set[int] = set()
         self._returned = False
 
-    def publish(self, messages: Sequence[Message], meanwhile: Callable[[], None]) -> set[int]:
+    def publish(self, messages: Sequence[Message]) -> set[int]:
         """Publish messages and wait until the broker has answered for each.
 
         Args:
             messages: The messages.
-            meanwhile: Called before the waiting.
 
         Returns:
             The indexes of those that were confirmed.
@@ -151,7 +149,6 @@ class _ConfirmingChannel:
                 if len(self._collected.data) >= _WRITE_BYTES:
                     self._flush()
             self._flush()
-            meanwhile()
             deadline = monotonic() + CONFIRM_TIMEOUT_SECONDS
             while self._open:
                 self._channel.connection.drain_events(timeout=max(0.001, deadline - monotonic()))

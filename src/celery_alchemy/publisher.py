@@ -62,18 +62,12 @@ class Publisher:
         """True for a while after the broker could not be reached."""
         return monotonic() < self._paused_until
 
-    def publish(
-        self,
-        messages: Iterable[Message],
-        within_seconds: float = float("inf"),
-        meanwhile: Callable[[], None] = lambda: None,
-    ) -> list[Exception | None]:
+    def publish(self, messages: Iterable[Message], within_seconds: float = float("inf")) -> list[Exception | None]:
         """Publish messages in order.
 
         Args:
             messages: The messages.
             within_seconds: When this time is over, no further message is tried.
-            meanwhile: Called, at most once, where the broker would be waited for. It must not raise.
 
         Returns:
             For each message that was tried in time None when the broker has confirmed it, or the error. When the broker cannot be
@@ -86,7 +80,7 @@ class Publisher:
         try:
             with self._producers().acquire(block=True) as producer:
                 if len(pending) > 1:
-                    confirmed = confirmed_together(self._app, producer, pending, meanwhile)
+                    confirmed = confirmed_together(self._app, producer, pending)
                 for index, message in enumerate(pending):
                     if index in confirmed:
                         errors.append(None)

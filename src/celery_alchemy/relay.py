@@ -10,7 +10,8 @@ import logging
 import os
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, TypeVar
@@ -122,20 +123,29 @@ class Relay:
         rows, corrupt = _transact(self._engine(), lambda connection: claim_due(connection, claim))
         return _Batch(claim, claimed_at, rows, corrupt)
 
+    @contextmanager
+    def _claiming_ahead(self, batch: _Batch) -> Iterator[None]:
+        """Claim the next batch in a second thread, inside the block: the database does its share while this process serializes."""
+        if batch.size < BATCH_ROWS or self._stopping.is_set() or self._publisher.paused:
+            yield
+            return
+        thread = threading.Thread(target=self._claim_ahead, name="celery-alchemy-relay-claim", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
+
     def _claim_ahead(self) -> None:
-        """Claim the next batch while the broker confirms this one."""
         try:
             self._ahead = self._claim()
-        except DBAPIError:
-            logger.debug("The settlement that follows reports this", exc_info=True)
+        except Exception:
+            logger.debug("The settlement or the next claim reports this, unless it has passed", exc_info=True)
 
     def _publish(self, engine: Engine, batch: _Batch) -> None:
         rows, claim = batch.rows, batch.claim
-        errors = self._publisher.publish(
-            [row.message for row in rows],
-            LEASE_SECONDS / 2,
-            self._claim_ahead if batch.size >= BATCH_ROWS and not self._stopping.is_set() else lambda: None,
-        )
+        with self._claiming_ahead(batch):
+            errors = self._publisher.publish([row.message for row in rows], LEASE_SECONDS / 2)
         # What was not tried in time stays leased to nobody who works on it; it is due again soon.
         sent = [row for row, error in zip(rows, errors) if error is None]  # noqa: B905 - publish() may stop early.
         failed = [(row, error) for row, error in zip(rows, errors) if error is not None]  # noqa: B905 - publish() may stop early.

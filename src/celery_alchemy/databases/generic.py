@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, Table, select, update
 
 from ..errors import ConfigurationError
-from ..tables import from_now
+from ..tables import from_now, publishable
 
 
 def configure(engine: Engine) -> None:
@@ -30,7 +30,7 @@ def begin_statements(
 def claim(connection: Connection, table: Table, claim: str, lease_seconds: float, limit: int) -> Sequence[Row[Any]]:
     """Lease due rows one relay at a time, with what standard SQL has."""
     rows = connection.execute(
-        select(table).where(table.c.due_at <= from_now(0)).order_by(table.c.due_at).limit(limit).with_for_update()
+        select(*publishable(table)).where(table.c.due_at <= from_now(0)).order_by(table.c.due_at).limit(limit).with_for_update()
     ).all()
     if rows:
         connection.execute(

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, Row, Table, event, select, update
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
-from ..tables import from_now
+from ..tables import from_now, publishable
 
 _LIMITED = "celery_alchemy.statement_limited"
 
@@ -68,7 +68,11 @@ def claim(connection: Connection, table: Table, claim: str, lease_seconds: float
     Source: https://dev.mysql.com/doc/refman/8.0/en/innodb-locking-reads.html
     """
     rows = connection.execute(
-        select(table).where(table.c.due_at <= from_now(0)).order_by(table.c.due_at).limit(limit).with_for_update(skip_locked=True)
+        select(*publishable(table))
+        .where(table.c.due_at <= from_now(0))
+        .order_by(table.c.due_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
     ).all()
     if rows:
         connection.execute(

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Executable, Row, Table, select, text, update
 
-from ..tables import from_now
+from ..tables import from_now, publishable
 
 #: Of application_name. https://www.postgresql.org/docs/current/runtime-config-logging.html#GUC-APPLICATION-NAME
 NAME_MAX_LENGTH = 63
@@ -58,5 +58,7 @@ def claim(connection: Connection, table: Table, claim: str, lease_seconds: float
         .cte("due")
         .prefix_with("MATERIALIZED", dialect="postgresql")
     )
-    statement = update(table).where(table.c.id == due.c.id).values(claim=claim, due_at=from_now(lease_seconds)).returning(*table.c)
+    statement = (
+        update(table).where(table.c.id == due.c.id).values(claim=claim, due_at=from_now(lease_seconds)).returning(*publishable(table))
+    )
     return connection.execute(statement).all()

@@ -8,7 +8,7 @@ from typing import Any, cast
 from sqlalchemy import Connection, Engine, Row, Table, event, select, update
 
 from ..errors import ConfigurationError
-from ..tables import from_now
+from ..tables import from_now, publishable
 
 BUSY_TIMEOUT_SECONDS = 30
 _READ_ONLY = "celery_alchemy.query_only"
@@ -89,6 +89,6 @@ def claim(connection: Connection, table: Table, claim: str, lease_seconds: float
         update(table)
         .where(table.c.id.in_(due.scalar_subquery()))
         .values(claim=claim, due_at=from_now(lease_seconds))
-        .returning(*table.c)
+        .returning(*publishable(table))
     )
     return connection.execute(statement).all()
