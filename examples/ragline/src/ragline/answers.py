@@ -83,14 +83,20 @@ def messages_for(question: str, excerpts: Sequence[Excerpt]) -> list[dict[str, s
     return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": asked}]
 
 
+_CODE = r"(?P<code>```.*?(?:```|\Z)|`[^`\n]*`)"
 # [1], [1, 3], [2-4], [^1] and 【1】 as models write them; in code brackets mean something else.
-_TOKEN = re.compile(
-    r"(?P<code>```.*?(?:```|\Z)|`[^`\n]*`)"
-    r"|(?P<space>[ \t]*)"
-    r"(?:\[\^?(?P<numbers>\d{1,4}(?:\s*[,;–-]\s*\d{1,4})*)\]|【(?P<other>\d{1,4})[^】\n]*】)"
+_CITATION = re.compile(
+    _CODE + r"|(?P<space>[ \t]*)"
+    r"(?:\[\^?(?P<numbers>\d{1,4}(?:\s*[,;–-]\s*\d{1,4})*)\]|【(?P<other>\d{1,4})[^】\n]*】)",
+    re.DOTALL,
+)
+# After the first pass citations are [1] alone, and each names a passage.
+_CHECKED = re.compile(
+    _CODE + r"|\[(?P<citation>\d+)\]"
     r'|(?P<quote>"[^"\n]+"|“[^”\n]+”|„[^“”\n]+[“”]|«[^»\n]+»|「[^」\n]+」)',
     re.DOTALL,
 )
+_KEPT = re.compile(r"\[(\d+)\]")
 _LEFT_OUT = re.compile(r"\[?(?:\.\.\.|…)\]?")
 MIN_QUOTE_CHARACTERS = 12
 """Shorter ones are words in quotation marks, not quotations."""
@@ -103,30 +109,54 @@ def check(answer: str, passages: Sequence[str]) -> CheckedAnswer:
         answer: the model's text.
         passages: the texts that it was given; `[1]` is the first.
     """
-    parts: list[Part] = []
-    removed: set[int] = set()
-    quotes, end = 0, 0
+    text, removed = _with_citations_that_exist(answer, len(passages))
     normal = [_normal(passage) for passage in passages]
-    for token in _TOKEN.finditer(answer):
-        _add(parts, answer[end : token.start()])
+    parts: list[Part] = []
+    quotes, end = 0, 0
+    for token in _CHECKED.finditer(text):
+        _add(parts, text[end : token.start()])
         end = token.end()
-        if token["quote"] and len(token["quote"]) - 2 >= MIN_QUOTE_CHARACTERS:
-            is_found = _stands_in(token["quote"][1:-1], normal)
-            quotes += is_found
-            if is_found:
-                _add(parts, token[0])
+        if token["citation"]:
+            parts.append(Part(token[0], citation=int(token["citation"])))
+        elif token["quote"] and len(token["quote"]) - 2 >= MIN_QUOTE_CHARACTERS:
+            if _stands_in(_KEPT.sub("", token["quote"][1:-1]), normal):
+                quotes += 1
+                _add_cited(parts, token[0])
             else:
                 parts.append(Part(token[0], is_unverified=True))
-        elif token["numbers"] or token["other"]:
-            numbers = list(_numbers(token["numbers"] or token["other"]))
-            good = [number for number in numbers if 1 <= number <= len(passages)]
-            removed.update(set(numbers) - set(good))
-            _add(parts, token["space"] if good else "")
-            parts.extend(Part(f"[{number}]", citation=number) for number in good)
+        elif token["quote"]:
+            _add_cited(parts, token[0])
         else:
             _add(parts, token[0])
-    _add(parts, answer[end:])
+    _add(parts, text[end:])
     return CheckedAnswer(tuple(parts), tuple(sorted(removed)), quotes)
+
+
+def _with_citations_that_exist(answer: str, passages: int) -> tuple[str, set[int]]:
+    """The answer with each citation as `[n]`, without those of passages that do not exist; their numbers."""
+    removed: set[int] = set()
+
+    def rewrite(token: re.Match[str]) -> str:
+        if token["code"]:
+            return token[0]
+        numbers = list(_numbers(token["numbers"] or token["other"]))
+        good = [number for number in numbers if 1 <= number <= passages]
+        removed.update(set(numbers) - set(good))
+        return token["space"] + "".join(f"[{number}]" for number in good) if good else ""
+
+    # Again until nothing changes: without its middle, [[9]7] would be a citation.
+    while (rewritten := _CITATION.sub(rewrite, answer)) != answer:
+        answer = rewritten
+    return answer, removed
+
+
+def _add_cited(parts: list[Part], text: str) -> None:
+    """Append text that may hold citations."""
+    for at, piece in enumerate(_KEPT.split(text)):
+        if at % 2:
+            parts.append(Part(f"[{piece}]", citation=int(piece)))
+        else:
+            _add(parts, piece)
 
 
 def _add(parts: list[Part], text: str) -> None:
