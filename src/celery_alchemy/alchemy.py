@@ -173,6 +173,7 @@ class Alchemy:
         for task in cast("Any", app)._tasks.values():
             if isinstance(task, SessionTask):
                 task.forget_home()
+                task.refuse_spanning()
         app.steps["worker"].add("celery_alchemy.worker:SessionStep")
         app.steps["worker"].add("celery_alchemy.worker:RelayStep")
 

@@ -46,6 +46,7 @@ def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -
     """Wrap a body so that each call of it is one unit of work."""
     call = _caller(body, injection)
     parameters = injection.parameters
+    is_annotated = any(parameter.database is not None for parameter in parameters)
     session_first = len(parameters) == 1 and parameters[0].index == 0 and parameters[0].database is None and not injection.entities
 
     new = object.__new__
@@ -53,6 +54,8 @@ def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -
     @functools.wraps(body)
     def run(*args: Any, **kwargs: Any) -> Any:  # noqa: C901, PLR0912, PLR0915 - flat on purpose: this runs for every task.
         if task.may_run_again:
+            if is_annotated:
+                task.refuse_spanning()
             if task.transient_retries and not runs_again(task.request):
                 return with_transient_retries(task, run, args, kwargs)
             if task.is_once and (task.request.id is not None or task.once_key is not None):
@@ -352,6 +355,9 @@ class _FailureRecord:
 
     def session_listeners(self) -> Sequence[SessionListener]:
         return ()
+
+    def home(self) -> Any:
+        return self._task.home()
 
     def in_database(self, database: str) -> Works:
         works: Works = self._task.in_database(database)

@@ -21,6 +21,7 @@ from .body import (
     MAX_OVERTAKEN,
     end_failed,
     fail_once,
+    is_named,
     key_of_call,
     load_entities,
     record_if_final,
@@ -29,7 +30,6 @@ from .body import (
     transient_runs,
     with_transient_retries,
 )
-from .errors import ConfigurationError
 from .injection import Injection
 from .loop import process_loop
 from .once import OnceUnit, Overtaken
@@ -69,6 +69,13 @@ class AsyncTask:
             unit.use(made.sync_session)
         return session
 
+    def other_session_of(self, unit: UnitOfWork, database: str) -> AsyncSession:
+        """Return the AsyncSession of another of the app's databases, made at the first use."""
+        other = unit.other(database)
+        made: AsyncSession = other.task.home().async_source.session(other)
+        other.use(made.sync_session)
+        return made
+
     def open_session(self, unit: UnitOfWork, *, deferred: bool = False) -> Session:
         """Return the sync half of a new AsyncSession; the first one is the request's."""
         if self.async_session is None:
@@ -82,10 +89,13 @@ class AsyncTask:
 
 def in_async_unit_of_work(task: Any, body: Callable[..., Coroutine[Any, Any, Any]], injection: Injection) -> Callable[..., Any]:
     """Wrap a coroutine function so that Celery can call it and each call is one unit of work."""
+    is_annotated = any(parameter.database is not None for parameter in injection.parameters)
 
     @functools.wraps(body)
     def run(*args: Any, **kwargs: Any) -> Any:
         request = task.request
+        if is_annotated:
+            task.refuse_spanning()
         make = functools.partial(_Call, task, request, body, injection, args, kwargs)
         if request.called_directly and not request.is_eager and _in_a_loop():
             return _awaited(task, request, make)
@@ -238,33 +248,30 @@ class _Call:
         finally:
             await greenlet_spawn(unit.fail, Overtaken())
 
-    def _refuse_named_database(self) -> None:
-        parameters = self._injection.parameters
-        named = next((parameter for parameter in parameters if parameter.database), None)
-        if named is not None and (len(parameters) > 1 or self.asked.of.has_named_databases):
-            raise ConfigurationError(
-                f"Task {self.asked.of.name!r} is an `async def` and asks for a session of {named.database!r}: async tasks have"
-                " sessions of the default database only.",
-                "Make it a plain `def` with a Session.",
-            )
-
     async def _await_body(self, unit: UnitOfWork) -> Any:
-        self._refuse_named_database()
-        given = self._injection.given(self._kwargs)
-        if given is None or self._kwargs[given] is None:
-            names = [parameter.name for parameter in self._injection.parameters]
-            sessions = {name: self.asked.session_of(unit) for name in names}
-            args, kwargs = self._args, {name: value for name, value in self._kwargs.items() if name != given}
-            if self._injection.entities:
-                self.asked.session_of(unit)
-                args, loaded = await greenlet_spawn(load_entities, unit, self._injection, args, kwargs)
-                kwargs = dict(loaded)
-            args, kwargs = self._injection.fill(args, kwargs, sessions)
-        else:
-            own: AsyncSession = self._kwargs[given]
-            self.asked.async_session = own
-            unit.borrow(own.sync_session)
-            args, kwargs = self._args, self._kwargs
+        injection, args, kwargs = self._injection, self._args, dict(self._kwargs)
+        named = is_named(unit, injection)
+        own = {parameter.name: kwargs.pop(parameter.name, None) for parameter in injection.parameters}
+        sessions = {
+            parameter.name: self._session_for(unit, parameter.database if named else None, own[parameter.name])
+            for parameter in injection.parameters
+        }
+        if injection.entities:
+            self.asked.session_of(unit)
+            args, loaded = await greenlet_spawn(load_entities, unit, injection, args, kwargs)
+            kwargs = dict(loaded)
+        args, kwargs = injection.fill(args, kwargs, sessions)
         result = await self._body(*args, **kwargs)
         refuse_entities(result, unit.owner)
         return result
+
+    def _session_for(self, unit: UnitOfWork, database: str | None, own: AsyncSession | None) -> AsyncSession:
+        """Return the session for a parameter: the caller's own, or one that is made now."""
+        if own is None:
+            return self.asked.session_of(unit) if database is None else self.asked.other_session_of(unit, database)
+        if database is None:
+            self.asked.async_session = own
+            unit.borrow(own.sync_session)
+        else:
+            unit.borrow_other(database, own.sync_session)
+        return own

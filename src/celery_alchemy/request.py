@@ -66,6 +66,8 @@ class Works(Protocol):
 
     def in_database(self, database: str) -> Works: ...
 
+    def home(self) -> Any: ...
+
     def unit_options(self, unit: UnitOfWork) -> SessionOptions: ...
 
 
@@ -122,10 +124,7 @@ class UnitOfWork:
 
     def borrow_other(self, database: str, session: Session) -> None:
         """Use a session that the caller owns for another of the app's databases."""
-        if self.others is None:
-            self.others = {}
-        other = self.others[database] = UnitOfWork(self.task.in_database(database), self.outer)
-        other.borrow(session)
+        self.other(database).borrow(session)
 
     def use(self, session: Session) -> None:
         """Take a session that was made for this request."""
@@ -166,13 +165,17 @@ class UnitOfWork:
         It is committed before this one, whose commit lets the messages out. One transaction cannot span two databases: when this
         one's commit fails, the other's is done.
         """
+        return self.other(database).session
+
+    def other(self, database: str) -> UnitOfWork:
+        """Return the unit of another of the app's databases."""
         others = self.others
         if others is None:
             others = self.others = {}
         if database not in others:
             others[database] = UnitOfWork(self.task.in_database(database), self.outer)
             self.pending = True
-        return others[database].session
+        return others[database]
 
     def session_options(self) -> SessionOptions:
         """What the session needs, asked when it is opened."""

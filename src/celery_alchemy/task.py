@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
-from typing import Any, ClassVar, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 from celery import Celery, Task
 from celery.app.task import Context
@@ -34,6 +34,9 @@ from .request import UnitOfWork, at_hand
 from .sending import enqueue, hold, session_at_hand
 from .sessions import SessionOptions
 from .transaction import AnySession
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
 
 __all__ = ["SessionTask"]
 
@@ -126,26 +129,32 @@ class SessionTask(Task[Any, Any]):
             task._wrap_body()
         return task
 
-    def _refuse_spanning(self) -> None:
+    def refuse_spanning(self) -> None:
         """Refuse what cannot hold over two databases, each of which commits by itself.
 
         Raises:
             ConfigurationError: The task is ``once`` or has ``transient_retries``, and asks for a session of a named database.
         """
-        named = next((p for p in self._injection.parameters if p.database is not None), None)
+        parameters = self._injection.parameters
+        named = next((p for p in parameters if p.database is not None), None)
         promise = "once" if _static(type(self), "once") else "transient_retries" if self.transient_retries else None
-        if named is not None and promise is not None:
-            raise ConfigurationError(
-                f"Task {self.name!r} has {promise} and asks for a session of {named.database!r}: a run that is repeated would"
-                " commit its writes there again.",
-                f"Remove {promise}, or write there in a task of its own that is sent on commit.",
-            )
+        if named is None or promise is None:
+            return
+        # In an app with one database the text in the annotation is a comment. A class-based task has no app when it is made.
+        has_app = "app" in vars(type(self)) or cast("Any", self).__bound__
+        if len(parameters) == 1 and not (has_app and self.has_named_databases):
+            return
+        raise ConfigurationError(
+            f"Task {self.name!r} has {promise} and asks for a session of {named.database!r}: a run that is repeated would"
+            " commit its writes there again.",
+            f"Remove {promise}, or write there in a task of its own that is sent on commit.",
+        )
 
     def _wrap_body(self) -> None:
         body = self.run
         bound = not inspect.ismethod(body) and not isinstance(inspect.getattr_static(type(self), "run"), staticmethod)
         self._injection = injection_of(body, bound=bound, task_name=str(self.name or type(self).__name__))
-        self._refuse_spanning()
+        self.refuse_spanning()
         if self._injection.parameters:
             if hasattr(type(self), "__header__"):
                 header = caller_header(body, self._injection)
@@ -235,6 +244,19 @@ class SessionTask(Task[Any, Any]):
             )
         # Of an async task this is its AsyncSession.
         return cast("Any", unit.task).session_of(unit) if self.is_async else unit.session
+
+    @property
+    def async_session(self) -> AsyncSession:
+        """The session of the running request of an ``async def`` task; as ``session``, with its own type.
+
+        Raises:
+            NoSessionError: No request of this task runs in this asyncio task, or the task is a plain ``def``.
+        """
+        if not self.is_async:
+            raise NoSessionError(
+                f"self.async_session of task {self.name!r}", "The task is a plain `def`: use self.session, or make it an `async def`."
+            )
+        return cast("AsyncSession", self.session)
 
     @property
     def request(self) -> Context:
@@ -492,25 +514,28 @@ class OtherDatabase:
     has_named_databases = True
 
     def __init__(self, task: SessionTask, database: str) -> None:
-        self._task = task
-        self._home = home_of(task.app, database)
-        if self._home is None:
+        home = home_of(task.app, database)
+        if home is None:
             raise ConfigurationError(
                 f"Task {task.name!r} asks for a session of {database!r}, and the app has no Alchemy of that name.",
                 f"Make Alchemy(app, url, name={database!r}).",
             )
+        self._task = task
+        self._home = home
         self.request = task.request
         self.name = f"{task.name} ({database})"
 
+    def home(self) -> Home:
+        """Return what serves that database's sessions."""
+        return self._home
+
     def open_session(self, unit: UnitOfWork, *, deferred: bool = False) -> Session:
         """Return a deferred session of that database."""
-        if self._home is None:  # pragma: no cover - refused at the start.
-            raise NotConfiguredError(self.name, None)
         return self._home.source.session(unit)
 
     def session_listeners(self) -> Sequence[SessionListener]:
         """Return who wants to know of this database's sessions."""
-        return () if self._home is None else self._home.session_listeners
+        return self._home.session_listeners
 
     def outcomes_to_commit(self) -> CommitOn:
         """Return the task's outcomes."""

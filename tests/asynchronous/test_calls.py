@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import select
@@ -336,3 +336,31 @@ def test_connections_are_back_after_every_ending(make_shop: MakeShop) -> None:
         assert shop.trace(fail).state == "FAILURE"
 
     assert add.apply(("Emma",)).get() == "Emma"
+
+
+def test_async_session_of_the_task_is_its_session_with_its_own_type(shop: Shop) -> None:
+    """`self.async_session` is what `self.session` is, for type checkers; outside of a request it raises as that does."""
+
+    @shop.task(bind=True)
+    async def adds(self: SessionTask) -> bool:
+        self.async_session.add(Book(title="Emma"))
+        return isinstance(self.async_session, AsyncSession) and cast("Any", self.async_session) is self.session
+
+    assert shop.trace(adds).value is True
+    assert shop.titles() == ["Emma"]
+    with pytest.raises(NoSessionError):
+        adds.async_session  # noqa: B018 - a property.
+
+
+def test_plain_task_has_no_async_session(shop: Shop) -> None:
+    """The error says what to use."""
+
+    @shop.task(bind=True, name="adds")
+    def adds(self: SessionTask) -> None:
+        self.async_session.add(Book(title="Emma"))
+
+    traced = shop.trace(adds)
+
+    assert isinstance(traced.value, NoSessionError)
+    assert "self.async_session of task 'adds'" in str(traced.value)
+    assert "use self.session" in str(traced.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -225,3 +226,27 @@ def test_entity_returned_from_a_task_is_refused(library: Library) -> None:
     assert ended.state == "FAILURE"
     assert isinstance(ended.value, EntityReturnedError)
     assert "Work" in str(ended.value)
+
+
+@pytest.mark.databases("sqlite+aiosqlite", "postgresql+asyncpg")
+@pytest.mark.parametrize("by", ["entity", "reference"])
+def test_entity_is_loaded_in_the_callers_own_async_session(library: Library, by: str) -> None:
+    """A direct call with a session of the caller's loads the row in that one, and leaves the commit to the caller."""
+    library.stored(emma := Work(title="Emma"))
+
+    @library.task()
+    async def rename(session: AsyncSession, work: Work, title: str) -> bool:
+        work.title = title
+        return work in session
+
+    async def call() -> bool:
+        async with library.alchemy.async_session() as own:
+            work: Any = emma if by == "entity" else rename.s(emma, "x").args[0]
+            loaded: bool = await rename(work, "Emma II", session=own)
+            await own.rollback()
+            await rename(work, "Emma III", session=own)
+            await own.commit()
+            return loaded
+
+    assert asyncio.run(call()) is True
+    assert library.database.scalar("SELECT title FROM work") == "Emma III"

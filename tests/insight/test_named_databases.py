@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from celery_alchemy import Alchemy, ConfigurationError, SessionReport
+from celery_alchemy import Alchemy, ConfigurationError, SessionReport, SessionTask
 from celery_alchemy.loop import process_loop
 from tests.unit.shop import Base, Book, Shop, add_books
 
@@ -164,19 +165,135 @@ def test_session_that_the_caller_gives_is_used_for_its_own_database(shop: Shop, 
 
 
 @pytest.mark.databases("sqlite")
-@pytest.mark.parametrize("alone", [True, False])
-def test_async_task_is_refused_a_named_database(shop: Shop, analytics: Alchemy, alone: bool) -> None:
-    """It would get the default database's session otherwise, and write to the wrong one."""
+@pytest.mark.parametrize("promise", [{"once": True}, {"transient_retries": 3}], ids=lambda value: next(iter(value)))
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("late", ["not made", "made", "class"])
+def test_text_is_a_comment_until_the_app_has_a_second_database(
+    shop: Shop, tmp_path: Path, promise: dict[str, Any], is_async: bool, late: str
+) -> None:
+    """A promise is not refused for a comment; once the text is a name it is, whenever the task was made."""
+    shop.alchemy.create_tables()
 
-    async def one(other: Annotated[AsyncSession, "analytics"]) -> None: ...
+    def adds(session: Annotated[Session, "analytics"]) -> None:
+        add_books(session, ["Emma"])
 
-    async def two(session: AsyncSession, other: Annotated[AsyncSession, "analytics"]) -> None: ...
+    async def adds_async(session: Annotated[AsyncSession, "analytics"]) -> None:
+        session.add(Book(title="Emma"))
+
+    body = adds_async if is_async else adds
+    if late == "class":
+        adds_class = type("Adds", (SessionTask,), {"name": "adds", "run": staticmethod(body), **promise})
+        task: Any = shop.app.register_task(adds_class())
+    else:
+        task = shop.task(name="adds", **promise)(body)
 
     try:
-        traced = shop.trace(shop.task(name="writes")(one if alone else two))
+        if late != "not made":
+            assert shop.trace(task).state == "SUCCESS"
+            assert shop.titles() == ["Emma"]
+        with pytest.raises(ConfigurationError, match=f"'adds' has {next(iter(promise))}"):
+            Alchemy(shop.app, f"sqlite:///{tmp_path / 'analytics.db'}", name="analytics")
+            task.name  # noqa: B018 - Celery makes the task at its first use.
     finally:
         process_loop.close()
 
+
+ASYNC = ("sqlite+aiosqlite", "postgresql+asyncpg", "postgresql+psycopg")
+AsyncAnalytics = Annotated[AsyncSession, "analytics"]
+
+
+@pytest.fixture
+def _end_loop() -> Iterator[None]:
+    yield
+    process_loop.close()
+
+
+def two_books_async(shop: Shop, exc: Exception | None = None) -> Any:
+    """Return an async task that writes one book to each database and then raises."""
+
+    @shop.task(name="two_books")
+    async def two_books(session: AsyncSession, title: str, analytics: AsyncAnalytics) -> bool:
+        session.add(Book(title=title))
+        analytics.add(Book(title=f"{title} in analytics"))
+        await session.flush()
+        await analytics.flush()
+        if exc is not None:
+            raise exc
+        return session is not analytics
+
+    return two_books
+
+
+@pytest.mark.databases(*ASYNC)
+@pytest.mark.usefixtures("_end_loop")
+def test_async_task_has_a_session_of_each_database(shop: Shop, analytics: Alchemy) -> None:
+    """Both commit, and each Alchemy hears of its own session."""
+    heard: list[str] = []
+    shop.alchemy.on_session_closed(lambda report: heard.append(report.task_name))
+    analytics.on_session_closed(lambda report: heard.append(report.task_name))
+
+    traced = shop.trace(two_books_async(shop), "Emma")
+
+    assert traced.value is True
+    assert shop.titles() == ["Emma"]
+    assert titles_in(analytics) == ["Emma in analytics"]
+    assert heard == ["two_books (analytics)", "two_books"]
+
+
+@pytest.mark.databases(*ASYNC)
+@pytest.mark.usefixtures("_end_loop")
+def test_async_task_that_fails_rolls_both_databases_back(shop: Shop, analytics: Alchemy) -> None:
+    """Neither keeps its book, and the next task finds both free."""
+    assert shop.trace(two_books_async(shop, ValueError("wrong")), "Emma").state == "FAILURE"
+
+    assert shop.titles() == []
+    assert titles_in(analytics) == []
+
+
+@pytest.mark.databases(*ASYNC)
+@pytest.mark.usefixtures("_end_loop")
+def test_async_task_may_ask_for_a_named_database_only(shop: Shop, analytics: Alchemy) -> None:
+    """One parameter with a name is the named database's session."""
+
+    @shop.task()
+    async def adds(other: AsyncAnalytics) -> None:
+        other.add(Book(title="Emma"))
+
+    assert shop.trace(adds).state == "SUCCESS"
+    assert titles_in(analytics) == ["Emma"]
+    assert shop.titles() == []
+
+
+@pytest.mark.databases("sqlite+aiosqlite")
+@pytest.mark.usefixtures("_end_loop")
+def test_name_that_no_alchemy_has_is_refused_to_an_async_task(shop: Shop, analytics: Alchemy) -> None:
+    """As for a plain task."""
+
+    @shop.task(name="adds")
+    async def adds(session: AsyncSession, other: Annotated[AsyncSession, "archive"]) -> None: ...
+
+    traced = shop.trace(adds)
+
     assert type(traced.value) is ConfigurationError
-    assert "'writes'" in str(traced.value)
-    assert "'analytics'" in str(traced.value)
+    assert "name='archive'" in str(traced.value)
+
+
+@pytest.mark.databases("postgresql+asyncpg", "sqlite+aiosqlite")
+@pytest.mark.usefixtures("_end_loop")
+@pytest.mark.parametrize("given", [{"session"}, {"analytics"}, {"session", "analytics"}], ids=lambda given: "+".join(sorted(given)))
+def test_async_session_that_the_caller_gives_is_used_for_its_own_database(shop: Shop, analytics: Alchemy, given: set[str]) -> None:
+    """In a direct call each session goes to the parameter it was given for, and is neither committed nor closed."""
+    task = two_books_async(shop)
+
+    async def call() -> set[str]:
+        async with shop.alchemy.async_session() as default, analytics.async_session() as named:
+            own = {"session": default, "analytics": named}
+            await task("Emma", **{name: own[name] for name in given})
+            left_open = {name for name in own if own[name].in_transaction()}
+            await default.rollback()
+            await named.rollback()
+            return left_open
+
+    assert asyncio.run(call()) == given
+    assert shop.titles() == ([] if "session" in given else ["Emma"])
+    assert titles_in(analytics) == ([] if "analytics" in given else ["Emma in analytics"])
