@@ -107,6 +107,7 @@ $(STAMPS)/demo: $(PROJECTS) $(STAMPS)/pip
 $(STAMPS)/test: $(STAMPS)/demo
 	@echo "installing what the tests need"
 	@$(INSTALL) --group test
+	@$(INSTALL) --group drivers || echo "mysqlclient and asyncmy cannot be installed here: their tests are skipped"
 	@$(INSTALL) --group servers || echo "no PostgreSQL and Redis wheels for this platform: only servers that run are used"
 	@touch $@
 

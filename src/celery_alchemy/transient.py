@@ -35,6 +35,7 @@ _NOT_READY = ("starting up", "shutting down", "not yet accepting", "not acceptin
 _POSTGRESQL_LOST = frozenset({"25P03", "57P01", "57P02", "57P05", "08000", "08001", "08003", "08004", "08006"})
 
 #: Error numbers of MySQL and MariaDB. https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html,
+#: from 2000 on https://dev.mysql.com/doc/mysql-errors/8.0/en/client-error-reference.html,
 #: https://mariadb.com/kb/en/mariadb-error-code-reference/
 MYSQL = {
     1213: "ER_LOCK_DEADLOCK: InnoDB has rolled the whole transaction back",
@@ -64,8 +65,8 @@ def is_transient(exc: BaseException) -> bool:
     """Tell whether a database error has rolled the transaction back and may pass: run the whole of it again and it may work.
 
     True for serialization failures, deadlocks, lock time-outs, lost and refused connections and a busy SQLite file, of psycopg,
-    psycopg2, asyncpg, pymysql, mysqlclient, sqlite3 and aiosqlite. False for everything else, also for a statement time-out, which
-    would run out again. When a connection is lost while COMMIT is under way the transaction may have been committed: that answer
+    psycopg2, asyncpg, pymysql, mysqlclient, asyncmy, aiomysql, sqlite3 and aiosqlite. False for everything else, also for a statement
+    time-out, which would run out again. When a connection is lost while COMMIT is under way the transaction may have been committed: that answer
     is True as well, and the caller must know what it was doing.
 
     Args:

@@ -18,7 +18,7 @@ from tests.unit.conftest import MakeShop
 from tests.unit.shop import Book, Shop
 from tests.waiting import eventually
 
-pytestmark = pytest.mark.databases("sqlite+aiosqlite", "postgresql+asyncpg", "postgresql+psycopg")
+pytestmark = pytest.mark.databases("sqlite+aiosqlite", "postgresql+asyncpg", "postgresql+psycopg", "mariadb+aiomysql")
 
 
 def adding(shop: Shop, **options: Any) -> Any:

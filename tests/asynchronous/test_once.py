@@ -15,7 +15,7 @@ from celery_alchemy import DeadTaskError, OnceCommitError, SessionTask, enqueue,
 from tests.delivery.conftest import MakeStand
 from tests.delivery.stand import Crash, Effect, Stand
 
-pytestmark = pytest.mark.databases("sqlite+aiosqlite", "postgresql+asyncpg", "postgresql+psycopg")
+pytestmark = pytest.mark.databases("sqlite+aiosqlite", "postgresql+asyncpg", "postgresql+psycopg", "mariadb+asyncmy")
 
 LOOP = "celery-alchemy-loop"
 

@@ -38,6 +38,8 @@ PAIRS = [
     ("threads", "sqlite+aiosqlite"),
     ("threads", "postgresql+asyncpg"),
     ("threads", "postgresql+psycopg"),
+    ("prefork", "mariadb+asyncmy"),
+    ("threads", "mariadb+aiomysql"),
 ]
 
 

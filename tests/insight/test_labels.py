@@ -16,8 +16,8 @@ from celery_alchemy.loop import process_loop
 from tests.unit.conftest import MakeShop
 from tests.unit.shop import Book, Shop, add_books
 
-SYNC = ("sqlite", "postgresql", "postgresql+psycopg2", "mariadb")
-ASYNC = ("sqlite+aiosqlite", "postgresql+asyncpg", "postgresql+psycopg")
+SYNC = ("sqlite", "postgresql", "postgresql+psycopg2", "mariadb", "mariadb+mysqldb")
+ASYNC = ("sqlite+aiosqlite", "postgresql+asyncpg", "postgresql+psycopg", "mariadb+asyncmy", "mariadb+aiomysql")
 
 #: What the server shows of the asking connection.
 ACTIVITY = "SELECT application_name, query FROM pg_stat_activity WHERE pid = pg_backend_pid()"
@@ -150,7 +150,7 @@ def test_statements_of_async_tasks_work_with_comments(make_shop: MakeShop) -> No
     assert shop.titles() == ["50%"]
 
 
-@pytest.mark.databases("mariadb")
+@pytest.mark.databases("mariadb", "mariadb+mysqldb")
 def test_comment_does_not_split_rows_that_are_sent_together(make_shop: MakeShop) -> None:
     """Pymysql joins the rows of an INSERT only if nothing stands behind VALUES: a thousand rows stay one statement."""
     shop = make_shop(statement_comments=("task",))

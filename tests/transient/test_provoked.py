@@ -22,6 +22,9 @@ SERVERS = (
     "postgresql+psycopg2",
     "postgresql+asyncpg",
     "mariadb+pymysql",
+    "mariadb+mysqldb",
+    "mariadb+asyncmy",
+    "mariadb+aiomysql",
 )
 POSTGRESQL = SERVERS[:3]
 FILES = ("sqlite+pysqlite", "sqlite+aiosqlite")
