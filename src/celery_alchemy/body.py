@@ -53,7 +53,9 @@ def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -
 
     @functools.wraps(body)
     def run(*args: Any, **kwargs: Any) -> Any:  # noqa: C901, PLR0912, PLR0915 - flat on purpose: this runs for every task.
-        if task.may_run_again:
+        # Only set for a task that nothing special is asked of.
+        deferred_class = task.deferred_class
+        if deferred_class is None and task.may_run_again:
             if is_annotated:
                 task.refuse_spanning()
             if task.transient_retries and not runs_again(task.request):
@@ -76,13 +78,13 @@ def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -
             # costs it a quarter of a microsecond.
             if session_first:
                 if session is None:
-                    if task.uses_session:
-                        session = task.open_session(unit)
-                    elif (deferred_class := task.deferred_class) is None:
-                        session = task.deferred_session(unit)
-                    else:
+                    if deferred_class is not None:
                         session = new(deferred_class)
                         session.__dict__[DEFERRED] = unit
+                    elif task.uses_session:
+                        session = task.open_session(unit)
+                    else:
+                        session = task.deferred_session(unit)
                     unit.used_session = session
                 # The empty keywords of nearly every request would be copied.
                 result = body(session, *args, **kwargs) if kwargs else body(session, *args)
@@ -343,6 +345,7 @@ class _FailureRecord:
         self.request = task.request
         self.name = f"record_failure of {task.name}"
         self.uses_session = False
+        self.deferred_class: type[Session] | None = None
         self.has_named_databases: bool = task.has_named_databases
 
     def open_session(self, unit: UnitOfWork, *, deferred: bool = False) -> Session:

@@ -52,6 +52,9 @@ class Works(Protocol):
     #: The session of the last request was used, so that of the next one very likely will be.
     uses_session: bool
 
+    #: Set while the requests of a task leave their sessions alone; see ``SessionTask.deferred_class``.
+    deferred_class: type[Session] | None
+
     @property
     def request(self) -> Context: ...
 
@@ -207,7 +210,9 @@ class UnitOfWork:
             except BaseException as exc:
                 self._tell(ledger_of(session), outcome_of(exc))
                 raise
-            self.task.uses_session = ledger is not None and ledger.statements > 0
+            task = self.task
+            task.uses_session = ledger is not None and ledger.statements > 0
+            task.deferred_class = None
             if self.listeners is None or self.listeners:
                 self._tell(ledger, "success")
         if self._unsent is not None and not self.sends_elsewhere:

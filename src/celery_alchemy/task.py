@@ -97,7 +97,8 @@ class SessionTask(Task[Any, Any]):
     #: The session of the last request was used; see ``UnitOfWork.session_to_offer``.
     uses_session: bool
 
-    #: The class of the task's deferred sessions, so that each request need not ask its source; None until one was made.
+    #: The class of the sessions of a task whose last request left its session alone, so that the next one need not ask for it;
+    #: None for a task that uses them, or that may run again.
     deferred_class: type[Session] | None
 
     #: True for an ``async def`` task.
@@ -471,7 +472,8 @@ class SessionTask(Task[Any, Any]):
     def deferred_session(self, unit: UnitOfWork) -> Session:
         """Return a session for a unit of work that may not use it."""
         source = self.home().source
-        self.deferred_class = source.deferred_class
+        if not self.may_run_again:
+            self.deferred_class = source.deferred_class
         return source.session(unit)
 
     def forget_home(self) -> None:
@@ -511,6 +513,7 @@ class OtherDatabase:
     """A task, with the sessions of another Alchemy of its app."""
 
     uses_session = False
+    deferred_class: type[Session] | None = None
     has_named_databases = True
 
     def __init__(self, task: SessionTask, database: str) -> None:
