@@ -179,6 +179,18 @@ class AsyncSource:
         sync_class: type[Session] = self._keywords.pop("sync_session_class", None) or self._class.sync_session_class
         self._sync_class = kept_class(sync_class)
 
+    def bound_to(self, bind: Any, **options: Any) -> AsyncSource:
+        """Return a source of the same sessions, bound to something else and with more options.
+
+        Args:
+            bind: Stands for an AsyncEngine in every event loop.
+            **options: Of the sessions.
+        """
+        source = AsyncSource(lambda: bind)
+        source._class, source._sync_class = self._class, self._sync_class
+        source._keywords = {**self._keywords, **options}
+        return source
+
     def session(self, asks: Asks) -> AsyncSession:
         """Return a new AsyncSession; to be called in the event loop."""
         options = asks.session_options()

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from .ledger import REPEATS_REPORTED, first_use_reporters, idle_reporters, repeat_reporters
 from .request import UnitOfWork, at_hand
 
-__all__ = ["switch_on"]
+__all__ = ["place", "switch_on"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def _report_idle(seconds: float) -> None:
         " work into `with released(session):`.",
         _owner(),
         seconds,
-        _place(),
+        place(),
     )
 
 
@@ -48,7 +48,7 @@ def _report_repeat(statement: str) -> None:
         "%s sent the same statement %d times in a row at %s: %s ... Load the rows in one query, with selectinload() or IN.",
         _owner(),
         REPEATS_REPORTED,
-        _place(),
+        place(),
         " ".join(statement.split())[:200],
     )
 
@@ -85,7 +85,8 @@ def _owner() -> str:
     return held.owner() if isinstance(held, UnitOfWork) else "A session"
 
 
-def _place() -> str:
+def place() -> str:
+    """Return file, line and function of the innermost frame that is the user's, or say that it is none of theirs."""
     return _users_place() or "the end of the task"
 
 

@@ -125,6 +125,8 @@ class Recorder:
 
     serializer: str | None = None
     channel = None
+    #: Asked of the producer's connection where Celery tries to send a callback again; there is nothing that fails.
+    recoverable_connection_errors: tuple[type[Exception], ...] = ()
 
     def __init__(self, app: Celery[Any], keep: Callable[[Message], object]) -> None:
         self._app = app

@@ -22,7 +22,7 @@ from .events import SessionListener, SessionReport, tell
 from .ledger import LEDGER, Ledger, ledger_of
 from .outcome import CommitOn, Outcome, outcome_of
 from .sessions import DEFERRED, SessionOptions
-from .transaction import WAITING, set_owner
+from .transaction import WAITING, is_joined, set_owner
 
 __all__ = ["PLAIN_TYPES", "AtHand", "UnitOfWork", "Works", "at_hand", "close_quietly", "refuse_entities"]
 
@@ -331,7 +331,11 @@ def _drop(session: Session, owner: Callable[[], str]) -> None:
 
 def _invalidate(session: Session, owner: Callable[[], str]) -> None:
     try:
-        session.invalidate()
+        if is_joined(session):
+            # Its connection is that of the whole test, and nothing runs on it meanwhile.
+            session.close()
+        else:
+            session.invalidate()
     except Exception:
         logger.warning("%s: dropping the session's connection failed", owner(), exc_info=True)
 

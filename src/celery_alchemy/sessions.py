@@ -11,7 +11,7 @@ from itertools import repeat
 from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from .errors import ConfigurationError
@@ -192,10 +192,15 @@ class SessionmakerSource:
         self._listeners = _usual_listeners(self.class_)
         self._optioned: dict[tuple[Engine, str], Engine] = {}
 
+    @property
+    def maker(self) -> sessionmaker[Any]:
+        """The sessionmaker of this process; its options are read anew for each session."""
+        return self._makers.maker or self._makers.make()
+
     def engine(self) -> Engine | None:
         """Return the engine that the sessionmaker is bound to, if it is bound to one."""
-        bind = (self._makers.maker or self._makers.make()).kw.get("bind")
-        return bind if isinstance(bind, Engine) else None
+        bind = self.maker.kw.get("bind")
+        return bind.engine if isinstance(bind, (Engine, Connection)) else None
 
     def session(self, asks: Asks = NOTHING) -> Session:
         """Return a deferred session; nothing is connected, nothing is made before its first use."""
@@ -253,16 +258,17 @@ class CallableSource:
     deferred_class = None
 
     def __init__(self, make: Callable[[], Session]) -> None:
-        self._make = make
+        #: The user's callable.
+        self.make = make
 
     def engine(self) -> Engine | None:
         """Return the engine of a session from the callable, if all of it is bound to one."""
-        session = self._make()
+        session = self.make()
         try:
             bind = session.bind
         finally:
             session.close()
-        return bind if isinstance(bind, Engine) else None
+        return bind.engine if isinstance(bind, (Engine, Connection)) else None
 
     def session(self, asks: Asks = NOTHING) -> Session:
         """Return what the callable returns, with a ledger."""
@@ -270,7 +276,7 @@ class CallableSource:
 
     def opened(self, options: SessionOptions = NO_OPTIONS) -> Session:
         """Return what the callable returns, with a ledger."""
-        session = cast("object", self._make())
+        session = cast("object", self.make())
         if not isinstance(session, Session):
             raise ConfigurationError(
                 f"The callable given to Alchemy returned {type(session).__name__!r}, which is no Session.",

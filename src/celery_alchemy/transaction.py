@@ -24,6 +24,8 @@ __all__ = [
     "WAITING",
     "AnySession",
     "has_written",
+    "is_joined",
+    "joined_connections",
     "on_commit",
     "released",
     "set_owner",
@@ -61,6 +63,16 @@ def set_owner(session: Session, owner: str) -> None:
     The task's work is committed then; an exception would make Celery record a failure and ``autoretry_for`` run the work again.
     """
     session.__dict__[_OWNER] = owner
+
+
+#: Connections whose transaction a test began, to roll it back: a session's commit counts as the outermost one there.
+joined_connections: WeakSet[Connection] = WeakSet()
+
+
+def is_joined(session: Session) -> bool:
+    """Tell whether a session is part of a test's transaction; see ``celery_alchemy.testing``."""
+    bind = session.bind
+    return isinstance(bind, Connection) and bind in joined_connections
 
 
 # --- callables that wait for the commit --------------------------------------------------------------------------------
@@ -184,7 +196,7 @@ def _outside(transaction: SessionTransaction) -> SessionTransaction:
 
 def _finish(session: Session, entries: list[_Entry]) -> None:
     bind = session.bind
-    if isinstance(bind, Connection) and bind.in_transaction():
+    if isinstance(bind, Connection) and bind.in_transaction() and bind not in joined_connections:
         _wait_for_connection(bind, session, entries)
     else:
         _run(session, entries)

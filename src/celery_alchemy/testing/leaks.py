@@ -1,0 +1,94 @@
+"""A check that code gave back what it took: sessions, transactions and connections, each with the place where it was taken.
+
+Beside the code under test; it looks at every Session and connection pool of the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+from sqlalchemy import Connection, event
+from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.pool import ConnectionPoolEntry, Pool
+
+from ..insight import place
+
+__all__ = ["LeakError", "no_leaks"]
+
+
+class LeakError(AssertionError):
+    """Something was not given back."""
+
+    def __init__(self, leaks: tuple[str, ...]) -> None:
+        super().__init__(leaks)
+        self.leaks = leaks
+
+    def __str__(self) -> str:
+        listed = "\n".join(f"  {leak}" for leak in self.leaks)
+        return f"What was opened is still open:\n{listed}\nClose it in a `with` block."
+
+
+@contextmanager
+def no_leaks() -> Iterator[None]:
+    """Fail if a session with a transaction, or a connection, that was opened inside of the block is open at its end.
+
+    What a session holds is told once, as the session's. Connections of async engines count like others.
+
+    Raises:
+        LeakError: It names what was left open, and the place that opened it.
+    """
+    watch = _Watch()
+    listened: tuple[tuple[Any, str, Any], ...] = (
+        (Session, "after_begin", watch.begins),
+        (Session, "after_transaction_end", watch.ends),
+        (Pool, "checkout", watch.checked_out),
+        (Pool, "checkin", watch.checked_in),
+        (Pool, "detach", watch.checked_in),
+    )
+    for target, name, listener in listened:
+        event.listen(target, name, listener)
+    try:
+        yield
+    finally:
+        for target, name, listener in listened:
+            event.remove(target, name, listener)
+    leaks = watch.leaks()
+    if leaks:
+        raise LeakError(leaks)
+
+
+class _Watch:
+    """What is open now, of what was opened while this watched, and where."""
+
+    def __init__(self) -> None:
+        self._sessions: WeakKeyDictionary[Session, str] = WeakKeyDictionary()
+        self._connections: dict[ConnectionPoolEntry, str] = {}
+        self._holders: dict[int, ref[Session]] = {}
+
+    def begins(self, session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+        self._sessions.setdefault(session, place())
+        self._holders[id(connection.connection.dbapi_connection)] = ref(session)
+
+    def ends(self, session: Session, transaction: SessionTransaction) -> None:
+        if transaction.parent is None:
+            self._sessions.pop(session, None)
+
+    def checked_out(self, dbapi_connection: Any, entry: ConnectionPoolEntry, proxy: Any) -> None:
+        self._connections[entry] = place()
+
+    def checked_in(self, dbapi_connection: Any, entry: ConnectionPoolEntry) -> None:
+        self._connections.pop(entry, None)
+
+    def leaks(self) -> tuple[str, ...]:
+        """Say what is open."""
+        # A listener that raised may have kept the end of a transaction from this one.
+        held = {session: where for session, where in self._sessions.items() if session.in_transaction()}
+        leaks = [f"a session with an open transaction, begun at {where}" for where in held.values()]
+        for entry, where in self._connections.items():
+            holder = self._holders.get(id(entry.dbapi_connection))
+            if holder is None or holder() not in held:
+                leaks.append(f"a connection, taken at {where}")
+        return tuple(leaks)

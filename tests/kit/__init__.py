@@ -1,0 +1,1 @@
+"""Tests of the testing kit, which use it as a user would."""
