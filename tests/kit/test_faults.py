@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from celery.contrib.testing.worker import start_worker
 from sqlalchemy.orm import Session
 
 from celery_alchemy import ConfigurationError, enqueue
@@ -174,14 +173,6 @@ def test_twice_sent_task(store: Store, deliver_twice: Callable[..., Any]) -> Non
             message.ack()
             orders.append(message.payload[0][0])
     assert orders == ["a", "a", "b", "b", "c", "c"]
-
-
-def test_worker_in_a_thread_runs_in_the_tests_transaction(store: Store, deliver_twice: Callable[..., Any]) -> None:
-    """celery.contrib.testing's worker, and celery.contrib.pytest's celery_worker with it, runs tasks in the joined sessions."""
-    with start_worker(store.app, perform_ping_check=False, pool="solo", shutdown_timeout=10), deliver_twice():
-        assert store.pay_once.delay("a").get(timeout=10) == "a"
-
-    assert store.paid == ["a"]
 
 
 def test_async_session_outside_of_tasks_comes_to_its_commit(store: Store, crash_at: Any) -> None:

@@ -142,6 +142,38 @@ def test_real_worker_is_killed_at_the_point(shop: pytest.Pytester) -> None:
     result.assert_outcomes(passed=1)
 
 
+def test_worker_in_a_thread_joins_the_tests_transaction(shop: pytest.Pytester) -> None:
+    """celery.contrib.pytest's celery_worker runs tasks in joined sessions; a task that was delivered twice took effect once."""
+    result = _run(
+        shop,
+        """
+        import pytest
+        from shop import Order, app, charge
+
+        pytest_plugins = ["celery.contrib.pytest"]
+
+        @pytest.fixture
+        def celery_app():
+            return app
+
+        @pytest.fixture
+        def celery_worker_parameters():
+            return {"perform_ping_check": False}
+
+        def test_charge(alchemy, alchemy_session, celery_worker, deliver_twice):
+            with deliver_twice():
+                assert charge.delay("a").get(timeout=10) == "a"
+            assert [order.name for order in alchemy_session.query(Order)] == ["a"]
+
+        def test_nothing_is_left(alchemy):
+            with alchemy.session() as session:
+                assert session.query(Order).all() == []
+        """,
+    )
+
+    result.assert_outcomes(passed=2)
+
+
 def test_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
     """Its log is in the error."""
     code = (
