@@ -136,6 +136,7 @@ class OnceUnit(UnitOfWork):
             self._take_session()
             self._abandon(session, exc)
             state = self._committed_after_all(exc)
+            self._tell(ledger_of(session), outcome_of(exc) if state is None else "success")
             if state is None:
                 raise
             return state
@@ -143,7 +144,7 @@ class OnceUnit(UnitOfWork):
             self._unsent = None
             self._take_session()
             self._abandon(session, Overtaken())
-            return self._winner()
+            return self._winner(session)
         self._take_session()
         close_quietly(session, self.owner)
         self._tell(ledger_of(session), "success")
@@ -183,8 +184,10 @@ class OnceUnit(UnitOfWork):
                 raise
             return False
 
-    def _winner(self) -> State:
+    def _winner(self, session: Session) -> State:
         state = self.look()
+        # One that another run has overtaken reports that run's result, or its body runs again.
+        self._tell(ledger_of(session), "success" if state.kind == "completed" else "retry")
         if state.kind != "completed":
             raise Overtaken(self.owner())
         return state

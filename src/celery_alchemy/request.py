@@ -226,20 +226,35 @@ class UnitOfWork:
         Raises:
             Exception: What the database raised at a commit that the policy asked for.
         """
+        failed: BaseException | None = None
         for other in (self.others or {}).values():
-            other.fail(exc)
+            try:
+                other.fail(failed or exc)
+            except BaseException as commit_exc:  # noqa: BLE001 - raised below, when all sessions are closed.
+                failed = commit_exc
+                self._unsent = None
         session = self._take_session()
         if session is not None:
-            outcome = outcome_of(exc)
-            try:
-                if outcome in self.task.outcomes_to_commit():
-                    self._end_and_close(session, commit=True)
-                else:
-                    self._abandon(session, exc)
-            finally:
-                self._tell(ledger_of(session), outcome)
+            failed = self._end_failed(session, failed or exc) or failed
+        if failed is not None:
+            raise failed
         if self._unsent is not None and not self.sends_elsewhere:
             self.send_unsent()
+
+    def _end_failed(self, session: Session, exc: BaseException) -> BaseException | None:
+        """Commit by the policy or roll back, and close; return what the commit raised."""
+        outcome = outcome_of(exc)
+        failed = None
+        try:
+            if outcome in self.task.outcomes_to_commit():
+                self._end_and_close(session, commit=True)
+            else:
+                self._abandon(session, exc)
+        except BaseException as commit_exc:  # noqa: BLE001 - fail() raises it.
+            failed = commit_exc
+            outcome = outcome_of(commit_exc)
+        self._tell(ledger_of(session), outcome)
+        return failed
 
     def _tell(self, ledger: Ledger | None, outcome: Outcome) -> None:
         listeners = self.task.session_listeners() if self.listeners is None else self.listeners

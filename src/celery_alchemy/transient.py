@@ -65,9 +65,9 @@ def is_transient(exc: BaseException) -> bool:
     """Tell whether a database error has rolled the transaction back and may pass: run the whole of it again and it may work.
 
     True for serialization failures, deadlocks, lock time-outs, lost and refused connections and a busy SQLite file, of psycopg,
-    psycopg2, asyncpg, pymysql, mysqlclient, asyncmy, aiomysql, sqlite3 and aiosqlite. False for everything else, also for a statement
-    time-out, which would run out again. When a connection is lost while COMMIT is under way the transaction may have been committed: that answer
-    is True as well, and the caller must know what it was doing.
+    psycopg2, asyncpg, pymysql, mysqlclient, asyncmy, aiomysql, sqlite3 and aiosqlite. False for everything else, also for a
+    statement time-out, which would run out again. When a connection is lost while COMMIT is under way the transaction may have been
+    committed: that answer is True as well, and the caller must know what it was doing.
 
     Args:
         exc: What SQLAlchemy raised; anything else is not transient.

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
+from celery.exceptions import Ignore, Reject, Retry
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from celery_alchemy import SessionReport, request
+from celery_alchemy import Alchemy, SessionReport, request
+from celery_alchemy.loop import process_loop
 from tests.insight.clock import Clock
 from tests.unit.conftest import MakeShop
-from tests.unit.shop import Book, Shop, add_books
+from tests.unit.shop import Base, Book, Shop, add_books
 
 pytestmark = pytest.mark.databases("sqlite")
 
@@ -182,3 +187,152 @@ def test_no_report_is_made_for_nobody(shop: Shop, monkeypatch: pytest.MonkeyPatc
 
     assert shop.titles() == ["Emma"]
     assert made == []
+
+
+@pytest.mark.databases("sqlite", "postgresql", "mariadb")
+@pytest.mark.parametrize(("raises", "policy"), [(Retry, "retry"), (Ignore, "ignore"), (Reject, "reject")])
+def test_commit_that_the_policy_asked_for_and_that_fails_is_a_failure(
+    shop: Shop, reports: list[SessionReport], raises: type[Exception], policy: str
+) -> None:
+    """The request fails with the database's error: the report does not say how the body meant to end."""
+
+    @shop.task(commit_on=(policy,))
+    def adds_twice(session: Session) -> None:
+        session.add_all([Book(title="twice"), Book(title="twice")])
+        raise raises
+
+    traced = shop.trace(adds_twice)
+
+    assert (traced.state, type(traced.value)) == ("FAILURE", IntegrityError)
+    assert [report.outcome for report in reports] == ["failure"]
+    assert shop.checked_out() == 0
+
+
+@pytest.mark.databases("sqlite", "postgresql")
+@pytest.mark.parametrize("is_async", [False, True])
+def test_named_database_that_cannot_commit_for_a_retry_leaves_nothing_open(
+    shop: Shop, reports: list[SessionReport], tmp_path: Path, is_async: bool
+) -> None:
+    """Its error ends the request; the default database rolls back, and the retry is not sent."""
+    analytics = Alchemy(shop.app, f"sqlite:///{tmp_path / 'analytics.db'}", name="analytics", on_session_closed=reports.append)
+    Base.metadata.create_all(analytics.engine)
+
+    @shop.task(bind=True, name="adds", commit_on=("retry",))
+    def adds(self: Any, session: Session, other: Annotated[Session, "analytics"]) -> None:
+        add_books(session, ["Emma"])
+        other.add_all([Book(title="twice"), Book(title="twice")])
+        raise self.retry(countdown=60)
+
+    @shop.task(bind=True, name="adds_async", commit_on=("retry",))
+    async def adds_async(self: Any, session: AsyncSession, other: Annotated[AsyncSession, "analytics"]) -> None:
+        session.add(Book(title="Emma"))
+        await session.flush()
+        other.add_all([Book(title="twice"), Book(title="twice")])
+        raise self.retry(countdown=60)
+
+    try:
+        traced = shop.trace(adds_async if is_async else adds)
+    finally:
+        process_loop.close()
+
+    assert (traced.state, type(traced.value)) == ("FAILURE", IntegrityError)
+    assert shop.titles() == []
+    assert shop.waiting() == 0
+    assert shop.checked_out() == 0
+    assert shop.database.transactions() == 0
+    assert sorted((report.task_name.split()[-1], report.outcome) for report in reports) == [
+        ("(analytics)", "failure"),
+        ("adds_async" if is_async else "adds", "failure"),
+    ]
+
+
+#: What another delivery leaves that has asked for a retry.
+OWED = (
+    "INSERT INTO celery_outbox (id, task_id, task_name, once, redeliver_seconds, max_deliveries, created_at, sends, failures,"
+    " deliveries) VALUES ('one', 'one', 'adds', TRUE, 900, 5, CURRENT_TIMESTAMP, 1, 0, 0)"
+)
+
+
+# --- once --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.databases("sqlite", "postgresql", "mariadb")
+@pytest.mark.parametrize(
+    ("ending", "state"),
+    [("success", "SUCCESS"), ("failure", "FAILURE"), ("retry", "RETRY"), ("ignore", "IGNORED"), ("commit", "FAILURE")],
+)
+def test_once_task_is_reported_as_any_other(shop: Shop, reports: list[SessionReport], ending: str, state: str) -> None:
+    """One report of its own session with its outcome, also where its commit fails."""
+    shop.alchemy.create_tables()
+
+    @shop.task(bind=True, once=True, name="ends")
+    def ends(self: Any, session: Session) -> None:
+        add_books(session, ["Emma"])
+        if ending == "failure":
+            raise ValueError("wrong")
+        if ending == "retry":
+            raise self.retry(countdown=60)
+        if ending == "ignore":
+            raise Ignore
+        if ending == "commit":
+            session.add(Book(title="Emma"))
+
+    assert shop.trace(ends).state == state
+    assert [(report.task_name, report.outcome) for report in reports] == [("ends", {"commit": "failure"}.get(ending, ending))]
+    assert reports[0].statements >= 2
+    assert shop.titles() == (["Emma"] if ending == "success" else [])
+
+
+@pytest.mark.databases("sqlite", "postgresql")
+def test_second_delivery_of_a_once_task_is_reported(shop: Shop, reports: list[SessionReport]) -> None:
+    """As the success that it reports."""
+    shop.alchemy.create_tables()
+
+    @shop.task(once=True)
+    def adds(session: Session) -> None:
+        add_books(session, ["Emma"])
+
+    for _ in range(2):
+        shop.trace(adds, request={"id": "one"})
+
+    assert [report.outcome for report in reports] == ["success", "success"]
+    assert reports[0].statements > reports[1].statements
+
+
+@pytest.mark.databases("postgresql", "mariadb")
+@pytest.mark.parametrize("winner", ["commits", "leaves it open"])
+def test_run_of_a_once_task_that_is_overtaken_is_reported(shop: Shop, reports: list[SessionReport], winner: str) -> None:
+    """Its session was closed too: with the winner's result as a success, else as a run that is followed by another."""
+    shop.alchemy.create_tables()
+    runs: list[int] = []
+
+    @shop.task(once=True, name="adds")
+    def adds(session: Session) -> str:
+        add_books(session, [f"Emma {len(runs)}"])
+        runs.append(len(runs))
+        if runs == [0]:
+            if winner == "commits":
+                shop.trace(adds, request={"id": "one"})
+            else:
+                shop.database.execute(OWED)
+        return "done"
+
+    assert shop.trace(adds, request={"id": "one"}).value == "done"
+    assert [report.outcome for report in reports] == ["success" if winner == "commits" else "retry", "success"]
+
+
+def test_idle_time_before_the_end_of_a_once_task_is_measured(
+    shop: Shop, reports: list[SessionReport], clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its last statement is the record of its completion: what the transaction waited before it is idle time, and reported."""
+    shop.alchemy.create_tables()
+
+    @shop.task(once=True)
+    def idles(session: Session) -> None:
+        add_books(session, ["Emma"])
+        clock.move_on(6.0)
+
+    shop.trace(idles)
+
+    assert [report.idle_seconds for report in reports] == [6.0]
+    assert ["idle for 6.0 s before the end of the task" in record.getMessage() for record in caplog.records] == [True]
