@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +26,18 @@ os.environ["RAGLINE_HOME"] = str(HOME)
 os.environ["RAGLINE_EMBEDDER"] = "none"
 os.environ["RAGLINE_REDELIVER_SECONDS"] = "5"
 
-from sqlalchemy import Engine  # noqa: E402
-from sqlalchemy.orm import Session  # noqa: E402
+# Servers are found and started as for the tests of the library.
+sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from ragline.benchmark import memory_engine  # noqa: E402
+from sqlalchemy import Engine, text, update  # noqa: E402
+from sqlalchemy.orm import Session  # noqa: E402
+from tests.services.databases import Databases  # noqa: E402
+
+from ragline.benchmark import scratch_engine  # noqa: E402
 from ragline.errors import ModelUnavailableError  # noqa: E402
 from ragline.minilm.files import fetch  # noqa: E402
 from ragline.settings import settings_from  # noqa: E402
+from ragline.tables import Base, Source  # noqa: E402
 from ragline.tokens import EstimatedTokens  # noqa: E402
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -57,12 +65,37 @@ def embedder() -> LetterEmbedder:
     return LetterEmbedder()
 
 
-@pytest.fixture
-def engine() -> Iterator[Engine]:
-    """An empty database in memory."""
-    engine = memory_engine()
-    yield engine
-    engine.dispose()
+@pytest.fixture(scope="session")
+def engine_of() -> Iterator[Callable[[str], Engine]]:
+    """Gives an engine with ragline's tables on a database, made when first asked for and gone at the end."""
+    with ExitStack() as stack:
+        databases = Databases()
+        stack.callback(databases.close)
+
+        @functools.cache
+        def engine_of(name: str) -> Engine:
+            url = "sqlite://" if name == "sqlite" else databases.open(name, HOME).url
+            return stack.enter_context(scratch_engine(url))
+
+        yield engine_of
+
+
+@pytest.fixture(params=("sqlite", "postgresql", "mariadb"))
+def engine(request: pytest.FixtureRequest, engine_of: Callable[[str], Engine]) -> Engine:
+    """An empty database with ragline's tables: each kind in turn."""
+    engine = engine_of(request.param)
+    empty_tables(engine)
+    return engine
+
+
+def empty_tables(engine: Engine) -> None:
+    """Delete all rows."""
+    with engine.begin() as connection:
+        connection.execute(update(Source).values(serving_id=None, pending_id=None))
+        for table in reversed(Base.metadata.sorted_tables):
+            connection.execute(table.delete())
+        # Where foreign keys do not reach.
+        connection.execute(text("DELETE FROM chunk_keywords"))
 
 
 @pytest.fixture

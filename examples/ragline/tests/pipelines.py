@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
+from conftest import empty_tables
 from ragline import pipeline
 from ragline.app import alchemy, create_tables
 from ragline.embedders import Embedder
 from ragline.intake import Offer, Outcome, Recipe, take_in
-from ragline.tables import Base, Document, Source
+from ragline.tables import Document
 from ragline.tokens import EstimatedTokens, TokenCounter
 
 KEYWORDS = Recipe(parser="1", splitter="1", embedder="none")
@@ -23,13 +23,10 @@ BATCH_CHUNKS = 3
 def empty_index() -> None:
     """Make the tables of the app's own database where they are missing, and empty them."""
     create_tables(alchemy)
+    empty_tables(alchemy.engine)
     with alchemy.begin() as session:
-        for source in session.scalars(select(Source)):
-            source.serving_id = source.pending_id = None
-        session.flush()
-        for table in (*reversed(Base.metadata.sorted_tables), *alchemy.metadata.sorted_tables):
+        for table in alchemy.metadata.sorted_tables:
             session.execute(table.delete())
-        session.execute(text("DELETE FROM chunk_keywords"))
 
 
 def offer(content: str | bytes, uri: str = "file:///a.txt") -> Offer:

@@ -126,7 +126,9 @@ def test_a_mistake_is_told_in_one_line(
     [
         ({"RAGLINE_EMBEDDER": "best"}, "RAGLINE_EMBEDDER"),
         ({"RAGLINE_BATCH_CHUNKS": "0"}, "RAGLINE_BATCH_CHUNKS"),
-        ({"RAGLINE_DATABASE_URL": "postgresql://localhost/x"}, "RAGLINE_DATABASE_URL"),
+        ({"RAGLINE_DATABASE_URL": "oracle://localhost/x"}, "RAGLINE_DATABASE_URL"),
+        ({"RAGLINE_DATABASE_URL": "somewhere"}, "RAGLINE_DATABASE_URL"),
+        ({"RAGLINE_QUEUES": "a b"}, "RAGLINE_QUEUES"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(environment: Mapping[str, str], named: str) -> None:
@@ -142,5 +144,19 @@ def test_defaults_follow_the_desktop_conventions() -> None:
 
     assert (settings.home, settings.cache) == (Path("/data/ragline"), Path("/cache/ragline"))
     assert settings.has_own_broker
-    assert moved.database_url == "sqlite:////mine/ragline.db"
+    assert moved.database_url == "sqlite+pysqlite:////mine/ragline.db"
     assert not moved.has_own_broker
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("postgresql://u:p@h/d", "postgresql+psycopg://u:p@h/d"),
+        ("postgres://h/d", "postgresql+psycopg://h/d"),
+        ("mariadb://h/d", "mysql+pymysql://h/d"),
+        ("mysql+mysqldb://h/d", "mysql+mysqldb://h/d"),
+    ],
+)
+def test_a_database_url_without_a_driver_gets_the_one_that_ragline_installs(given: str, used: str) -> None:
+    """As its provider shows it, without knowing SQLAlchemy's drivers."""
+    assert settings_from({"RAGLINE_DATABASE_URL": given}).database_url == used

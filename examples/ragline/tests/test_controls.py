@@ -6,10 +6,11 @@ import json
 from collections.abc import Callable, Iterator
 
 import pytest
-from sqlalchemy import func, select, text
+from celery_alchemy import Alchemy
+from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
-from conftest import LetterEmbedder
+from conftest import LetterEmbedder, empty_tables
 from pipelines import (
     BATCH_CHUNKS,
     KEYWORDS,
@@ -24,7 +25,7 @@ from pipelines import (
     until_embedding,
 )
 from ragline import controls, pipeline
-from ragline.app import alchemy
+from ragline.app import alchemy, app
 from ragline.audit import audit
 from ragline.errors import NoSuchDocumentError, NotPossibleError, UnsupportedError
 from ragline.intake import Offer
@@ -35,11 +36,28 @@ from ragline.tables import Base, Chunk, Document, DocumentText, Source, Vector
 from ragline.transitions import move
 
 
+@pytest.fixture(params=("sqlite", "postgresql", "mariadb"))
+def database(request: pytest.FixtureRequest, engine_of: Callable[[str], Engine]) -> Iterator[Alchemy]:
+    """An empty database that carries the outbox: each kind in turn serves the app."""
+    if request.param == "sqlite":
+        empty_index()
+        yield alchemy
+        return
+    engine = engine_of(request.param)
+    empty_tables(engine)
+    other = Alchemy(app, engine, outbox=True)
+    other.create_tables()
+    with engine.begin() as connection:
+        for table in other.metadata.sorted_tables:
+            connection.execute(table.delete())
+    yield other
+    alchemy.init_app(app)
+
+
 @pytest.fixture
-def session() -> Iterator[Session]:
-    """A session of the app's own database, which carries the outbox."""
-    empty_index()
-    with alchemy.session() as session:
+def session(database: Alchemy) -> Iterator[Session]:
+    """A session of the database that serves the app."""
+    with database.session() as session:
         yield session
 
 
@@ -304,13 +322,13 @@ def test_a_move_that_the_table_does_not_allow_is_a_mistake_of_the_caller(session
     assert State.PARSING not in TRANSITIONS[State.READY]
 
 
-def test_only_one_of_two_transactions_moves_a_document(session: Session) -> None:
+def test_only_one_of_two_transactions_moves_a_document(session: Session, database: Alchemy) -> None:
     """The second is told that it was not the one; nothing is sent twice."""
     document_id = add(session, "some text").document_id
 
     assert pipeline.admit(session, document_id)
     session.commit()
-    with alchemy.begin() as other:
+    with database.begin() as other:
         assert not pipeline.admit(other, document_id)
 
     assert session.scalar(select(func.count(Source.id))) == 1

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from conftest import LetterEmbedder
 from pipelines import LETTERS, add, long_text, process
-from ragline import fulltext
-from ragline.benchmark import memory_engine
+from ragline.databases import index_of
+from ragline.databases.sqlite import match_expression
 from ragline.ranking import VectorIndex, fuse
 from ragline.searching import Mode, load_index, passages, rank
 from ragline.tables import DocumentText
 
-ENGINE = memory_engine()
 
-
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.text(max_size=80))
-def test_no_query_is_an_error(query: str) -> None:
-    """Quotes, operators, NUL characters, half of a surrogate pair: FTS5 understands what is asked of it."""
-    with ENGINE.connect() as connection:
-        assert fulltext.best(connection, query, limit=5) == []
+def test_no_query_is_an_error(engine: Engine, query: str) -> None:
+    """Quotes, operators, NUL characters, half of a surrogate pair: the database understands what is asked of it."""
+    with engine.connect() as connection:
+        assert index_of(connection).best(connection, query, limit=5) == []
 
 
 @pytest.mark.parametrize(
@@ -50,9 +49,9 @@ def test_a_query_finds_its_passage_in_any_script(session: Session, content: str,
 
 def test_stop_words_do_not_decide() -> None:
     """A question is asked by the words that tell, unless there are no others."""
-    assert fulltext.match_expression("What is the lock of a row?") == '"lock" OR "row"'
-    assert fulltext.match_expression("what is the") == '"what" OR "is" OR "the"'
-    assert fulltext.match_expression("?!") is None
+    assert match_expression("What is the lock of a row?") == '"lock" OR "row"'
+    assert match_expression("what is the") == '"what" OR "is" OR "the"'
+    assert match_expression("?!") is None
 
 
 VECTORS = st.lists(st.integers(0, 4), min_size=1, max_size=30)

@@ -8,9 +8,10 @@ from typing import Any
 
 from celery import Celery
 from celery_alchemy import Alchemy
+from kombu import Exchange, Queue
 
-from ragline import fulltext
 from ragline.broker import transport_options
+from ragline.databases import index_of
 from ragline.settings import Settings, settings_from
 from ragline.tables import Base
 
@@ -33,11 +34,30 @@ def create_app(settings: Settings) -> tuple[Celery, Alchemy]:
         worker_prefetch_multiplier=1,
         broker_connection_retry_on_startup=True,
     )
+    app.conf.update(_queues(settings))
     if settings.has_own_broker:
         app.conf.update(_own_broker(settings.home))
     # Messages are rows of the sender's transaction: what is committed is sent, and what is not never was.
     redeliver_seconds = settings.redeliver_seconds
     return app, Alchemy(app, settings.database_url, outbox=True, redeliver_after=redeliver_seconds)
+
+
+def _queues(settings: Settings) -> dict[str, Any]:
+    """Parsing and embedding apart: a worker takes from both, or from one where the machine suits it."""
+    names = settings.queue_names
+    configuration = {
+        "task_queues": [
+            Queue(name, Exchange(name, type="direct"), routing_key=name) for name in names.values()
+        ],
+        "task_default_queue": names["parsing"],
+        "task_routes": {"ragline.tasks.embed": {"queue": names["embedding"]}},
+        # What workers and commands tell each other stays among those of this installation.
+        "control_exchange": f"{settings.queues}-control",
+        "event_exchange": f"{settings.queues}-events",
+    }
+    if settings.broker_url.startswith("redis"):
+        configuration["broker_transport_options"] = {"global_keyprefix": f"{settings.queues}:"}
+    return configuration
 
 
 def _own_broker(home: Path) -> dict[str, Any]:
@@ -51,10 +71,10 @@ def _own_broker(home: Path) -> dict[str, Any]:
 
 def create_tables(alchemy: Alchemy) -> None:
     """Make ragline's tables and the outbox where they are missing; safe in several processes at once."""
-    with alchemy.engine.begin() as connection:
+    with alchemy.engine.begin() as connection, index_of(connection).creation_lock(connection):
         Base.metadata.create_all(connection)
         alchemy.metadata.create_all(connection)
-        fulltext.create_index(connection)
+        index_of(connection).create(connection)
 
 
 settings = settings_from()

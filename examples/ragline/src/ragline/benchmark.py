@@ -1,16 +1,16 @@
-"""`ragline eval`: a collection split, embedded and indexed in memory, and searched in every mode."""
+"""`ragline eval`: a collection indexed as documents are, beside the tables, and searched in every mode."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Engine, create_engine, event, insert
+from sqlalchemy import Engine, insert, make_url
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import StaticPool
 
-from ragline import fulltext
+from ragline.databases import index_of, search_index
 from ragline.embedders import Embedder, load_embedder, token_counter
 from ragline.endpoints import Endpoint
 from ragline.evaluation import Collection, Measures, measure_ranking
@@ -31,8 +31,9 @@ def evaluate(
     advanced: Callable[[int], object],
     *,
     endpoint: Endpoint | None = None,
+    database_url: str = "sqlite://",
 ) -> dict[Mode, Measures]:
-    """Index a collection in memory and measure every way of searching it.
+    """Index a collection in a place of its own and measure every way of searching it.
 
     Args:
         collection: documents, queries, judgements.
@@ -40,6 +41,7 @@ def evaluate(
         cache: where models are kept.
         advanced: called with a number of documents each time so many are indexed.
         endpoint: the one whose embedder that is, if it is one's.
+        database_url: which database; its tables are not touched, SQLite is in memory.
 
     Returns:
         The measures of each mode that the embedder allows.
@@ -47,8 +49,7 @@ def evaluate(
     embedder = load_embedder(embedder_name, cache, endpoint)
     counter = token_counter(embedder_name, cache, endpoint)
     texts = [(name, clean(text)) for name, text in collection.documents.items()]
-    engine = memory_engine()
-    with Session(engine) as session:
+    with scratch_engine(database_url) as engine, Session(engine) as session:
         names = _index(session, texts, counter, embedder, advanced)
         queries = list(collection.queries)
         vectors = (
@@ -64,18 +65,18 @@ def evaluate(
                 # A document is found where its best passage is.
                 rankings[query] = list(dict.fromkeys(names[chunk_id] for chunk_id, _ in ranked))
             results[mode] = measure_ranking(rankings, collection)
-    engine.dispose()
     return results
 
 
-def memory_engine() -> Engine:
-    """A database in memory with all tables, set up as `Alchemy` sets up one in a file."""
-    engine = create_engine("sqlite://", poolclass=StaticPool)
-    event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA foreign_keys = ON"))
-    with engine.begin() as connection:
-        Base.metadata.create_all(connection)
-        fulltext.create_index(connection)
-    return engine
+@contextmanager
+def scratch_engine(database_url: str) -> Iterator[Engine]:
+    """An engine with all of ragline's tables, empty, beside the real ones and gone after the block."""
+    url = make_url(database_url)
+    with search_index(url.get_backend_name()).scratch(url) as engine:
+        with engine.begin() as connection:
+            Base.metadata.create_all(connection)
+            index_of(connection).create(connection)
+        yield engine
 
 
 def _index(
@@ -100,15 +101,20 @@ def _index(
         ]
         names |= {int(chunk["id"]): texts[int(chunk["document_id"]) - 1][0] for chunk in chunks}
         session.execute(insert(Chunk), chunks)
-        fulltext.add(session.connection(), [(int(chunk["id"]), str(chunk["content"])) for chunk in chunks])
+        connection = session.connection()
+        index_of(connection).add(connection, [(int(chunk["id"]), str(chunk["content"])) for chunk in chunks])
         if embedder is not None:
             vectors = embedder.embed([str(chunk["content"]) for chunk in chunks])
-            rows = zip(chunks, vectors.astype("<f4", copy=False), strict=True)
+            rows = [
+                (int(chunk["id"]), vector)
+                for chunk, vector in zip(chunks, vectors.astype("<f4", copy=False), strict=True)
+            ]
             values = [
-                {"chunk_id": chunk["id"], "embedder": embedder.name, "data": vector.tobytes()}
-                for chunk, vector in rows
+                {"chunk_id": key, "embedder": embedder.name, "data": row.tobytes()} for key, row in rows
             ]
             session.execute(insert(Vector), values)
+            index_of(connection).add_vectors(connection, rows)
+        session.commit()
         advanced(len(some))
     return names
 

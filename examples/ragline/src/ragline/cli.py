@@ -191,17 +191,25 @@ def delete(documents: Documents) -> None:
 @cli.command()
 def worker(
     processes: Annotated[int, typer.Option(min=1, help="How many documents are worked on at once.")] = 2,
+    queue: Annotated[
+        list[str] | None,
+        typer.Option(help="Take from this queue only, parsing or embedding; all by default."),
+    ] = None,
     log_level: Annotated[str, typer.Option(help="Celery's log level.")] = "info",
 ) -> None:
     """Run a worker until it is interrupted."""
     from ragline import ingestion
-    from ragline.app import alchemy, app, create_tables
+    from ragline.app import alchemy, app, create_tables, settings
     from ragline.workers import worker_arguments
 
+    names = settings.queue_names
+    if unknown := set(queue or ()) - set(names):
+        raise ConfigurationError(f"--queue {min(unknown)}: use one of {', '.join(names)}.")
     create_tables(alchemy)
     alchemy.engine.dispose()  # the worker's processes make their own
     ingestion.choose_embedder(console)
-    app.worker_main(worker_arguments(processes=processes, log_level=log_level))
+    queues = [names[kind] for kind in queue or names]
+    app.worker_main(worker_arguments(processes=processes, log_level=log_level, queues=queues))
 
 
 @model.command()
@@ -246,6 +254,7 @@ def evaluate(
             settings.cache,
             lambda count: bar.advance(task, count),
             endpoint=settings.embeddings,
+            database_url=settings.database_url,
         )
     if as_json:
         print(json.dumps({mode.value: asdict(measures) for mode, measures in results.items()}, indent=2))

@@ -46,6 +46,10 @@ class ModelUnavailableError(RaglineError):
     """The embedding model cannot be had here; search works by keywords alone."""
 
 
+class DatabaseError(RaglineError):
+    """The database does not do what it is asked for."""
+
+
 class ConfigurationError(RaglineError):
     """A setting has a value that ragline cannot use."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
-from ragline import fulltext
+from ragline.databases import index_of
 from ragline.errors import DocumentError, TooLargeError, UnreadableError
 from ragline.formats import EXTENSIONS
 from ragline.states import State
@@ -165,7 +165,7 @@ def drop_unused(session: Session, document_ids: Iterable[int]) -> list[int]:
         if session.scalar(select(Source.id).where(used).limit(1)) is not None:
             continue
         digest = session.scalar(select(Document.digest).where(Document.id == document_id))
-        fulltext.remove(session.connection(), [document_id])
+        index_of(session.connection()).remove(session.connection(), [document_id])
         session.execute(delete(Document).where(Document.id == document_id))
         dropped.append(document_id)
         if session.scalar(select(Document.id).where(Document.digest == digest).limit(1)) is None:
@@ -175,7 +175,7 @@ def drop_unused(session: Session, document_ids: Iterable[int]) -> list[int]:
 
 def forget_results(session: Session, document_id: int) -> None:
     """Delete what was made of a document, which stays."""
-    fulltext.remove(session.connection(), [document_id])
+    index_of(session.connection()).remove(session.connection(), [document_id])
     session.execute(delete(Chunk).where(Chunk.document_id == document_id))
     session.execute(delete(DocumentText).where(DocumentText.document_id == document_id))
 

@@ -15,7 +15,7 @@ from celery_alchemy import released
 from sqlalchemy import exists, insert, select
 from sqlalchemy.orm import Session
 
-from ragline import fulltext
+from ragline.databases import index_of
 from ragline.embedders import NO_EMBEDDER, Embedder
 from ragline.errors import DocumentError, RaglineError
 from ragline.formats import detect_format
@@ -124,7 +124,8 @@ def split(
     ]
     session.execute(insert(Chunk), rows)
     indexed = session.execute(select(Chunk.id, Chunk.content).where(Chunk.document_id == document_id))
-    fulltext.add(session.connection(), [(row.id, row.content) for row in indexed])
+    connection = session.connection()
+    index_of(connection).add(connection, [(row.id, row.content) for row in indexed])
     if _finish(session, document_id):
         return []
     return _batches_to_embed(session, document_id)
@@ -162,14 +163,19 @@ def embed(
     if locked is not State.EMBEDDING:
         return False
     missing = _without_vector(session, document_id, batch)
-    rows = [
-        {"chunk_id": chunk_id, "embedder": wanted, "data": vector.tobytes()}
+    new = {
+        chunk_id: vector
         for (chunk_id, content), vector in zip(chunks.items(), vectors, strict=True)
         # SQLite gives ids of deleted rows out again: the content says that it still is the same chunk.
         if missing.get(chunk_id) == content
-    ]
-    if rows:
+    }
+    if new:
+        rows = [
+            {"chunk_id": key, "embedder": wanted, "data": vector.tobytes()} for key, vector in new.items()
+        ]
         session.execute(insert(Vector), rows)
+        connection = session.connection()
+        index_of(connection).add_vectors(connection, list(new.items()))
     return _finish(session, document_id)
 
 

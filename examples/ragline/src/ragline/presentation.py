@@ -19,11 +19,11 @@ from sqlalchemy.orm import Session
 from ragline import controls
 from ragline.app import alchemy, app, create_tables
 from ragline.asking import Answer
-from ragline.fulltext import STOP_WORDS
 from ragline.progress import Failure, Progress, entries, failures, measure
 from ragline.retrieval import search_embedder
 from ragline.searching import Passage
 from ragline.states import State
+from ragline.words import STOP_WORDS
 from ragline.workers import running_workers
 
 

@@ -17,7 +17,7 @@ from ragline.errors import EndpointError, ModelUnavailableError
 from ragline.minilm.embedder import MiniLM
 from ragline.minilm.files import is_fetched
 from ragline.ranking import VectorIndex
-from ragline.searching import Mode, Passage, index_version, load_index, passages, rank
+from ragline.searching import DatabaseIndex, Mode, Passage, index_version, load_index, passages, rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +85,9 @@ class _Indexes:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._held: tuple[object, VectorIndex] | None = None
+        self._held: tuple[object, VectorIndex | DatabaseIndex] | None = None
 
-    def current(self, session: Session, embedder: str) -> VectorIndex:
+    def current(self, session: Session, embedder: str) -> VectorIndex | DatabaseIndex:
         """The vectors as they are in the session's transaction."""
         version = (embedder, index_version(session))
         with self._lock:  # several searches at once would each read them all

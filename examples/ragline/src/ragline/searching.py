@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from ragline import fulltext
+from ragline.databases import index_of
 from ragline.ranking import VectorIndex, fuse
 from ragline.tables import Chunk, Document, Source, Vector
 
@@ -68,8 +68,21 @@ def index_version(session: Session) -> tuple[object, ...]:
     return tuple(session.execute(served).one())
 
 
-def load_index(session: Session, embedder: str) -> VectorIndex:
-    """The vectors that searches may see and that this embedder made, for exact search in memory."""
+@dataclass(frozen=True, slots=True)
+class DatabaseIndex:
+    """The vectors of an embedder where the database itself searches them."""
+
+    embedder: str
+
+
+def load_index(session: Session, embedder: str) -> VectorIndex | DatabaseIndex:
+    """The vectors that searches may see and that this embedder made, for exact search.
+
+    In memory, unless the database itself searches vectors.
+    """
+    connection = session.connection()
+    if index_of(connection).has_vectors(connection):
+        return DatabaseIndex(embedder)
     rows = session.execute(
         select(Vector.chunk_id, Vector.data)
         .join(Chunk, Chunk.id == Vector.chunk_id)
@@ -87,7 +100,7 @@ def rank(
     session: Session,
     query: str,
     vector: npt.NDArray[np.float32] | None,
-    index: VectorIndex | None,
+    index: VectorIndex | DatabaseIndex | None,
     *,
     mode: Mode = Mode.HYBRID,
 ) -> list[tuple[int, float]]:
@@ -103,11 +116,16 @@ def rank(
     Returns:
         (chunk id, score), best first, the same for the same index and query every time.
     """
+    connection = session.connection()
+    database = index_of(connection)
     rankings: list[list[tuple[int, float]]] = []
     if mode is not Mode.VECTOR:
-        rankings.append(fulltext.best(session.connection(), query, limit=CANDIDATES))
+        rankings.append(database.best(connection, query, limit=CANDIDATES))
     if mode is not Mode.KEYWORD and vector is not None and index is not None:
-        rankings.append(index.nearest(vector, limit=CANDIDATES))
+        if isinstance(index, VectorIndex):
+            rankings.append(index.nearest(vector, limit=CANDIDATES))
+        else:
+            rankings.append(database.nearest(connection, index.embedder, vector, limit=CANDIDATES))
     if len(rankings) == 1:
         return rankings[0]
     return fuse([[chunk_id for chunk_id, _ in ranking] for ranking in rankings])

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from ragline.endpoints import Endpoint
 from ragline.errors import ConfigurationError
 
+QUEUES = ("parsing", "embedding")
 EMBEDDERS = ("auto", "minilm", "openai", "none")
 
 
@@ -21,8 +27,10 @@ class Settings:
     Attributes:
         home: folder of the embedded database and broker (`RAGLINE_HOME`).
         cache: folder of the fetched model, shared by all homes (`RAGLINE_CACHE`).
-        database_url: SQLAlchemy URL (`RAGLINE_DATABASE_URL`); SQLite in the home by default.
+        database_url: URL of SQLite, PostgreSQL, MariaDB or MySQL (`RAGLINE_DATABASE_URL`); a file in the home
+            by default.
         broker_url: Celery broker URL (`RAGLINE_BROKER_URL`); the file system of the home by default.
+        queues: what the names of queues begin with (`RAGLINE_QUEUES`): installations can share a broker.
         embedder: "minilm", "openai" for an endpoint, "none" for keyword search only, or "auto": the endpoint
             if one is set, else MiniLM where it can be had (`RAGLINE_EMBEDDER`).
         embeddings: an OpenAI-compatible endpoint that embeds, or None (`RAGLINE_EMBEDDINGS_URL`, `..._MODEL`,
@@ -39,12 +47,18 @@ class Settings:
     cache: Path
     database_url: str
     broker_url: str
+    queues: str
     embedder: str
     embeddings: Endpoint | None
     chat: Endpoint | None
     max_bytes: int
     batch_chunks: int
     redeliver_seconds: int
+
+    @property
+    def queue_names(self) -> dict[str, str]:
+        """The names of the queues at the broker: for parsing, which needs a CPU, and for embedding."""
+        return {kind: f"{self.queues}-{kind}" for kind in QUEUES}
 
     @property
     def has_own_broker(self) -> bool:
@@ -62,11 +76,6 @@ def settings_from(environment: Mapping[str, str] = os.environ) -> Settings:
         ConfigurationError: a value that cannot be used, with the name of its variable.
     """
     home = _folder(environment, "RAGLINE_HOME", "XDG_DATA_HOME", ".local/share")
-    database_url = environment.get("RAGLINE_DATABASE_URL") or f"sqlite:///{home / 'ragline.db'}"
-    if not database_url.startswith("sqlite"):
-        raise ConfigurationError(
-            "RAGLINE_DATABASE_URL: keyword search needs SQLite's FTS5, so give a sqlite:/// URL."
-        )
     embedder = environment.get("RAGLINE_EMBEDDER") or "auto"
     if embedder not in EMBEDDERS:
         raise ConfigurationError(f"RAGLINE_EMBEDDER={embedder!r}: use one of {', '.join(EMBEDDERS)}.")
@@ -76,8 +85,11 @@ def settings_from(environment: Mapping[str, str] = os.environ) -> Settings:
     return Settings(
         home=home,
         cache=_folder(environment, "RAGLINE_CACHE", "XDG_CACHE_HOME", ".cache"),
-        database_url=database_url,
+        database_url=_database_url(
+            environment.get("RAGLINE_DATABASE_URL") or f"sqlite:///{home / 'ragline.db'}"
+        ),
         broker_url=environment.get("RAGLINE_BROKER_URL") or OWN_BROKER_URL,
+        queues=_queues(environment),
         embedder=embedder,
         embeddings=embeddings,
         chat=_endpoint(environment, "RAGLINE_CHAT"),
@@ -85,6 +97,41 @@ def settings_from(environment: Mapping[str, str] = os.environ) -> Settings:
         batch_chunks=_positive(environment, "RAGLINE_BATCH_CHUNKS", 32),
         redeliver_seconds=_positive(environment, "RAGLINE_REDELIVER_SECONDS", 900),
     )
+
+
+# The dialect and driver of a URL that names no driver; each is an extra of ragline's.
+_DRIVERS = {
+    "sqlite": ("sqlite", "pysqlite"),
+    "postgresql": ("postgresql", "psycopg"),
+    "postgres": ("postgresql", "psycopg"),
+    "mysql": ("mysql", "pymysql"),
+    # SQLAlchemy knows the options of tables by the name `mysql` in both.
+    "mariadb": ("mysql", "pymysql"),
+}
+
+
+def _database_url(text: str) -> str:
+    """The URL with its driver."""
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        raise ConfigurationError("RAGLINE_DATABASE_URL: write it as postgresql://user@host/name.") from None
+    name, _, driver = url.drivername.partition("+")
+    if name not in _DRIVERS:
+        raise ConfigurationError(f"RAGLINE_DATABASE_URL: {name} is none of {', '.join(_DRIVERS)}.")
+    dialect, usual = _DRIVERS[name]
+    if not driver and dialect != "sqlite" and find_spec(usual) is None:
+        raise ConfigurationError(
+            f"RAGLINE_DATABASE_URL: {usual} is not installed: pip install 'ragline[{dialect}]'."
+        )
+    return url.set(drivername=f"{dialect}+{driver or usual}").render_as_string(hide_password=False)
+
+
+def _queues(environment: Mapping[str, str]) -> str:
+    name = environment.get("RAGLINE_QUEUES") or "ragline"
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", name):
+        raise ConfigurationError(f"RAGLINE_QUEUES={name!r}: use letters, digits, dots, hyphens, underscores.")
+    return name
 
 
 def _folder(environment: Mapping[str, str], own: str, shared: str, default: str) -> Path:

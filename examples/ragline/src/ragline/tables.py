@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import Any
 
 from sqlalchemy import (
     JSON,
@@ -55,10 +56,15 @@ _StateColumn = EnumType(
 )
 
 
+# Every character there is, compared as Python compares it, whatever a server's defaults are.
+_OPTIONS = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+
+
 class Base(DeclarativeBase):
     """The declarative base of all ragline tables."""
 
     type_annotation_map = {dt.datetime: UtcDateTime}  # noqa: RUF012 - SQLAlchemy's own way to declare it
+    __table_args__: Any = _OPTIONS
 
 
 class Original(Base):
@@ -78,7 +84,7 @@ class Document(Base):
     """
 
     __tablename__ = "document"
-    __table_args__ = (UniqueConstraint("digest", "parser", "splitter", "embedder"),)
+    __table_args__ = (UniqueConstraint("digest", "parser", "splitter", "embedder"), _OPTIONS)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     digest: Mapped[str | None] = mapped_column(String(64))
@@ -137,7 +143,7 @@ class Chunk(Base):
     """A passage of a document: `content` is exactly `text[start:end]` of it."""
 
     __tablename__ = "chunk"
-    __table_args__ = (UniqueConstraint("document_id", "position"),)
+    __table_args__ = (UniqueConstraint("document_id", "position"), _OPTIONS)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     document_id: Mapped[int] = mapped_column(ForeignKey("document.id", ondelete="CASCADE"))
@@ -155,7 +161,8 @@ class Chunk(Base):
 class Vector(Base):
     """The embedding of a chunk: little-endian float32, of length one."""
 
-    __tablename__ = "vector"
+    # `vector` is the name of a type in pgvector.
+    __tablename__ = "embedding"
 
     chunk_id: Mapped[int] = mapped_column(ForeignKey("chunk.id", ondelete="CASCADE"), primary_key=True)
     embedder: Mapped[str] = mapped_column(String(64))

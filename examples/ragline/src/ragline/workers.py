@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,20 @@ ANSWER_SECONDS = 1.0
 STOP_SECONDS = 20.0
 
 
-def worker_arguments(*, processes: int, log_level: str = "warning") -> list[str]:
-    """The arguments of `celery worker` for a ragline worker."""
+def worker_arguments(*, processes: int, log_level: str = "warning", queues: Sequence[str] = ()) -> list[str]:
+    """The arguments of `celery worker` for a ragline worker, which takes from all queues or from some."""
     # Gossip and mingle let workers know of each other, which nothing here needs and a broker of files makes
     # slow.
     return [
         "worker",
+        # Two workers of one name answer as one.
+        f"--hostname=ragline-{os.getpid()}@%h",
         f"--concurrency={processes}",
         f"--loglevel={log_level}",
         "--without-gossip",
         "--without-mingle",
         "--without-heartbeat",
+        *([f"--queues={','.join(queues)}"] if queues else []),
     ]
 
 

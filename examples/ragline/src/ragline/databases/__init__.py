@@ -1,0 +1,97 @@
+"""All that differs between the databases: how each searches, and how several processes make tables at once.
+
+One module for each behind one protocol; the rest of ragline does not know which it works with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import URL, Connection, Engine
+
+from ragline.databases import mysql, postgresql, sqlite
+from ragline.errors import ConfigurationError
+
+
+class SearchIndex(Protocol):
+    """What a database searches with. Every write is part of the caller's transaction."""
+
+    def creation_lock(self, connection: Connection) -> AbstractContextManager[None]:
+        """Hold off other processes that make tables."""
+        ...
+
+    def create(self, connection: Connection) -> None:
+        """Make what is missing of the index, below a `creation_lock`, after the tables."""
+        ...
+
+    def add(self, connection: Connection, chunks: Iterable[tuple[int, str]]) -> None:
+        """Index the words of chunks, given as (id, content)."""
+        ...
+
+    def add_vectors(
+        self, connection: Connection, vectors: Sequence[tuple[int, npt.NDArray[np.float32]]]
+    ) -> None:
+        """Index vectors, given as (chunk id, vector), after they were stored in the table `embedding`."""
+        ...
+
+    def remove(self, connection: Connection, document_ids: Sequence[int]) -> None:
+        """Forget the chunks of documents, before these are deleted."""
+        ...
+
+    def best(self, connection: Connection, query: str, *, limit: int) -> list[tuple[int, float]]:
+        """The chunks that searches may see and that match the query best, as (id, score), best first.
+
+        Ties are in the order of the ids, so that the same query gives the same list.
+        """
+        ...
+
+    def has_vectors(self, connection: Connection) -> bool:
+        """Whether the database itself can search vectors."""
+        ...
+
+    def nearest(
+        self, connection: Connection, embedder: str, vector: npt.NDArray[np.float32], *, limit: int
+    ) -> list[tuple[int, float]]:
+        """The chunks that searches may see and whose vectors are nearest, as (id, similarity), nearest first.
+
+        Exact, ties in the order of the ids; only where the database `has_vectors`.
+        """
+        ...
+
+    def scratch(self, url: URL) -> AbstractContextManager[Engine]:
+        """An engine on a place of its own, beside the real tables, that is gone after the block."""
+        ...
+
+
+_INDEXES: dict[str, SearchIndex] = {
+    "sqlite": sqlite,
+    "postgresql": postgresql,
+    "mysql": mysql,
+    "mariadb": mysql,
+}
+
+NAMES = tuple(_INDEXES)
+"""The dialects of SQLAlchemy that ragline runs on."""
+
+
+def search_index(dialect: str) -> SearchIndex:
+    """The search index of a database.
+
+    Args:
+        dialect: the name of its dialect, such as `connection.dialect.name`.
+
+    Raises:
+        ConfigurationError: ragline does not run on it.
+    """
+    if dialect not in _INDEXES:
+        raise ConfigurationError(f"ragline does not run on {dialect}: use one of {', '.join(NAMES)}.")
+    return _INDEXES[dialect]
+
+
+def index_of(connection: Connection) -> SearchIndex:
+    """The search index of the database of a connection."""
+    return search_index(connection.dialect.name)

@@ -1,0 +1,125 @@
+"""MariaDB and MySQL: keywords in an InnoDB FULLTEXT index. Vectors are searched in memory."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import snowballstemmer
+from sqlalchemy import URL, Connection, Engine, create_engine, text
+
+from ragline.errors import DatabaseError
+from ragline.words import telling_words, words
+
+LOCK_SECONDS = 60
+MAX_WORD_CHARACTERS = 80
+"""InnoDB ignores words of more than 84 (Source: MariaDB documentation, `innodb_ft_max_token_size`)."""
+
+
+@contextmanager
+def creation_lock(connection: Connection) -> Iterator[None]:
+    """A named lock: DDL commits here, so that no lock of a transaction would last."""
+    # The name is the server's, not the database's.
+    name = {"name": f"ragline:{connection.engine.url.database}"[:64], "seconds": LOCK_SECONDS}
+    if connection.scalar(text("SELECT GET_LOCK(:name, :seconds)"), name) != 1:
+        raise DatabaseError(f"Another process makes tables since {LOCK_SECONDS} seconds.")
+    try:
+        yield
+    finally:
+        connection.execute(text("SELECT RELEASE_LOCK(:name)"), name)
+
+
+def create(connection: Connection) -> None:
+    """Make the keyword index."""
+    # Compared byte by byte: case and accents are gone from the words before they come here.
+    connection.execute(
+        text(
+            "CREATE TABLE IF NOT EXISTS chunk_keywords (chunk_id integer PRIMARY KEY, content text NOT NULL,"
+            " FULLTEXT INDEX chunk_keywords_content (content),"
+            " FOREIGN KEY (chunk_id) REFERENCES chunk (id) ON DELETE CASCADE"
+            ") ENGINE = InnoDB CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+        )
+    )
+
+
+def add(connection: Connection, chunks: Iterable[tuple[int, str]]) -> None:
+    """Index the words of chunks; searches see them after the commit."""
+    rows = [
+        {"id": chunk_id, "content": " ".join(map(_indexed, words(content)))} for chunk_id, content in chunks
+    ]
+    if rows:
+        connection.execute(
+            text("INSERT INTO chunk_keywords (chunk_id, content) VALUES (:id, :content)"), rows
+        )
+
+
+def add_vectors(_: Connection, vectors: Sequence[tuple[int, npt.NDArray[np.float32]]]) -> None:
+    """Nothing to do: the table `embedding` has them."""
+
+
+def remove(connection: Connection, document_ids: Sequence[int]) -> None:
+    """Nothing to do: the foreign key cascades."""
+
+
+def best(connection: Connection, query: str, *, limit: int) -> list[tuple[int, float]]:
+    """Ranked by InnoDB's sum of term frequency times squared inverse document frequency."""
+    terms = " ".join(dict.fromkeys(map(_indexed, telling_words(query))))
+    if not terms:
+        return []
+    found = connection.execute(
+        text(
+            "SELECT k.chunk_id, MATCH (k.content) AGAINST (:terms) AS score"
+            " FROM chunk_keywords AS k JOIN chunk AS c ON c.id = k.chunk_id"
+            " WHERE MATCH (k.content) AGAINST (:terms) AND c.document_id IN (SELECT serving_id FROM source)"
+            " ORDER BY score DESC, k.chunk_id LIMIT :limit"
+        ),
+        {"terms": terms, "limit": limit},
+    )
+    return [(chunk_id, score) for chunk_id, score in found]
+
+
+def has_vectors(_: Connection) -> bool:
+    """Neither searches vectors in the versions that ragline supports."""
+    return False
+
+
+def nearest(
+    connection: Connection, embedder: str, vector: npt.NDArray[np.float32], *, limit: int
+) -> list[tuple[int, float]]:
+    """Never called: `has_vectors` is False."""
+    raise NotImplementedError
+
+
+@contextmanager
+def scratch(url: URL) -> Iterator[Engine]:
+    """A database with a random name, for which the user must be allowed to make databases."""
+    name = f"ragline_scratch_{secrets.token_hex(6)}"
+    with _administration(url) as connection:
+        connection.execute(text(f"CREATE DATABASE {name} CHARACTER SET utf8mb4"))
+    engine = create_engine(url.set(database=name))
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+        with _administration(url) as connection:
+            connection.execute(text(f"DROP DATABASE {name}"))
+
+
+@contextmanager
+def _administration(url: URL) -> Iterator[Connection]:
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        yield connection
+    engine.dispose()
+
+
+@lru_cache(maxsize=50_000)
+def _indexed(word: str) -> str:
+    """The stem of a word, with underscores so that InnoDB takes it: no stop word, not too short."""
+    # A stemmer of its own: it keeps the word in itself, and a web server searches in several threads.
+    stem = snowballstemmer.stemmer("english").stemWord(word[:MAX_WORD_CHARACTERS])
+    return f"{stem}_".ljust(3, "_")

@@ -1,0 +1,64 @@
+"""The words of a text and of a query, as keyword indexes get them: in every script, on every database."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+
+STOP_WORDS = frozenset(
+    """
+    a about after all also am an and any are as at be because been before being between both but by can
+    could did do does doing done during each few for from further had has have having he her here hers
+    him his how i if in into is it its itself just may me might more most must my no nor not of off on
+    once only or other our ours out over own same shall she should so some such than that the their
+    theirs them then there these they this those through to too under until up upon very was we were
+    what when where whether which while who whom whose why will with would you your yours
+    """.split()
+)
+"""Words that ask without saying about what: dropped from queries, never from the index."""
+
+# Scripts that are written without spaces: CJK ideographs with their extensions, kana, and Hangul, whose
+# particles stick to the word before them.
+_CJK = (
+    "\u3005\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
+    "\U00020000-\U0003134f"
+)
+_CJK_RUN = re.compile(f"[{_CJK}]+")
+_WORD = re.compile(f"[{_CJK}]+|[^\\W_{_CJK}]+")
+
+
+def paired(text: str) -> str:
+    """The text, its runs of Chinese, Japanese and Korean as overlapping pairs, for a tokenizer to go on."""
+    return _CJK_RUN.sub(lambda run: f" {' '.join(_pairs(run[0]))} ", text)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in order, lower-case and without accents; pairs where there are no spaces."""
+    found: list[str] = []
+    for run in _WORD.findall(unicodedata.normalize("NFC", text)):
+        found.extend(_pairs(run) if _CJK_RUN.match(run) else [_folded(run)])
+    return found
+
+
+def telling_words(query: str) -> list[str]:
+    """The words of a query that say what it is about, each once, in order; all of them if none does."""
+    every = dict.fromkeys(words(query))
+    return [word for word in every if word not in STOP_WORDS] or list(every)
+
+
+def _pairs(run: str) -> list[str]:
+    return [run[at : at + 2] for at in range(len(run) - 1)] or [run]
+
+
+@lru_cache(maxsize=50_000)
+def _folded(word: str) -> str:
+    lowered = word.lower()
+    return lowered if lowered.isascii() else "".join(map(_base, lowered))
+
+
+@lru_cache(maxsize=5_000)
+def _base(character: str) -> str:
+    """The letter without its accents, as FTS5's `unicode61` has it: of Latin letters only."""
+    base = unicodedata.normalize("NFD", character)[:1]
+    return base if "LATIN" in unicodedata.name(base, "") else character
