@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from sqlalchemy import Engine, inspect, text
@@ -15,7 +15,9 @@ from sqlalchemy.exc import DBAPIError
 
 from .errors import CeleryAlchemyError, NotConfiguredError
 from .injection import injection_of
+from .registry import homes_of
 from .task import SessionTask
+from .visibility import visibility_timeout_seconds, window_is_short
 
 __all__ = ["Finding", "check"]
 
@@ -36,13 +38,17 @@ class Finding:
     reason: str
     fix: str
 
+    def of_database(self, name: str | None) -> Finding:
+        """Return the finding as one of another of the app's databases."""
+        return replace(self, reason=f"Database {name!r}: {self.reason}")
+
     def as_dict(self) -> dict[str, str]:
         """Return the finding as plain values."""
         return asdict(self)
 
 
 def check(alchemy: Any) -> list[Finding]:
-    """Run every check of an Alchemy and its app.
+    """Run every check of an Alchemy, of its app, and of the app's other databases.
 
     Args:
         alchemy: An Alchemy that serves an app.
@@ -51,7 +57,10 @@ def check(alchemy: Any) -> list[Finding]:
         The findings, errors first; empty when all is well.
     """
     alchemy.app.finalize()
-    findings = [finding for look in _LOOKS for finding in look(alchemy)]
+    findings = [finding for look in (*_LOOKS, *_LOOKS_AT_THE_APP) for finding in look(alchemy)]
+    for name, other in homes_of(alchemy.app).items():
+        if other is not alchemy:
+            findings += [finding.of_database(name) for look in _LOOKS for finding in look(other)]
     return sorted(findings, key=lambda finding: finding.level != "error")
 
 
@@ -77,7 +86,10 @@ def _reachable(look: Callable[[Any, Engine], Iterator[Finding]]) -> Callable[[An
 
 @_reachable
 def _tables(alchemy: Any, engine: Engine) -> Iterator[Finding]:
-    needed = alchemy.keeps_messages or any(getattr(task, "is_once", False) for task in alchemy.app.tasks.values())
+    # The records of once tasks are in the default database.
+    needed = alchemy.keeps_messages or (
+        alchemy.name is None and any(getattr(task, "is_once", False) for task in alchemy.app.tasks.values())
+    )
     there = inspect(engine)
     for table in alchemy.metadata.sorted_tables if needed else ():
         if not there.has_table(table.name):
@@ -134,7 +146,8 @@ def _sqlite(alchemy: Any, engine: Engine) -> Iterator[Finding]:
         return
     with engine.connect() as connection:
         mode = str(connection.exec_driver_sql("PRAGMA journal_mode").scalar())
-    if mode != "wal":
+    # A database in memory has one connection, or one process.
+    if mode not in ("wal", "memory"):
         yield Finding(
             "sqlite-journal",
             "warning",
@@ -144,10 +157,16 @@ def _sqlite(alchemy: Any, engine: Engine) -> Iterator[Finding]:
 
 
 def _broker(alchemy: Any) -> Iterator[Finding]:
-    conf = alchemy.app.conf
-    options = conf.broker_transport_options or {}
-    transport = (alchemy.app.connection_for_write().transport_cls or "") if conf.broker_url else ""
-    if str(transport) in ("amqp", "amqps", "pyamqp") and not options.get("confirm_publish"):
+    if not alchemy.app.conf.broker_url:
+        return
+    try:
+        transport = str(alchemy.app.connection_for_write().transport_cls)
+        timeout = visibility_timeout_seconds(alchemy.app)
+    except ImportError as exc:
+        yield Finding("broker", "error", f"The broker's transport cannot be used: {exc}", "Install its package, such as celery[sqs].")
+        return
+    options = alchemy.app.conf.broker_transport_options or {}
+    if transport in ("amqp", "amqps", "pyamqp") and not options.get("confirm_publish"):
         yield Finding(
             "confirm-publish",
             "warning",
@@ -155,8 +174,8 @@ def _broker(alchemy: Any) -> Iterator[Finding]:
             " always waits for confirms.)",
             "Set broker_transport_options = {'confirm_publish': True}.",
         )
-    if str(transport) in ("redis", "rediss", "sentinel", "sqs"):
-        yield from _visibility(alchemy, float(options.get("visibility_timeout", 3600 if "sqs" not in str(transport) else 1800)))
+    if timeout is not None:
+        yield from _visibility(alchemy, timeout)
 
 
 def _visibility(alchemy: Any, timeout: float) -> Iterator[Finding]:
@@ -169,7 +188,7 @@ def _visibility(alchemy: Any, timeout: float) -> Iterator[Finding]:
                 f" after {timeout:.0f} s.",
                 "Raise broker_transport_options['visibility_timeout'] above the longest time limit.",
             )
-    if alchemy.once_window_seconds <= timeout:
+    if window_is_short(alchemy.app, alchemy.once_window_seconds):
         yield Finding(
             "once-window",
             "error",
@@ -190,6 +209,13 @@ def _tasks(alchemy: Any) -> Iterator[Finding]:
             task.home()
         except NotConfiguredError as exc:
             yield Finding("no-session-source", "error", str(exc), "Tie an Alchemy to the app.")
+        for name in set(task.named_databases) - set(homes_of(alchemy.app)):
+            yield Finding(
+                "unknown-database",
+                "error",
+                f"Task {task.name} asks for a session of {name!r}, and the app has no Alchemy of that name.",
+                f"Make Alchemy(app, url, name={name!r}), or write the name as it is there.",
+            )
         if task.is_once and not task.time_limit:
             yield Finding(
                 "once-time-limit",
@@ -227,12 +253,6 @@ def _green_drivers(alchemy: Any) -> Iterator[Finding]:
         )
 
 
-_LOOKS: tuple[Callable[[Any], Iterator[Finding]], ...] = (
-    _database,
-    _tables,
-    _connections,
-    _sqlite,
-    _broker,
-    _tasks,
-    _green_drivers,
-)
+#: At each database of the app.
+_LOOKS: tuple[Callable[[Any], Iterator[Finding]], ...] = (_database, _tables, _connections, _sqlite, _green_drivers)
+_LOOKS_AT_THE_APP: tuple[Callable[[Any], Iterator[Finding]], ...] = (_broker, _tasks)

@@ -136,17 +136,14 @@ class SessionTask(Task[Any, Any]):
         Raises:
             ConfigurationError: The task is ``once`` or has ``transient_retries``, and asks for a session of a named database.
         """
-        parameters = self._injection.parameters
-        named = next((p for p in parameters if p.database is not None), None)
-        promise = "once" if _static(type(self), "once") else "transient_retries" if self.transient_retries else None
-        if named is None or promise is None:
-            return
-        # In an app with one database the text in the annotation is a comment. A class-based task has no app when it is made.
+        # A class-based task has no app when it is made.
         has_app = "app" in vars(type(self)) or cast("Any", self).__bound__
-        if len(parameters) == 1 and not (has_app and self.has_named_databases):
+        named = self.named_databases if has_app or len(self._injection.parameters) > 1 else ()
+        promise = "once" if _static(type(self), "once") else "transient_retries" if self.transient_retries else None
+        if not named or promise is None:
             return
         raise ConfigurationError(
-            f"Task {self.name!r} has {promise} and asks for a session of {named.database!r}: a run that is repeated would"
+            f"Task {self.name!r} has {promise} and asks for a session of {named[0]!r}: a run that is repeated would"
             " commit its writes there again.",
             f"Remove {promise}, or write there in a task of its own that is sent on commit.",
         )
@@ -437,6 +434,16 @@ class SessionTask(Task[Any, Any]):
     def deliveries_allowed(self, home: Home) -> int:
         """Return how many starts without an end make the task dead."""
         return home.max_deliveries if self.max_deliveries is None else self.max_deliveries
+
+    @property
+    def named_databases(self) -> tuple[str, ...]:
+        """The names of the databases, beside the default one, that the body asks for sessions of.
+
+        In an app with one database the text in ``Annotated[Session, "text"]`` is a comment, unless it stands beside another session.
+        """
+        parameters = self._injection.parameters
+        names = tuple(parameter.database for parameter in parameters if parameter.database is not None)
+        return names if names and (len(parameters) > 1 or self.has_named_databases) else ()
 
     @property
     def has_named_databases(self) -> bool:

@@ -24,6 +24,7 @@ from .once import count_lost_start, give_up
 from .registry import homes_of
 from .relay import RelayThread, relay_of
 from .task import SessionTask
+from .visibility import window_is_short
 
 __all__ = ["RelayStep", "SessionRequest", "SessionStep"]
 
@@ -67,14 +68,8 @@ def _refuse_homeless_tasks(app: Any) -> None:
 
 def _refuse_short_window(app: Any, home: Any) -> None:
     """Refuse to start a worker that would forget a completed ``once`` task before the broker delivers it for the last time."""
-    if not any(getattr(task, "is_once", False) for task in app.tasks.values()):
-        return
-    with app.connection_for_read() as connection:
-        channel_class = getattr(connection.get_transport_cls(), "Channel", None)
-        options = connection.transport_options or {}
-    # Of brokers that deliver a message again when it was not acknowledged in time: Redis, SQS.
-    timeout = options.get("visibility_timeout", getattr(channel_class, "visibility_timeout", None))
-    if isinstance(timeout, (int, float)) and home.once_window_seconds < timeout:
+    timeout = window_is_short(app, home.once_window_seconds)
+    if timeout is not None:
         raise SystemExit(
             f"celery-alchemy: once_window={home.once_window_seconds:g} s is shorter than the broker's visibility_timeout of"
             f" {timeout:g} s, after which it delivers a message again: the record that the task is done would be gone by then, and"

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
 from celery import Celery, Task
@@ -129,10 +131,33 @@ def test_visibility_timeout_of_the_transport_options_is_read(make_alchemy: MakeA
 
 def test_once_window_within_the_visibility_timeout_is_found(make_alchemy: MakeAlchemy) -> None:
     """The record would be gone before the broker delivers again."""
-    finding = found(make_alchemy("redis://127.0.0.1:1/0", once_window=3600))["once-window"]
+    alchemy = make_alchemy("redis://127.0.0.1:1/0", once_window=3599)
+    alchemy.create_tables()
+    task_in(alchemy, once=True, time_limit=60)
+
+    finding = found(alchemy)["once-window"]
 
     assert finding.level == "error"
-    assert "3600 s" in finding.reason
+    assert "3599 s" in finding.reason
+
+
+@pytest.mark.parametrize(("window", "once"), [(3600, True), (1, False)])
+def test_once_window_that_lets_a_worker_start_is_no_finding(make_alchemy: MakeAlchemy, window: float, once: bool) -> None:
+    """The check and the worker's start are of one mind: as long is long enough, and without once tasks any is."""
+    alchemy = make_alchemy("redis://127.0.0.1:1/0", once_window=window)
+    alchemy.create_tables()
+    task_in(alchemy, once=once, time_limit=60)
+
+    assert found(alchemy) == {}
+
+
+@pytest.mark.skipif(find_spec("botocore") is not None, reason="the package of SQS is installed here")
+def test_broker_whose_package_is_missing_is_found(make_alchemy: MakeAlchemy) -> None:
+    """One error with its name, and no traceback."""
+    finding = found(make_alchemy("sqs://"))["broker"]
+
+    assert finding.level == "error"
+    assert "botocore" in finding.reason
 
 
 def test_publishing_without_confirms_is_found(make_alchemy: MakeAlchemy) -> None:
@@ -181,6 +206,50 @@ def test_journal_mode_of_a_users_sqlite_engine_is_found(make_alchemy: MakeAlchem
 
     assert finding.level == "warning"
     assert "'delete'" in finding.reason
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+@pytest.mark.parametrize("is_engine", [False, True])
+def test_database_in_memory_needs_no_journal(make_alchemy: MakeAlchemy, url: str, is_engine: bool) -> None:
+    """Nobody else reads or writes it."""
+    assert found(make_alchemy(bind=create_engine(url) if is_engine else url)) == {}
+
+
+def test_every_database_of_the_app_is_looked_at(make_alchemy: MakeAlchemy, database: Database, tmp_path: Path) -> None:
+    """A finding of a named one says which it is; the table of once tasks is asked for in the default one only."""
+    alchemy = make_alchemy()
+    alchemy.create_tables()
+    task_in(alchemy, once=True, time_limit=60)
+    engine = create_engine(f"sqlite:///{tmp_path / 'analytics.db'}")
+    Alchemy(alchemy.app, engine, name="analytics")
+    Alchemy(alchemy.app, "postgresql+psycopg://someone:hunter2@127.0.0.1:1/archive", name="archive")
+
+    findings = found(alchemy)
+    engine.dispose()
+
+    assert set(findings) == {"sqlite-journal", "database"}
+    assert findings["sqlite-journal"].reason.startswith("Database 'analytics': ")
+    assert findings["database"].reason.startswith("Database 'archive': ")
+    assert "hunter2" not in repr(findings)
+
+
+def test_unknown_named_database_is_found(make_alchemy: MakeAlchemy, tmp_path: Path) -> None:
+    """An error with the name; a text in an app with one database is a comment."""
+    alone, beside = make_alchemy(), make_alchemy()
+    analytics = Alchemy(beside.app, f"sqlite:///{tmp_path / 'analytics.db'}", name="analytics")
+    for alchemy in (alone, beside):
+        app: Any = alchemy.app
+
+        @task_of(app, name="pays")
+        def pays(session: Annotated[Session, "analitycs"]) -> None: ...
+
+    findings = found(beside)
+    analytics.engine.dispose()
+
+    assert found(alone) == {}
+    assert set(findings) == {"unknown-database"}
+    assert findings["unknown-database"].level == "error"
+    assert "pays asks for a session of 'analitycs'" in findings["unknown-database"].reason
 
 
 @pytest.mark.databases("postgresql", "mariadb")
