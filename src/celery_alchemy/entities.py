@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from sqlalchemy import MetaData, inspect, select, tuple_
 from sqlalchemy.exc import NoInspectionAvailable
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm import InstanceState, Mapper, Session
 
 from .errors import ConfigurationError, EntityNotFoundError, EntityReferenceError
 
@@ -29,6 +29,7 @@ __all__ = [
     "belongs_to",
     "encoded",
     "entity_parameters",
+    "is_entity",
     "load",
     "models_from",
 ]
@@ -63,6 +64,11 @@ class EntityParameter:
     for_update: bool = False
 
 
+def is_entity(value: object) -> bool:
+    """Tell whether a value is an instance of a mapped class; a mock, which has every attribute, is not."""
+    return isinstance(getattr(value, "_sa_instance_state", None), InstanceState)
+
+
 # --- the caller's side -----------------------------------------------------------------------------------------------------
 
 
@@ -76,7 +82,7 @@ def encoded(value: Any, allowed: Callable[[type], bool]) -> Any:
     Raises:
         EntityReferenceError: An entity has no primary key yet, is deleted, or its class may not travel.
     """
-    if hasattr(value, "_sa_instance_state"):
+    if is_entity(value):
         return _reference(value, allowed)
     if isinstance(value, (list, tuple)):
         changed = [encoded(item, allowed) for item in value]
@@ -227,7 +233,7 @@ def _as_reference(value: Any) -> dict[str, Any] | None:
     """Return a reference as it came in a message, or that of an instance that a direct call passed."""
     if isinstance(value, Mapping) and MARK in value:
         return dict(value)
-    if hasattr(value, "_sa_instance_state"):
+    if is_entity(value):
         return _reference(value, lambda class_: True)
     return None
 

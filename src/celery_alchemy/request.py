@@ -17,6 +17,7 @@ from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from .entities import is_entity
 from .errors import EntityReturnedError
 from .events import SessionListener, SessionReport, tell
 from .ledger import LEDGER, Ledger, ledger_of
@@ -372,7 +373,7 @@ def refuse_entities(result: object, owner: Callable[[], str]) -> None:
     elif isinstance(result, (list, tuple, set, frozenset)):
         values = result
     for value in values:
-        if hasattr(value, "_sa_instance_state"):
+        if is_entity(value):
             state = inspect(value)
             key = state.identity if state.identity is not None else "not saved yet"
             raise EntityReturnedError(owner(), f"{type(value).__name__}({key})")

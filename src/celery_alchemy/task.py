@@ -309,8 +309,9 @@ class SessionTask(Task[Any, Any]):
         unit = self._unit()
         if unit is None or self.request.is_eager:
             return super().on_replace(sig)
-        home = self.home()
-        if home.outbox is not None and (self.is_once or home.keeps_messages) and "success" in self.outcomes_to_commit():
+        home = self._home()
+        keeps = home is not None and home.outbox is not None and (self.is_once or home.keeps_messages)
+        if home is not None and keeps and "success" in self.outcomes_to_commit():
             with recording(self.app) as messages:
                 sig.delay()
             hold(self.app, home, unit.session, messages, chosen_id=True)
@@ -403,10 +404,13 @@ class SessionTask(Task[Any, Any]):
         Raises:
             NotConfiguredError: There is neither.
         """
-        home = self._factory_home or home_of(cast("Any", self)._app)
+        home = self._home()
         if home is None:
             raise NotConfiguredError(self.name, getattr(cast("Any", self)._app, "main", None))
         return home
+
+    def _home(self) -> Home | None:
+        return self._factory_home or home_of(cast("Any", self)._app)
 
     @property
     def once_key(self) -> Callable[..., Any] | None:

@@ -42,6 +42,15 @@ class Ours(Shop):
             options["record_failure"] = _record
         return self.task(bind=True, **options)(run)
 
+    def make_once(self, body: Body) -> Any:
+        """Make a task that may be delivered twice."""
+        self.alchemy.create_tables()
+        return self.make(body, once=True)
+
+    def send(self, session: Session, task: Any) -> None:
+        """Send a task that reads what the session has written."""
+        task.delay_on_commit()
+
     def slow(self, session: Session) -> AbstractContextManager[None]:
         """Surround slow work that needs no connection."""
         return released(session)
@@ -115,6 +124,15 @@ class ByHand(Ours):
     def session_for(self, task: Any) -> Iterator[Session]:
         """Give the running body its session."""
         yield task.db
+
+    def make_once(self, body: Body) -> Any:
+        """Make a task that may be delivered twice, and has nothing against it."""
+        return self.make(body, acks_late=True)
+
+    def send(self, session: Session, task: Any) -> None:
+        """Commit first, so that the worker finds the rows."""
+        session.commit()
+        task.delay()
 
     def slow(self, session: Session) -> AbstractContextManager[None]:
         """Nobody gives the connection back."""

@@ -458,6 +458,52 @@ def f29_an_attempt_does_not_read_what_the_last_one_remembers(kit: Ours) -> None:
     assert kit.trace(task, request={"retries": 1}).value == "new"
 
 
+@promise(by_hand.WithBlock)
+def f31_a_result_that_cannot_be_stored_doubles_no_work(kit: Ours) -> None:
+    """Whoever sends the task again gets the result of the run that committed."""
+    runs: list[None] = []
+
+    def body(task: Any, session: Session) -> str:
+        runs.append(None)
+        add_books(session, [f"payment {len(runs)}"])
+        return "paid"
+
+    task = kit.make_once(body)
+    store = task.backend._store_result
+    with pytest.MonkeyPatch.context() as patch:
+
+        def gone_away(*args: Any, **kwargs: Any) -> None:
+            patch.setattr(task.backend, "_store_result", store)
+            raise ConnectionError("the result backend has gone away")
+
+        patch.setattr(task.backend, "_store_result", gone_away)
+        with pytest.warns(RuntimeWarning, match="outside body"):
+            kit.trace(task, request={"id": "charge-7"})
+
+    assert kit.trace(task, request={"id": "charge-7"}).value == "paid"
+    assert kit.titles() == ["payment 1"]
+
+
+@promise(by_hand.WithBlock, by_hand.Hooks)
+def f32_a_task_that_fails_after_it_has_sent_leaves_nothing_half_done(kit: Ours) -> None:
+    """No commit is needed to make the send safe: the rows and the message are taken back together."""
+
+    def ship(task: Any, session: Session) -> None: ...
+
+    shipping = kit.make(ship, name="ship")
+    before = kit.waiting()
+
+    def body(task: Any, session: Session) -> None:
+        add_books(session, ["order"])
+        kit.send(session, shipping)
+        raise LookupError("no invoice")
+
+    kit.trace(kit.make(body))
+
+    assert kit.titles() == []
+    assert kit.waiting() == before
+
+
 class BrokenHook(Task):
     """A user's base whose own hook raises."""
 

@@ -9,6 +9,8 @@ from typing import Any
 import flask
 import pytest
 from celery import Celery, Task
+from celery.app.trace import build_tracer
+from celery.signals import before_task_publish
 from sqlalchemy.orm import Session, sessionmaker
 
 from celery_alchemy import Alchemy, NotConfiguredError, SessionTask
@@ -255,6 +257,31 @@ def test_session_task_without_any_alchemy_says_so(plain_app: Celery) -> None:
 
     with pytest.raises(NotConfiguredError, match=r"'rename'.*'plain'.*Alchemy\(app, url\).*session_factory"):
         rename()
+
+
+def test_task_that_uses_no_session_needs_no_alchemy(plain_app: Celery) -> None:
+    """It retries, and replaces itself, as a plain task of Celery does."""
+    sent: list[str] = []
+
+    @task_of(plain_app, base=SessionTask, name="other")
+    def other() -> None: ...
+
+    @task_of(plain_app, base=SessionTask, bind=True)
+    def work(self: SessionTask, way: str) -> None:
+        raise self.retry(countdown=0) if way == "retry" else self.replace(other.si())
+
+    def published(sender: str, **message: Any) -> None:
+        sent.append(sender)
+
+    before_task_publish.connect(published)
+    tracer = build_tracer(work.name, work, app=plain_app)
+    try:
+        for way in ("retry", "replace"):
+            tracer(way, (way,), {}, {"id": way, "args": (way,), "kwargs": {}, "retries": 0, "is_eager": False})
+    finally:
+        before_task_publish.disconnect(published)
+
+    assert sent == [work.name, "other"]
 
 
 def test_shared_task_is_served_in_its_app(shop: Shop) -> None:

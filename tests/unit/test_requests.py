@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from celery import Celery, Task
@@ -225,6 +226,17 @@ def test_returned_entity_is_refused_by_name_and_key(shop: Shop, shape: str) -> N
     with pytest.raises(EntityReturnedError, match=r"Task find\[.*Book\(\(1,\)\).*primary key"):
         find()
     assert shop.titles() == []
+
+
+def test_returned_mock_is_no_entity(shop: Shop) -> None:
+    """It has every attribute that it is asked for; a test whose task returns one is not told of a session."""
+    answer = Mock()
+
+    @shop.task()
+    def ask() -> Any:
+        return answer
+
+    assert ask() is answer
 
 
 def test_returned_unsaved_entity_is_refused(shop: Shop) -> None:
