@@ -12,6 +12,8 @@ AT_ONCE ?= -n 3 --dist loadfile
 MINUTES ?= 10
 DATABASE ?= sqlite
 BROKER ?= filesystem
+# What make bench-delivery measures: any of latency enqueue relay drain statements; all of them if it is empty.
+PARTS ?=
 # pytest's code for "no tests ran", accepted when arguments chose tests of one of the two projects only.
 NO_TESTS_OK := $(if $(strip $(PYTEST_ARGS)),5,0)
 
@@ -26,10 +28,10 @@ export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak coverage lint ruff mypy pyright imports format bench docs clean
+.PHONY: help demo test soak coverage lint ruff mypy pyright imports format bench bench-delivery docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMPS)/demo ## ingest and search real documents with ragline, on SQLite and without any server
 	@$(BIN)/ragline demo
@@ -73,6 +75,9 @@ format: $(STAMPS)/lint ## put all files into the house's format
 
 bench: $(STAMPS)/bench ## measure what a task costs beside the other ways to get a session
 	$(BIN)/python benchmarks/overhead.py
+
+bench-delivery: $(STAMPS)/bench ## measure sending on commit, the relay and once tasks; needs PostgreSQL, Redis and RabbitMQ
+	$(BIN)/python benchmarks/delivery.py $(PARTS)
 
 docs: $(STAMPS)/docs ## build the documentation into docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html

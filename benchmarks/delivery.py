@@ -1,4 +1,4 @@
-"""What sending on commit and ``once`` cost, beside plain Celery and procrastinate.
+"""What sending on commit and ``once`` cost, beside plain Celery, procrastinate and DBOS.
 
 ``python benchmarks/delivery.py [latency enqueue relay drain statements]``. It needs PostgreSQL, Redis and RabbitMQ on their usual
 ports, and makes and drops the database ``celery_alchemy_delivery``. All contenders of a part are measured in turn, round after
@@ -19,6 +19,7 @@ from statistics import median, quantiles
 from time import monotonic, perf_counter, process_time, sleep
 from typing import Any
 
+import durable
 import rivals
 from celery import Celery
 from celery.app.trace import build_tracer
@@ -152,7 +153,7 @@ def compare(title: str, contenders: dict[str, Callable[[], float]], reference: s
 
 def enqueueing(count: int = 200, rounds: int = 7) -> None:
     """Transactions with one INSERT and one send."""
-    with shop("redis") as made, rivals.procrastinate_app() as jobs:
+    with shop("redis") as made, rivals.procrastinate_app() as jobs, durable.dbos_client(made.engine) as client:
 
         def timed(act: Callable[[], object]) -> Callable[[], float]:
             def run() -> float:
@@ -171,6 +172,7 @@ def enqueueing(count: int = 200, rounds: int = 7) -> None:
             "outbox, ten sends": timed(lambda: made.enqueue(10)),
             "ten .delay() after commit": timed(lambda: made.delay_after_commit(10)),
             "procrastinate, in the transaction": timed(lambda: rivals.defer(made.engine, jobs)),
+            "DBOS, in the transaction": timed(lambda: durable.send(made.engine, client, durable.UNLIMITED)),
         }
         compare("Transactions with an INSERT and a send (Redis)", contenders, "commit, then .delay()", rounds)
 
@@ -233,7 +235,7 @@ def fill(made: rivals.Shop, count: int) -> None:
 
 def draining(count: int = 300, rounds: int = 3) -> None:
     """One worker process with one child, tasks that insert one row: from the first row to the last."""
-    with shop("redis") as made, rivals.procrastinate_app() as jobs:
+    with shop("redis") as made, rivals.procrastinate_app() as jobs, durable.dbos_client(made.engine) as client:
 
         def by_celery(task: Any) -> Callable[[], float]:
             def run() -> float:
@@ -250,10 +252,20 @@ def draining(count: int = 300, rounds: int = 3) -> None:
                 rivals.defer(made.engine, jobs, with_row=False)
             return made.rate_of(rivals.PROCRASTINATE_WORKER, count)
 
+        def by_dbos(queue: str) -> Callable[[], float]:
+            def run() -> float:
+                for _ in range(count):
+                    durable.send(made.engine, client, queue, with_row=False)
+                return made.rate_of(durable.WORKER, count)
+
+            return run
+
         contenders = {
             "plain task": by_celery(made.line),
             "once": by_celery(made.line_once),
             "procrastinate": by_procrastinate,
+            "DBOS, one at a time": by_dbos(durable.ONE_AT_A_TIME),
+            "DBOS, all at once": by_dbos(durable.UNLIMITED),
         }
         compare("Tasks of a worker with one process (Redis, PostgreSQL)", contenders, "plain task", rounds)
 
