@@ -220,12 +220,24 @@ def claim_due(connection: Connection, claim: str) -> tuple[list[Claimed], list[t
     # RETURNING gives rows in any order, and with the time of the new lease in the place of the one they were due at.
     for found in sorted(claimed_rows, key=lambda row: row.created_at):
         try:
-            message = Message.from_parts(found.body or b"", found.envelope or "")
+            rows.append(_read(found))
         except ValueError as exc:
             corrupt.append((found.id, f"the row cannot be read: {exc}"))
-            continue
-        rows.append(Claimed(found.id, found.once, found.redeliver_seconds, found.sends, found.failures, message))
     return rows, corrupt
+
+
+def _read(found: Any) -> Claimed:
+    """Make sense of one row by itself: what is wrong with it would otherwise come up among the others of its batch.
+
+    Raises:
+        ValueError: It cannot be published or settled.
+    """
+    if found.body is None:
+        raise ValueError("it has no body")
+    if found.once and found.redeliver_seconds is None:
+        raise ValueError("it is a once task's and has no redeliver_seconds")
+    message = Message.from_parts(found.body, found.envelope or "")
+    return Claimed(found.id, found.once, found.redeliver_seconds, found.sends, found.failures, message)
 
 
 def _set_aside(connection: Connection, rows: list[tuple[str, str]], claim: str) -> None:

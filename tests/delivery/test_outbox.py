@@ -363,6 +363,25 @@ def test_corrupt_row_is_set_aside_and_the_others_go_on(stand: Stand, envelope: s
     assert [(row["id"], "cannot be read" in row["error"]) for row in upkeep.dead(stand.alchemy.engine)] == [(corrupt_id, True)]
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("body = NULL", "no body"),
+        ("once = true, redeliver_seconds = NULL", "no redeliver_seconds"),
+    ],
+)
+def test_row_with_a_hole_is_set_aside_and_the_others_go_on(stand: Stand, change: str, says: str) -> None:
+    """A column that is empty where it must not be: found before anything is published, on every database."""
+    leave_behind(stand, "first", "corrupt", "last")
+    [corrupt_id] = [row[0] for row in stand.outbox("id, body") if b"corrupt" in bytes(row[1])]
+    stand.database.execute(f"UPDATE celery_outbox SET {change} WHERE id = :id", id=corrupt_id)
+
+    stand.relay_all()
+
+    assert sorted(names_sent(stand)) == ["first", "last"]
+    assert [(row["id"], says in row["error"]) for row in upkeep.dead(stand.alchemy.engine)] == [(corrupt_id, True)]
+
+
 @pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
     "change",
