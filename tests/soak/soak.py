@@ -200,7 +200,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run a soak as the command line asks; exit with 1 unless lost, doubled and ghosts are 0."""
+    """Run a soak as the command line asks; exit with 1 unless lost, doubled and ghosts, and what is open or dead, are 0."""
     arguments = _arguments()
     # The processes must not outlive a soak that is ended from outside.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
