@@ -8,18 +8,20 @@ PYTHON ?=
 PYTEST_ARGS ?=
 # Most tests wait for workers and servers, so several files run at once; one file's tests share what they start.
 AT_ONCE ?= -n 3 --dist loadfile
+# Which of examples/ make example starts.
+NAME ?= fastapi_app
 # What make soak runs on, and for how long.
 MINUTES ?= 10
 DATABASE ?= sqlite
 BROKER ?= filesystem
 # What make bench-delivery measures: any of latency enqueue relay drain statements; all of them if it is empty.
 PARTS ?=
-# pytest's code for "no tests ran", accepted when arguments chose tests of one of the two projects only.
+# pytest's code for "no tests ran", accepted when arguments chose tests of one of the projects only.
 NO_TESTS_OK := $(if $(strip $(PYTEST_ARGS)),5,0)
 
 BIN := $(CURDIR)/$(VENV)/bin
 STAMPS := $(VENV)/stamps
-PROJECTS := pyproject.toml examples/ragline/pyproject.toml
+PROJECTS := pyproject.toml examples/pyproject.toml examples/ragline/pyproject.toml
 # uv installs faster where it is present; pip does the same.
 UV ?= $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install) --quiet
@@ -36,9 +38,12 @@ help: ## list the targets
 demo: $(STAMPS)/demo ## ingest and search real documents with ragline, on SQLite and without any server
 	@$(BIN)/ragline demo
 
-test: $(STAMPS)/test ## run all tests of the library and of ragline, on every server that answers
+example: $(STAMPS)/examples ## start the worker and the application of examples/NAME, without any server
+	@cd examples && $(BIN)/python -m $(NAME)
+
+test: $(STAMPS)/test ## run all tests of the library and of the examples, on every server that answers
 	@status=0; \
-	for project in . examples/ragline; do \
+	for project in . examples examples/ragline; do \
 		(cd $$project && $(BIN)/python -m pytest $(AT_ONCE) $(PYTEST_ARGS)); code=$$?; \
 		[ $$code -eq 0 ] || [ $$code -eq $(NO_TESTS_OK) ] || status=$$code; \
 	done; \
@@ -61,6 +66,7 @@ ruff: $(STAMPS)/lint ## check style and format
 
 mypy: $(STAMPS)/lint ## check types with mypy --strict
 	$(BIN)/mypy
+	cd examples && $(BIN)/mypy
 	cd examples/ragline && $(BIN)/mypy
 
 pyright: $(STAMPS)/lint ## check types with pyright
@@ -109,7 +115,12 @@ $(STAMPS)/demo: $(PROJECTS) $(STAMPS)/pip
 	@$(INSTALL) -e "examples/ragline[onnx]" || echo "no onnxruntime for this platform: ragline embeds with numpy"
 	@touch $@
 
-$(STAMPS)/test: $(STAMPS)/demo
+$(STAMPS)/examples: $(STAMPS)/demo
+	@echo "installing what the examples use"
+	@$(INSTALL) --group examples
+	@touch $@
+
+$(STAMPS)/test: $(STAMPS)/examples
 	@echo "installing what the tests need"
 	@$(INSTALL) --group test
 	@$(INSTALL) --group drivers || echo "mysqlclient and asyncmy cannot be installed here: their tests are skipped"

@@ -155,6 +155,15 @@ class Sent(list[SentTask]):
         super().__init__()
         self._app = app
 
+    # As a list's, but for type checkers: that of a list lets a list of sent tasks be compared with nothing else.
+    def __eq__(self, other: object) -> bool:
+        return list.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return list.__ne__(self, other)
+
+    __hash__ = None
+
     def run(self, *, propagate: bool = True) -> list[Run]:
         """Run what was sent, and what that sends, until nothing is left.
 

@@ -1,0 +1,1 @@
+"""A shop on FastAPI: orders come in by HTTP, a worker charges them."""

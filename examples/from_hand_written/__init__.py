@@ -1,0 +1,1 @@
+"""The usual hand-written ways to give a Celery task a session, their bugs, and the same tasks with celery-alchemy."""

@@ -1,0 +1,1 @@
+"""A shop on FastAPI and SQLModel: tasks have SQLModel's own session."""

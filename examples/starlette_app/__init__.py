@@ -1,0 +1,1 @@
+"""A shop on Starlette: a middleware gives each request an AsyncSession."""
