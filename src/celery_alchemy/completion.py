@@ -15,6 +15,7 @@ from sqlalchemy import CursorResult, bindparam, case, insert, select, update
 from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.orm import Session
 
+from .entities import key_arguments
 from .errors import OnceKeyError
 from .message import Message
 from .outbox import Row, end_of_lease, missing_table
@@ -60,11 +61,13 @@ def key_of(task: Any, task_id: str, nesting: int, args: tuple[Any, ...], kwargs:
     A task that replaced another has its task id, so the depth of replacement is part of the key.
 
     Raises:
+        EntityReferenceError: An entity among the arguments is not one that the task takes.
         OnceKeyError: The user's key is no str, is empty, too long, or has white space at an end (which MySQL ignores).
     """
     if task.once_key is None:
         return f"{task_id}/{nesting}" if nesting else task_id
-    key = task.once_key(*args, **kwargs)
+    key_args, key_kwargs = key_arguments(task.entity_parameters, args, kwargs)
+    key = task.once_key(*key_args, **key_kwargs)
     if not isinstance(key, str):
         raise OnceKeyError(task.name, f"is a {type(key).__name__!r}")
     if not key or key != key.strip():

@@ -13,7 +13,7 @@ import inspect as python_inspect
 import types
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from sqlalchemy import MetaData, inspect, select, tuple_
@@ -30,6 +30,7 @@ __all__ = [
     "encoded",
     "entity_parameters",
     "is_entity",
+    "key_arguments",
     "load",
     "models_from",
 ]
@@ -202,12 +203,21 @@ def load(
         EntityNotFoundError: A row is not there.
         EntityReferenceError: A reference names another class, or its key does not fit.
     """
+    return _replaced(parameters, args, kwargs, lambda parameter, value: _loaded(session, parameter, value))
+
+
+def _replaced(
+    parameters: Iterable[EntityParameter],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    replacement: Callable[[EntityParameter, Any], Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     positional, named = list(args), dict(kwargs)
     for parameter in parameters:
         if parameter.index is not None and parameter.index < len(positional):
-            positional[parameter.index] = _loaded(session, parameter, positional[parameter.index])
+            positional[parameter.index] = replacement(parameter, positional[parameter.index])
         elif parameter.name in named:
-            named[parameter.name] = _loaded(session, parameter, named[parameter.name])
+            named[parameter.name] = replacement(parameter, named[parameter.name])
     return tuple(positional), named
 
 
@@ -227,6 +237,45 @@ def _loaded(session: Session, parameter: EntityParameter, value: Any) -> Any:
     if reference is None:
         return value
     return _rows(session, parameter, [reference])[0]
+
+
+class KeyOnly:
+    """What the key of a ``once`` task sees of an entity: the attributes of its primary key, typed as in the row."""
+
+    def __init__(self, class_name: str, key: Mapping[str, Any]) -> None:
+        self.__dict__.update(key)
+        self._shown = f"{class_name}({', '.join(map(str, key.values()))})"
+        self._names = ", ".join(key)
+
+    def __repr__(self) -> str:
+        return self._shown
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"The key of a once task is made where no row is loaded: of {self._shown} it knows {self._names}, and not {name}."
+        )
+
+
+def key_arguments(
+    parameters: Iterable[EntityParameter], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments with references replaced by what the key of a ``once`` task sees of them.
+
+    Raises:
+        EntityReferenceError: A reference names another class, or its key does not fit.
+    """
+    return _replaced(parameters, args, kwargs, _key_only)
+
+
+def _key_only(parameter: EntityParameter, value: Any) -> Any:
+    if parameter.is_list and isinstance(value, (list, tuple)):
+        return [_key_only(replace(parameter, is_list=False), item) for item in value]
+    reference = _as_reference(value)
+    if reference is None:
+        return value
+    mapper = cast("Mapper[Any]", inspect(parameter.entity))
+    names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+    return KeyOnly(parameter.entity.__name__, dict(zip(names, _key(mapper, reference), strict=True)))
 
 
 def _as_reference(value: Any) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from .body import failed_for_good, in_unit_of_work, record_failure
 from .completion import key_of
-from .entities import Missing, encoded
+from .entities import EntityParameter, Missing, encoded
 from .errors import ConfigurationError, NoSessionError, NotConfiguredError, SessionArgumentError
 from .events import SessionListener
 from .injection import Injection, caller_header, injection_of
@@ -411,6 +411,11 @@ class SessionTask(Task[Any, Any]):
 
     def _home(self) -> Home | None:
         return self._factory_home or home_of(cast("Any", self)._app)
+
+    @property
+    def entity_parameters(self) -> tuple[EntityParameter, ...]:
+        """The parameters of the body that are annotated with mapped classes."""
+        return self._injection.entities
 
     @property
     def once_key(self) -> Callable[..., Any] | None:

@@ -13,9 +13,9 @@ from sqlalchemy import inspect
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from celery_alchemy import EntityReturnedError
+from celery_alchemy import EntityReturnedError, enqueue
 from tests.entities.conftest import MakeLibrary
-from tests.entities.library import Library, Work
+from tests.entities.library import Copy, Library, Reader, Work
 
 pytestmark = pytest.mark.databases("sqlite")
 
@@ -250,3 +250,78 @@ def test_entity_is_loaded_in_the_callers_own_async_session(library: Library, by:
 
     assert asyncio.run(call()) is True
     assert library.database.scalar("SELECT title FROM work") == "Emma III"
+
+
+# --- once=callable -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.databases("sqlite", "postgresql", "mariadb")
+@pytest.mark.parametrize("way", ["outbox", "plain", "direct call"])
+def test_key_of_a_once_task_sees_the_primary_key_of_an_entity(make_library: MakeLibrary, way: str) -> None:
+    """`once=lambda work: f"{work.id}"`: the same key where it is sent and where it runs, whoever sends it, and however often."""
+    library = make_library(outbox=True)
+    library.alchemy.create_tables()
+    library.stored(emma := Work(id=7, title="Emma"), Work(id=8, title="Other"))
+    seen: list[Any] = []
+
+    def key(work: Any) -> str:
+        seen.append(work.id)
+        return f"lengthen:{work.id}"
+
+    @library.task(once=key, name="lengthen")
+    def lengthen(work: Work) -> None:
+        work.title += "!"
+
+    for _ in range(2):
+        if way == "outbox":
+            with library.alchemy.begin() as session:
+                enqueue(session, lengthen.s(emma))
+        elif way == "plain":
+            lengthen.delay(emma)
+        else:
+            lengthen(emma)
+    states = [ended.state for ended in library.deliver()]
+
+    assert set(states) <= {"SUCCESS"}
+    assert set(seen) == {7}
+    assert library.database.rows("SELECT title FROM work ORDER BY id") == [("Emma!",), ("Other",)]
+    assert library.database.scalar("SELECT id FROM celery_outbox") == "lengthen:lengthen:7"
+
+
+@pytest.mark.databases("sqlite")
+def test_key_sees_typed_and_composite_keys_in_lists_and_as_keywords(library: Library) -> None:
+    """UUIDs are UUIDs again; None and plain values are as they are."""
+    library.alchemy.create_tables()
+    library.stored(copy := Copy(shelf="A", number=3), reader := Reader(), emma := Work(title="Emma"))
+    seen: list[Any] = []
+
+    def key(copy: Any, readers: Any, work: Any = None, times: int = 1) -> str:
+        seen.append((copy.shelf, copy.number, [each.id for each in readers], work and work.id, times, repr(copy)))
+        return f"{copy.shelf}{copy.number}"
+
+    @library.task(once=key)
+    def lend(copy: Copy, readers: list[Reader], work: Work | None = None, times: int = 1) -> None: ...
+
+    lend.delay(copy, [reader], times=2)
+    lend.delay(copy=copy, readers=[], work=emma)
+
+    assert [ended.state for ended in library.deliver()] == ["SUCCESS", "SUCCESS"]
+    assert seen[0] == ("A", 3, [reader.id], None, 2, "Copy(A, 3)")
+    assert seen[-1] == ("A", 3, [], emma.id, 1, "Copy(A, 3)")
+
+
+@pytest.mark.databases("sqlite")
+def test_key_that_asks_for_more_than_the_primary_key_is_told_why(library: Library) -> None:
+    """No row is loaded for it; the error says what is known."""
+    library.alchemy.create_tables()
+    library.stored(emma := Work(id=7, title="Emma"))
+
+    @library.task(once=lambda work: work.title)
+    def take(work: Work) -> None: ...
+
+    take.delay(emma)
+    [ended] = library.deliver()
+
+    assert ended.state == "FAILURE"
+    assert isinstance(ended.value, AttributeError)
+    assert "of Work(7) it knows id, and not title" in str(ended.value)
