@@ -111,7 +111,7 @@ $(STAMPS)/pip: | $(BIN)/python
 
 $(STAMPS)/demo: $(PROJECTS) $(STAMPS)/pip
 	@echo "installing celery-alchemy and ragline"
-	@$(INSTALL) -e . -e examples/ragline
+	@$(INSTALL) -e . -e "examples/ragline[web]"
 	@$(INSTALL) -e "examples/ragline[onnx]" || echo "no onnxruntime for this platform: ragline embeds with numpy"
 	@touch $@
 
@@ -124,6 +124,7 @@ $(STAMPS)/test: $(STAMPS)/examples
 	@echo "installing what the tests need"
 	@$(INSTALL) --group test
 	@$(INSTALL) --group drivers || echo "mysqlclient and asyncmy cannot be installed here: their tests are skipped"
+	@$(INSTALL) --group browser || echo "no Playwright for this platform: ragline's page is not tested in a browser"
 	@$(INSTALL) --group servers || echo "no PostgreSQL and Redis wheels for this platform: only servers that run are used"
 	@touch $@
 

@@ -212,6 +212,26 @@ def worker(
     app.worker_main(worker_arguments(processes=processes, log_level=log_level, queues=queues))
 
 
+@cli.command()
+def serve(
+    host: Annotated[
+        str, typer.Option(help="With any but a loopback address a token is needed.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
+    worker: Annotated[bool, typer.Option(help="Run a worker too: everything in one command.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="Processes of that worker.")] = 2,
+) -> None:
+    """Serve the web page and its API."""
+    try:
+        from ragline.web import serving
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "ragline":
+            raise
+        raise ConfigurationError(f"{error.name} is missing: pip install 'ragline[web]'") from error
+
+    serving.serve(console, host=host, port=port, worker=worker, processes=processes)
+
+
 @model.command()
 def fetch() -> None:
     """Fetch the embedding model, check it and make it ready to run."""

@@ -20,7 +20,7 @@ from ragline import controls
 from ragline.app import alchemy, app, create_tables
 from ragline.asking import Answer
 from ragline.progress import Failure, Progress, entries, failures, measure
-from ragline.retrieval import search_embedder
+from ragline.retrieval import search_embedder, telling_words
 from ragline.searching import Passage
 from ragline.states import State
 from ragline.words import STOP_WORDS
@@ -54,7 +54,7 @@ def print_passages(found: list[Passage], query: str, console: Console) -> None:
     """Print passages with their citations, the words of the query marked in the quotes."""
     if not found:
         console.print("Nothing found.")
-    words = [word for word in re.findall(r"\w+", query.lower()) if word not in STOP_WORDS]
+    words = telling_words(query)
     for number, passage in enumerate(found, start=1):
         heading = Text(f"{number}. ", style="bold").append(passage.citation, style="bold cyan")
         if passage.heading:

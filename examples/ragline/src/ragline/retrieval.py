@@ -5,6 +5,7 @@ What the command line, the web page and `ask` call; above the wiring, below all 
 
 from __future__ import annotations
 
+import re
 import threading
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,7 @@ from sqlalchemy.orm import Session
 from ragline.app import alchemy, settings
 from ragline.embedders import NO_EMBEDDER, Embedder, available_embedder, load_embedder
 from ragline.errors import EndpointError, ModelUnavailableError
+from ragline.fulltext import STOP_WORDS
 from ragline.minilm.embedder import MiniLM
 from ragline.minilm.files import is_fetched
 from ragline.ranking import VectorIndex
@@ -53,6 +55,11 @@ def find(query: str, *, limit: int, mode: Mode = Mode.HYBRID) -> Found:
         index = None if embedder is None else _indexes.current(session, embedder.name)
         ranked = rank(session, query, vector, index, mode=mode if embedder is not None else Mode.KEYWORD)
         return Found(passages(session, ranked[:limit]), note)
+
+
+def telling_words(query: str) -> list[str]:
+    """The words of a query that tell what it is about: those to mark in quotes."""
+    return [word for word in re.findall(r"\w+", query.lower()) if word not in STOP_WORDS]
 
 
 def search_embedder() -> tuple[Embedder | None, str | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -41,6 +41,7 @@ class Settings:
         batch_chunks: how many chunks one task embeds, a second or two of work (`RAGLINE_BATCH_CHUNKS`).
         redeliver_seconds: after how long a step that was lost with broker or workers is sent again
             (`RAGLINE_REDELIVER_SECONDS`).
+        token: what the web page asks for, or None (`RAGLINE_TOKEN`).
     """
 
     home: Path
@@ -54,6 +55,7 @@ class Settings:
     max_bytes: int
     batch_chunks: int
     redeliver_seconds: int
+    token: str | None = field(repr=False)
 
     @property
     def queue_names(self) -> dict[str, str]:
@@ -67,6 +69,7 @@ class Settings:
 
 
 OWN_BROKER_URL = "filesystem://localhost/"
+MIN_TOKEN_CHARACTERS = 16
 
 
 def settings_from(environment: Mapping[str, str] = os.environ) -> Settings:
@@ -96,6 +99,7 @@ def settings_from(environment: Mapping[str, str] = os.environ) -> Settings:
         max_bytes=_positive(environment, "RAGLINE_MAX_BYTES", 50_000_000),
         batch_chunks=_positive(environment, "RAGLINE_BATCH_CHUNKS", 32),
         redeliver_seconds=_positive(environment, "RAGLINE_REDELIVER_SECONDS", 900),
+        token=_token(environment),
     )
 
 
@@ -139,6 +143,15 @@ def _folder(environment: Mapping[str, str], own: str, shared: str, default: str)
         return Path(environment[own]).expanduser().absolute()
     base = Path(environment[shared]) if environment.get(shared) else Path.home() / default
     return base / "ragline"
+
+
+def _token(environment: Mapping[str, str]) -> str | None:
+    token = environment.get("RAGLINE_TOKEN") or None
+    if token is not None and len(token) < MIN_TOKEN_CHARACTERS:
+        raise ConfigurationError(
+            f"RAGLINE_TOKEN: give at least {MIN_TOKEN_CHARACTERS} characters, at random."
+        )
+    return token
 
 
 def _endpoint(environment: Mapping[str, str], prefix: str) -> Endpoint | None:

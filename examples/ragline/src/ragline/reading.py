@@ -1,0 +1,160 @@
+"""What a page shows beside a list of documents: states counted, one document whole, a passage in its text."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from ragline.errors import NoSuchDocumentError
+from ragline.progress import Entry, entries
+from ragline.states import WORKING, State
+from ragline.tables import Document, DocumentText
+
+AROUND_CHARACTERS = 700
+"""How much text a person needs to see where a passage stands."""
+_STAMPS = [getattr(Document, f"{state.value}_at") for state in State]
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """One document, with all that is known of it.
+
+    Attributes:
+        reached: when it came into each state that it has been in, in the order of time.
+        characters: the length of its text, once it is parsed.
+        pages: how many pages it has, or None for a format without pages.
+        encoding: what its text was in, or None for a format that says so itself.
+        embedder: the embedder of its vectors.
+    """
+
+    entry: Entry
+    reached: dict[State, dt.datetime]
+    characters: int | None
+    pages: int | None
+    encoding: str | None
+    embedder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Excerpt:
+    """A range of a document's text, and the text around it."""
+
+    name: str
+    before: str
+    quote: str
+    after: str
+    is_start: bool
+    is_end: bool
+
+
+def one(session: Session, document_id: int) -> Entry:
+    """A document as lists have it.
+
+    Raises:
+        NoSuchDocumentError: it is gone.
+    """
+    found = entries(session, limit=1, document_ids=[document_id])
+    if not found:
+        raise NoSuchDocumentError(document_id)
+    return found[0]
+
+
+def detail(session: Session, document_id: int) -> Detail:
+    """All that is known of a document.
+
+    Raises:
+        NoSuchDocumentError: it is gone.
+    """
+    entry = one(session, document_id)
+    document = session.get_one(Document, document_id)
+    stamps = ((state, getattr(document, f"{state.value}_at")) for state in State)
+    reached = dict(sorted(((state, at) for state, at in stamps if at is not None), key=lambda pair: pair[1]))
+    text = session.execute(
+        select(func.length(DocumentText.text), DocumentText.page_starts, DocumentText.encoding).where(
+            DocumentText.document_id == document_id
+        )
+    ).one_or_none()
+    characters, page_starts, encoding = text or (None, [], None)
+    return Detail(entry, reached, characters, len(page_starts) or None, encoding, document.embedder)
+
+
+def excerpt(session: Session, document_id: int, start: int, end: int) -> Excerpt:
+    """A range of a document's text with what stands around it.
+
+    Raises:
+        NoSuchDocumentError: it is gone, or has no text yet.
+    """
+    first, last = max(0, start - AROUND_CHARACTERS), end + AROUND_CHARACTERS
+    row = session.execute(
+        select(
+            Document.name,
+            func.substr(DocumentText.text, first + 1, last - first),
+            func.length(DocumentText.text),
+        )
+        .join(DocumentText, DocumentText.document_id == Document.id)
+        .where(Document.id == document_id)
+    ).one_or_none()
+    if row is None:
+        raise NoSuchDocumentError(document_id)
+    name, text, length = row
+    start, end = start - first, end - first
+    return Excerpt(name, text[:start], text[start:end], text[end:], first == 0, last >= length)
+
+
+def count_states(session: Session) -> dict[State, int]:
+    """How many documents are in each state, those without any too."""
+    counts = dict.fromkeys(State, 0)
+    for state, count in session.execute(select(Document.state, func.count()).group_by(Document.state)):
+        counts[state] = count
+    return counts
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The newest documents and the counts of all, at one moment.
+
+    Attributes:
+        documents: by id, the newest first.
+        states: how many documents are in each state.
+        marks: what tells that a document has changed since.
+    """
+
+    documents: Mapping[int, Entry]
+    states: Mapping[State, int]
+    marks: Mapping[int, tuple[object, ...]]
+
+    @property
+    def is_working(self) -> bool:
+        """Whether anything is on its way."""
+        return any(self.states[state] for state in WORKING)
+
+
+NOTHING = Look({}, {}, {})
+
+
+def look(session: Session, before: Look = NOTHING, *, limit: int) -> Look:
+    """Look at the newest documents; only what has changed since the look before is read anew.
+
+    Args:
+        session: any session.
+        before: what was seen before.
+        limit: how many documents.
+    """
+    newest = select(Document.id, Document.state, *_STAMPS).order_by(Document.id.desc()).limit(limit)
+    marks = {row[0]: tuple(row[1:]) for row in session.execute(newest)}
+    # Chunks and vectors are counted for documents at work alone: those of others do not change.
+    stale = [
+        document_id
+        for document_id, mark in marks.items()
+        if mark[0] in WORKING or before.marks.get(document_id) != mark
+    ]
+    fresh = {entry.id: entry for entry in entries(session, limit=limit, document_ids=stale)} if stale else {}
+    known = {
+        document_id: fresh.get(document_id) or before.documents.get(document_id) for document_id in marks
+    }
+    documents = {document_id: entry for document_id, entry in known.items() if entry is not None}
+    return Look(documents, count_states(session), marks)

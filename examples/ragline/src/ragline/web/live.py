@@ -1,0 +1,145 @@
+"""What pages see live: the rows, looked at as long as a page watches, and told as differences.
+
+All pages share each look: ten of them cost the database no more than one. Nothing runs when none is open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+
+from anyio.to_thread import run_sync
+from celery_alchemy.upkeep import status as count_messages
+from kombu.exceptions import OperationalError as BrokerError
+from sqlalchemy.exc import SQLAlchemyError
+
+from ragline.app import alchemy, app, settings
+from ragline.reading import NOTHING, Look, look
+from ragline.retrieval import search_embedder
+from ragline.web.models import Document, Messages, Status, Update
+from ragline.workers import running_workers
+
+logger = logging.getLogger(__name__)
+
+WATCHED_DOCUMENTS = 500
+"""The newest; older ones are listed page by page."""
+WORKING_SECONDS = 0.4
+IDLE_SECONDS = 1.5
+SURVEY_SECONDS = 5.0
+"""How often workers are asked, which takes a second, and messages counted, which reads the whole outbox."""
+
+
+class Live:
+    """The state of things as pages watch it; one for an application, in one event loop."""
+
+    def __init__(self) -> None:
+        self._look: Look = NOTHING
+        self._looked_at = float("-inf")
+        self._looking = asyncio.Lock()
+        self._messages: Messages | None = None
+        self._workers: list[str] | None = None
+        self._surveyed_at = float("-inf")
+        self._survey: asyncio.Task[None] | None = None
+        self._is_closing = False
+        self.watchers = 0
+
+    def close(self) -> None:
+        """Let every watching page go: the server is about to stop."""
+        self._is_closing = True
+
+    async def watch(self) -> AsyncIterator[Update]:
+        """All that there is, then what changes, until the page goes or the database does.
+
+        Guarantees:
+            No transaction and no connection is held between two looks. A page that comes back begins with all
+            there is, so it can have missed nothing.
+        """
+        self.watchers += 1
+        try:
+            seen: Look | None = None
+            told: Status | None = None
+            while not self._is_closing:
+                try:
+                    now = await self.current()
+                except SQLAlchemyError as error:
+                    logger.warning("A page is let go, the database does not answer: %s", error)
+                    return
+                status = await self.status()
+                update = _difference(seen, now, status)
+                if seen is None or update.documents or update.removed or status != told:
+                    yield update
+                seen, told = now, status
+                await asyncio.sleep(WORKING_SECONDS if now.is_working else IDLE_SECONDS)
+        finally:
+            self.watchers -= 1
+
+    async def current(self) -> Look:
+        """The last look, or a new one if that is old."""
+        async with self._looking:
+            if time.monotonic() - self._looked_at >= WORKING_SECONDS:
+                self._look = await run_sync(_look, self._look)
+                self._looked_at = time.monotonic()
+            return self._look
+
+    async def status(self) -> Status:
+        """The counts of the last look, and what the last survey found; begins another when that is old."""
+        if self._survey is None and time.monotonic() - self._surveyed_at >= SURVEY_SECONDS:
+            self._survey = asyncio.create_task(self._make_survey())
+        return Status(
+            documents=dict(self._look.states),
+            messages=self._messages,
+            workers=self._workers,
+            is_keyword_only=await run_sync(_is_keyword_only),
+            can_ask=settings.chat is not None,
+        )
+
+    async def survey(self) -> Status:
+        """The status, with workers asked and messages counted now."""
+        await self.current()
+        await self._make_survey()
+        return await self.status()
+
+    async def _make_survey(self) -> None:
+        try:
+            self._messages, self._workers = await run_sync(_count_messages), await run_sync(_ask_workers)
+        finally:
+            self._surveyed_at, self._survey = time.monotonic(), None
+
+
+def _look(before: Look) -> Look:
+    with alchemy.session() as session:
+        return look(session, before, limit=WATCHED_DOCUMENTS)
+
+
+def _difference(before: Look | None, now: Look, status: Status) -> Update:
+    known = {} if before is None else before.documents
+    changed = [entry for document_id, entry in now.documents.items() if known.get(document_id) != entry]
+    return Update(
+        is_whole=before is None,
+        documents=[Document.of(entry) for entry in changed],
+        removed=[document_id for document_id in known if document_id not in now.documents],
+        status=status,
+    )
+
+
+def _count_messages() -> Messages | None:
+    try:
+        counts = count_messages(alchemy.engine)
+    except SQLAlchemyError as error:
+        logger.warning("The messages cannot be counted: %s", error)
+        return None
+    return Messages(waiting=counts["waiting"], owed=counts["owed"] + counts["leased"], dead=counts["dead"])
+
+
+def _ask_workers() -> list[str] | None:
+    try:
+        return running_workers(app)
+    except (BrokerError, OSError) as error:
+        logger.warning("The workers cannot be asked, the broker does not answer: %s", error)
+        return None
+
+
+def _is_keyword_only() -> bool:
+    return search_embedder()[0] is None

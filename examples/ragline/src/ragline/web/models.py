@@ -1,0 +1,213 @@
+"""What the API takes and gives, as OpenAPI describes it."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from pydantic import BaseModel, Field
+
+from ragline.answers import Part
+from ragline.asking import Answer as Answered
+from ragline.intake import Intake
+from ragline.progress import Entry
+from ragline.reading import Detail
+from ragline.retrieval import Found
+from ragline.searching import Passage as FoundPassage
+from ragline.states import State
+
+
+class Problem(BaseModel):
+    """Why a request was not done."""
+
+    detail: str = Field(description="For the person who asked.")
+
+
+class Document(BaseModel):
+    """A document in a list."""
+
+    id: int
+    name: str
+    uris: list[str] = Field(description="The places that show it or wait for it.")
+    size_bytes: int
+    state: State
+    is_found: bool = Field(description="Whether searches see it.")
+    since: dt.datetime | None = Field(description="When it came into its state.")
+    chunks: int = Field(description="Passages so far.")
+    embedded: int = Field(description="How many of them have their vector.")
+    reason: str | None = Field(description="Why it failed.")
+    is_permanent: bool = Field(
+        description="Whether it failed for a reason that trying again does not change."
+    )
+
+    @classmethod
+    def of(cls, entry: Entry) -> Document:
+        """A list's entry."""
+        return cls.model_validate(entry, from_attributes=True)
+
+
+class DocumentPage(BaseModel):
+    """Documents, the newest first."""
+
+    documents: list[Document]
+    before: int | None = Field(description="What to pass as `before` for older ones; null on the last page.")
+
+
+class DocumentDetail(Document):
+    """A document with all that is known of it."""
+
+    reached: dict[State, dt.datetime] = Field(
+        description="When it came into each state, in the order of time."
+    )
+    characters: int | None
+    pages: int | None
+    encoding: str | None
+    embedder: str
+
+    @classmethod
+    def of_detail(cls, detail: Detail) -> DocumentDetail:
+        """A document's detail."""
+        return cls(
+            **Document.of(detail.entry).model_dump(),
+            reached=detail.reached,
+            characters=detail.characters,
+            pages=detail.pages,
+            encoding=detail.encoding,
+            embedder=detail.embedder,
+        )
+
+
+class Upload(BaseModel):
+    """What became of an upload."""
+
+    outcome: Intake
+    document: Document
+
+
+class Retried(BaseModel):
+    """The documents that are tried again."""
+
+    ids: list[int]
+
+
+class Messages(BaseModel):
+    """The library's outbox, counted."""
+
+    waiting: int = Field(description="To be handed to the broker.")
+    owed: int = Field(description="Sent, and sent again until they are done.")
+    dead: int = Field(description="Given up: each belongs to a document that failed.")
+
+
+class Status(BaseModel):
+    """The state of everything."""
+
+    documents: dict[State, int]
+    messages: Messages | None = Field(description="Null until they have been counted.")
+    workers: list[str] | None = Field(description="Who answers; null where the broker does not.")
+    is_keyword_only: bool = Field(description="Whether searches go by words alone, for want of an embedder.")
+    can_ask: bool = Field(description="Whether a language model is set up to answer.")
+
+
+class Limits(BaseModel):
+    """What an upload may be."""
+
+    max_bytes: int
+    extensions: list[str] = Field(
+        description="What is taken from a folder; a file of its own may be any text."
+    )
+
+
+class Update(BaseModel):
+    """What has changed."""
+
+    is_whole: bool = Field(
+        description="Whether this is all there is, to be shown instead of what was before."
+    )
+    documents: list[Document] = Field(description="Those that are new or changed, the newest first.")
+    removed: list[int]
+    status: Status
+
+
+class Passage(BaseModel):
+    """A passage, and where it stands: `quote` is exactly `text[start:end]` of its document."""
+
+    document_id: int
+    name: str
+    heading: str
+    pages: tuple[int, int] | None = Field(description="First and last page, from 1.")
+    start: int
+    end: int
+    quote: str
+    citation: str
+    score: float
+
+    @classmethod
+    def of(cls, passage: FoundPassage) -> Passage:
+        """A passage that was found."""
+        return cls.model_validate(passage, from_attributes=True)
+
+
+class Results(BaseModel):
+    """What a search finds."""
+
+    passages: list[Passage]
+    words: list[str] = Field(description="The words of the query that tell what it is about.")
+    note: str | None
+
+    @classmethod
+    def of(cls, found: Found, words: list[str]) -> Results:
+        """What was found."""
+        return cls(passages=[Passage.of(passage) for passage in found.passages], words=words, note=found.note)
+
+
+class Excerpt(BaseModel):
+    """A passage in its text."""
+
+    name: str
+    before: str
+    quote: str
+    after: str
+    is_start: bool = Field(description="Whether nothing stands before it that is not here.")
+    is_end: bool
+
+
+class Question(BaseModel):
+    """What to answer from the documents."""
+
+    question: str = Field(min_length=1, max_length=2000)
+
+
+class AnswerPart(BaseModel):
+    """A piece of an answer."""
+
+    text: str
+    citation: int | None = Field(description="The number of the passage that it cites, from 1.")
+    is_unverified: bool = Field(description="A quotation that stands in none of the passages.")
+
+    @classmethod
+    def of(cls, part: Part) -> AnswerPart:
+        """A checked piece."""
+        return cls.model_validate(part, from_attributes=True)
+
+
+class Answer(BaseModel):
+    """An answer, checked against the passages that it was made of."""
+
+    parts: list[AnswerPart]
+    passages: list[Passage]
+    notes: list[str]
+
+    @classmethod
+    def of(cls, answered: Answered) -> Answer:
+        """A checked answer."""
+        parts = () if answered.checked is None else answered.checked.parts
+        return cls(
+            parts=[AnswerPart.of(part) for part in parts],
+            passages=[Passage.of(passage) for passage in answered.passages],
+            notes=answered.notes,
+        )
+
+
+class Login(BaseModel):
+    """The token that the server was started with."""
+
+    token: str = Field(max_length=1000)

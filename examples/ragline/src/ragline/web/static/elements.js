@@ -1,0 +1,66 @@
+// Making elements: all text of documents, names and errors goes through textContent, never through markup.
+
+/**
+ * Make an element.
+ * @param {string} tag
+ * @param {Object<string, unknown>} [properties] set as properties; `class`, `aria-*`, `role` and `title` as attributes
+ * @param {...(Node|string|null|undefined)} children strings become text
+ */
+export function make(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.startsWith("aria-") || ["class", "role", "title"].includes(name)) element.setAttribute(name, value);
+    else element[name] = value;
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined && child !== ""));
+  return element;
+}
+
+export const byId = (id) => document.getElementById(id);
+
+/** Set text only where it differs, so that nothing is drawn, or read out, again. */
+export function setText(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+/** Text with the words marked, also in their other forms: "dances" marks "dance" and "dancing". */
+export function marked(text, words) {
+  const stems = words.map(stem).filter(Boolean).map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+  if (!stems.length) return [text];
+  // Scripts without spaces have no word to begin at.
+  const pattern = new RegExp(`(?<![\\p{L}\\p{N}])(?:${stems.join("|")})[\\p{L}\\p{N}]{0,6}|(?:${stems.join("|")})(?=\\p{Lo})`, "giu");
+  const pieces = [];
+  let end = 0;
+  for (const match of text.matchAll(pattern)) {
+    pieces.push(text.slice(end, match.index), make("mark", {}, match[0]));
+    end = match.index + match[0].length;
+  }
+  return [...pieces, text.slice(end)].filter((piece) => piece !== "");
+}
+
+function stem(word) {
+  return word.length > 4 ? word.replace(/(?:ing|ed|es|s|e)$/u, "") : word;
+}
+
+export function bytes(count) {
+  if (count < 1000) return `${count} B`;
+  if (count < 1e6) return `${Math.round(count / 1000)} kB`;
+  return `${(count / 1e6).toFixed(count < 1e7 ? 1 : 0).replace(".0", "")} MB`;
+}
+
+export function plural(count, one, many = `${one}s`) {
+  return `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
+}
+
+let waiting = [];
+let timer = null;
+
+/** Tell people who listen rather than look; what comes close together is told together. */
+export function announce(text) {
+  waiting.push(text);
+  timer ??= setTimeout(() => {
+    setText(byId("announcer"), waiting.length > 3 ? `${waiting.length} changes. Last: ${waiting.at(-1)}` : waiting.join(" "));
+    waiting = [];
+    timer = null;
+  }, 1000);
+}
