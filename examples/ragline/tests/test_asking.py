@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from servers import Answer, Question, in_turn, serving
-from test_commands import ragline
 
 from ragline import asking
 from ragline.answers import Excerpt, Part, check, messages_for
@@ -17,6 +15,8 @@ from ragline.endpoints import Endpoint
 from ragline.errors import ConfigurationError, EndpointBusyError, EndpointError
 from ragline.retrieval import Found
 from ragline.searching import Passage
+from servers import Answer, Question, in_turn, serving
+from test_commands import ragline
 
 PASSAGES = [
     "The blue whale is the largest animal that has ever lived.",

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from servers import Answer, Question, Script, in_turn, letter_vectors, serving
-from test_commands import ragline
 
 from conftest import LetterEmbedder
 from pipelines import long_text
@@ -28,6 +26,8 @@ from ragline.errors import (
 from ragline.recipes import recipe_for
 from ragline.remote import TEXTS_AT_ONCE, RemoteEmbedder, find_dimensions, remote_name
 from ragline.settings import settings_from
+from servers import Answer, Question, Script, in_turn, letter_vectors, serving
+from test_commands import ragline
 
 CACHE = Path("/nowhere")
 

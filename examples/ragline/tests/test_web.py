@@ -16,7 +16,6 @@ pytest.importorskip("fastapi", reason="the extra `web` is not installed")
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
-from servers import Answer, in_turn, serving
 from sqlalchemy import delete, func, select, text
 from sqlalchemy.orm import Session
 
@@ -31,6 +30,7 @@ from ragline.web import guard, live
 from ragline.web.application import create_web
 from ragline.web.serving import is_loopback
 from ragline.web.uploads import MAX_NAME_CHARACTERS, harmless_path, read_upload
+from servers import Answer, in_turn, serving
 
 TOKEN = "a token of the tests"
 HERE = "http://127.0.0.1:8000"

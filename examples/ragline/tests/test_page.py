@@ -1,0 +1,393 @@
+"""The page in a real browser, on a real server with a real worker: what a person who opens it does."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra `web` is not installed")
+pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+
+import httpx
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from pipelines import long_text
+from servers import Answer, Question, serving
+
+TOKEN = "a token of the tests"
+CHROMIUM = (
+    os.environ.get("RAGLINE_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+)
+PATIENT_MS = 60_000
+
+
+class Service:
+    """`ragline serve` in a process of its own."""
+
+    def __init__(self, home: Path, *options: str, **environment: str) -> None:
+        self._home, self._options = home, options
+        self._environment = {**os.environ, "RAGLINE_HOME": str(home), "COLUMNS": "300", **environment}
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        """Start it, on the port that it had before if it had one."""
+        command = [sys.executable, "-u", "-c", "from ragline.cli import main; main()"]
+        self._process = subprocess.Popen(
+            [*command, "serve", "--port", str(self.port), *self._options],
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        self.said = ""
+        for line in self._process.stdout:
+            self.said += line
+            if found := re.search(r"http://[^ ]*?:(\d+)/(\S*)", line):
+                self.port, self.link = int(found[1]), found[0]
+                return
+        raise AssertionError(f"it does not serve: {self.said}")
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.port}/"
+
+    def stop(self) -> int:
+        """Ask it to stop; its exit code."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        code = self._process.wait(timeout=40)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        return code
+
+
+def said_by_model(question: Question) -> Answer:
+    """An answer that cites one passage that is there and one that is not."""
+    assert "passage" in question.body["messages"][1]["content"]
+    return Answer(
+        {"choices": [{"message": {"content": 'They dance [1], and "fly to the moon and back" [9].'}}]}
+    )
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Everything in one command, on the embedded default."""
+    with serving(said_by_model) as model:
+        service = Service(
+            tmp_path_factory.mktemp("service"),
+            "--worker",
+            RAGLINE_MAX_BYTES="200000",
+            RAGLINE_CHAT_URL=model.url,
+            RAGLINE_CHAT_MODEL="chatty",
+        )
+        try:
+            yield service
+        finally:
+            assert service.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's chromium."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium is installed (Debian: apt install chromium)")
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, service: Service) -> Iterator[Page]:
+    """The page, opened for the first time; no script of it may fail, and no policy may be broken."""
+    with browser.new_context() as context:
+        page = context.new_page()
+        wrong: list[str] = []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda said: wrong.append(said.text) if "Content Security" in said.text else None)
+        page.on("dialog", lambda dialog: wrong.append(f"a script said {dialog.message}"))
+        page.goto(service.url)
+        yield page
+        assert wrong == []
+
+
+def add(page: Page, name: str, content: str | bytes) -> None:
+    """Choose a file."""
+    data = content.encode() if isinstance(content, str) else content
+    page.set_input_files("#files", [{"name": name, "mimeType": "", "buffer": data}])
+
+
+def document(page: Page, name: str):
+    """The row of a document."""
+    return page.locator("#documents > li").filter(has=page.get_by_text(name, exact=True))
+
+
+def is_in_state(page: Page, name: str, state: str) -> None:
+    """Wait until a document is in a state."""
+    expect(document(page, name).locator(".state")).to_have_text(state, timeout=PATIENT_MS)
+
+
+def test_a_first_visitor_adds_watches_searches_and_reads(page: Page) -> None:
+    """From nothing to a highlighted passage in its place, without a word of explanation."""
+    expect(page.get_by_text("Drop files or a folder here")).to_be_visible()
+    add(page, "bees.md", "# Bees\n\nBees dance to tell where flowers are.\n\nWasps do not.\n")
+
+    is_in_state(page, "bees.md", "Ready")
+    page.get_by_label("A question, or words").fill("where do bees dance?")
+    page.keyboard.press("Enter")
+
+    passage = page.locator("#passages > li").first
+    expect(passage.locator("mark").first).to_have_text("Bees")
+    expect(passage).to_contain_text(re.compile(r"bees\.mdcharacters \d+–\d+"))
+    passage.get_by_role("button").click()
+    expect(page.locator("#excerpt-text mark")).to_contain_text("Bees dance")
+    page.keyboard.press("Escape")
+    expect(page.locator("#excerpt")).to_be_hidden()
+    expect(page.get_by_text("Keyword search only")).to_be_visible()
+    expect(page.locator("#vital-workers dd")).to_have_text("1", timeout=PATIENT_MS)
+
+
+def test_an_answer_leads_to_its_passages(page: Page) -> None:
+    """A citation that does not exist is not shown, and what nobody wrote is marked."""
+    add(page, "dance.md", "Bees dance to tell where flowers are, says this one.")
+    is_in_state(page, "dance.md", "Ready")
+    page.get_by_label("A question, or words").fill("what do bees do?")
+    page.get_by_role("button", name="Ask").click()
+
+    answer = page.locator("#answer")
+    expect(answer.locator(".citation")).to_have_count(1)
+    expect(answer.locator(".unverified")).to_have_text('"fly to the moon and back"')
+    expect(answer).to_contain_text("[9]")
+    answer.locator(".citation").click()
+    expect(page.locator("#passage-1")).to_be_in_viewport()
+
+
+def test_a_document_that_fails_says_why_and_is_tried_again(page: Page) -> None:
+    """A broken one fails alone; trying it again ends the same way, and it can be deleted."""
+    add(page, "broken.pdf", b"%PDF-1.7\nthis is no PDF after all\n")
+
+    is_in_state(page, "broken.pdf", "Failed")
+    row = document(page, "broken.pdf")
+    expect(row.locator(".reason")).not_to_be_empty()
+    row.get_by_role("button", name="Retry broken.pdf").click()
+    is_in_state(page, "broken.pdf", "Failed")
+    row.get_by_role("button", name="Delete broken.pdf").click()
+    page.get_by_role("button", name="Keep it").click()
+    expect(row).to_be_visible()
+    row.get_by_role("button", name="Delete broken.pdf").click()
+    page.get_by_role("button", name="Delete", exact=True).click()
+    expect(row).to_have_count(0)
+
+
+def test_uploads_that_are_refused_say_why(page: Page) -> None:
+    """Too large without being sent, a picture by its bytes; both can be put away."""
+    add(page, "large.md", "x" * 200_001)
+    add(page, "picture.md", b"\x89PNG\r\n\x1a\n" + bytes(99))
+
+    tray = page.locator("#uploads > li")
+    expect(tray.filter(has_text="large.md")).to_contain_text("the limit is 200 kB")
+    expect(tray.filter(has_text="picture.md")).to_contain_text("PNG picture")
+    for _ in range(2):
+        page.get_by_role("button", name="Dismiss").first.click()
+    expect(tray).to_have_count(0)
+    expect(document(page, "picture.md")).to_have_count(0)
+
+
+def test_a_folder_is_taken_without_what_is_no_document(page: Page, tmp_path: Path) -> None:
+    """Hidden files and other kinds are left out, and that is said."""
+    folder = tmp_path / "notes"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "whale.md").write_text("The whale is in a folder.")
+    (folder / ".hidden.md").write_text("hidden")
+    (folder / "program.exe").write_text("MZ")
+
+    page.set_input_files("#folder", folder)
+
+    is_in_state(page, "whale.md", "Ready")
+    expect(page.locator("#uploads")).to_contain_text("2 files of other kinds were left out.")
+    expect(document(page, "whale.md").locator(".name")).to_have_attribute("title", "notes/deep/whale.md")
+
+
+def test_files_dropped_anywhere_are_taken(page: Page) -> None:
+    """Also beside the field: else the browser would show the file instead of the page."""
+    transfer = page.evaluate_handle(
+        """() => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File(["The dropped one is about otters."], "dropped.md"));
+            return transfer;
+        }"""
+    )
+    page.dispatch_event("header", "drop", {"dataTransfer": transfer})
+
+    is_in_state(page, "dropped.md", "Ready")
+
+
+def test_nothing_of_a_document_runs_or_becomes_markup(page: Page) -> None:
+    """Not its name, its headings, its text or the reason of its failure: all are shown as they are."""
+    hostile = "<img src=x onerror=alert(1)>"
+    add(
+        page,
+        f"{hostile}.md",
+        f"# Porcupine {hostile}\n\nA porcupine <script>alert(2)</script> {hostile} walks.\n",
+    )
+
+    is_in_state(page, f"{hostile}.md", "Ready")
+    page.get_by_label("A question, or words").fill("porcupine <script>alert(3)</script>")
+    page.keyboard.press("Enter")
+
+    expect(page.locator("#passages blockquote").first).to_contain_text(hostile)
+    page.locator(".source").first.click()
+    expect(page.locator("#excerpt-text mark")).to_contain_text("<script>alert(2)</script>")
+    assert page.locator("#main img, dialog img, #main script").count() == 0
+
+
+def test_everything_is_done_with_the_keyboard(page: Page) -> None:
+    """The way leads from search to documents, where one is deleted; the focus is always seen."""
+    add(page, "keys.md", "Only the keyboard is used for this walrus.")
+    is_in_state(page, "keys.md", "Ready")
+
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to search")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#query")).to_be_focused()
+    page.keyboard.type("walrus")
+    page.keyboard.press("Enter")
+    expect(page.locator("#passages > li").first).to_contain_text("walrus")
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        focused = page.evaluate("document.activeElement.getAttribute('aria-label') ?? ''")
+        outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline != "none", focused
+        if focused == "Delete keys.md":
+            break
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Keep it")).to_be_focused()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(document(page, "keys.md")).to_have_count(0)
+    expect(page.locator("#announcer")).to_contain_text("keys.md was deleted")
+
+
+def test_several_pages_see_the_same(page: Page, browser: Browser, service: Service) -> None:
+    """What one adds, the other shows; and closing a page closes its connection."""
+    with browser.new_context() as context:
+        other = context.new_page()
+        other.goto(service.url)
+        add(page, "shared.md", "Both pages see this badger.")
+        is_in_state(other, "shared.md", "Ready")
+
+    page.reload()
+    is_in_state(page, "shared.md", "Ready")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_fits_a_phone_and_text_can_be_read(browser: Browser, service: Service, scheme: str) -> None:
+    """Nothing is wider than the screen; text stands out from its ground as WCAG 2 AA asks, by day and night."""
+    with browser.new_context(viewport={"width": 360, "height": 740}, color_scheme=scheme) as context:
+        page = context.new_page()
+        page.goto(service.url)
+        add(
+            page,
+            "a-name-that-is-so-long-that-no-phone-shows-it-on-one-line-" + "x" * 80 + ".md",
+            "A long name.",
+        )
+        expect(page.locator("#documents > li").first).to_be_visible()
+
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        for selector in (
+            "h2",
+            ".fine",
+            ".claim, .vitals dt",
+            "button.main",
+            "button.quiet",
+            ".document .state",
+        ):
+            assert contrast(page, selector) >= 4.5, selector
+
+
+def contrast(page: Page, selector: str) -> float:
+    """The contrast of an element's text with its ground (WCAG 2.1, 1.4.3)."""
+    value: float = page.evaluate(
+        """(selector) => {
+            const element = [...document.querySelectorAll(selector)].find((one) => one.offsetParent);
+            const rgb = (color) => color.match(/[\\d.]+/g).map(Number);
+            const light = (color) => {
+                const [r, g, b] = color.slice(0, 3).map((part) => {
+                    const share = part / 255;
+                    return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+                });
+                return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+            };
+            let ground = element;
+            while (ground && (rgb(getComputedStyle(ground).backgroundColor)[3] ?? 1) === 0) ground = ground.parentElement;
+            const pair = [light(rgb(getComputedStyle(element).color)),
+                light(rgb(getComputedStyle(ground ?? document.body).backgroundColor))];
+            return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
+        }""",
+        selector,
+    )
+    return value
+
+
+def test_a_server_without_a_worker_says_so_and_waits(browser: Browser, tmp_path: Path) -> None:
+    """Documents wait, are paused, resumed and cancelled; a server that goes is missed and found again."""
+    service = Service(tmp_path)
+    try:
+        with browser.new_context() as context:
+            page = context.new_page()
+            page.goto(service.url)
+            add(page, "later.md", long_text("whale"))
+            is_in_state(page, "later.md", "Waiting")
+            expect(page.locator("#banner")).to_contain_text("No worker is running", timeout=PATIENT_MS)
+            row = document(page, "later.md")
+            row.get_by_role("button", name="Pause").click()
+            is_in_state(page, "later.md", "Paused")
+            row.get_by_role("button", name="Resume").click()
+            is_in_state(page, "later.md", "Waiting")
+            row.get_by_role("button", name="Cancel").click()
+            is_in_state(page, "later.md", "Cancelled")
+
+            assert service.stop() == 0
+            expect(page.locator("#banner")).to_contain_text("does not answer", timeout=PATIENT_MS)
+            service.start()
+            expect(page.locator("#banner")).to_be_hidden(timeout=PATIENT_MS)
+            is_in_state(page, "later.md", "Cancelled")
+    finally:
+        service.stop()
+
+
+def test_a_server_for_others_asks_for_its_token(browser: Browser, tmp_path: Path) -> None:
+    """The link that it prints is enough; without it the page asks, and tells nothing before."""
+    service = Service(tmp_path, "--host", "0.0.0.0")
+    try:
+        token = service.link.partition("token=")[2]
+        assert len(token) >= 32
+        assert httpx.get(f"{service.url}api/documents").status_code == 401
+        with browser.new_context() as context:
+            page = context.new_page()
+            page.goto(service.link)
+            expect(page.get_by_text("Drop files or a folder here")).to_be_visible()
+            expect(page.locator("#vitals")).to_be_visible(timeout=PATIENT_MS)
+            assert "token" not in page.url
+        with browser.new_context() as context:
+            page = context.new_page()
+            page.goto(service.url)
+            page.locator("#token").fill("wrong")
+            page.keyboard.press("Enter")
+            expect(page.locator("#login-error")).to_have_text("This is not the token.")
+            page.locator("#token").fill(token)
+            page.keyboard.press("Enter")
+            expect(page.locator("#login")).to_be_hidden()
+            expect(page.locator("#vitals")).to_be_visible(timeout=PATIENT_MS)
+    finally:
+        assert service.stop() == 0
