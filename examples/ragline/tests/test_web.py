@@ -16,16 +16,17 @@ pytest.importorskip("fastapi", reason="the extra `web` is not installed")
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import delete, func, select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
+from conftest import empty_tables
 from pipelines import KEYWORDS, counter_of
 from ragline import asking, pipeline
 from ragline.app import alchemy, create_tables, settings
 from ragline.endpoints import Endpoint
 from ragline.errors import ConfigurationError, TooLargeError
 from ragline.settings import settings_from
-from ragline.tables import Base, Document, Original, Source
+from ragline.tables import Document, Original
 from ragline.web import guard, live
 from ragline.web.application import create_web
 from ragline.web.serving import is_loopback
@@ -45,11 +46,10 @@ def fresh(*, token: str | None = None) -> TestClient:
 def _empty() -> None:
     """An empty index."""
     create_tables(alchemy)
+    empty_tables(alchemy.engine)
     with alchemy.begin() as session:
-        session.execute(delete(Source))
-        for table in (*reversed(Base.metadata.sorted_tables), *alchemy.metadata.sorted_tables):
+        for table in alchemy.metadata.sorted_tables:
             session.execute(table.delete())
-        session.execute(text("DELETE FROM chunk_keywords"))
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from ragline.progress import Failure, Progress, entries, failures, measure
 from ragline.retrieval import search_embedder, telling_words
 from ragline.searching import Passage
 from ragline.states import State
-from ragline.words import STOP_WORDS
 from ragline.workers import running_workers
 
 

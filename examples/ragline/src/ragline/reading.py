@@ -74,7 +74,7 @@ def detail(session: Session, document_id: int) -> Detail:
     stamps = ((state, getattr(document, f"{state.value}_at")) for state in State)
     reached = dict(sorted(((state, at) for state, at in stamps if at is not None), key=lambda pair: pair[1]))
     text = session.execute(
-        select(func.length(DocumentText.text), DocumentText.page_starts, DocumentText.encoding).where(
+        select(func.char_length(DocumentText.text), DocumentText.page_starts, DocumentText.encoding).where(
             DocumentText.document_id == document_id
         )
     ).one_or_none()
@@ -93,7 +93,7 @@ def excerpt(session: Session, document_id: int, start: int, end: int) -> Excerpt
         select(
             Document.name,
             func.substr(DocumentText.text, first + 1, last - first),
-            func.length(DocumentText.text),
+            func.char_length(DocumentText.text),
         )
         .join(DocumentText, DocumentText.document_id == Document.id)
         .where(Document.id == document_id)

@@ -15,11 +15,11 @@ from sqlalchemy.orm import Session
 from ragline.app import alchemy, settings
 from ragline.embedders import NO_EMBEDDER, Embedder, available_embedder, load_embedder
 from ragline.errors import EndpointError, ModelUnavailableError
-from ragline.fulltext import STOP_WORDS
 from ragline.minilm.embedder import MiniLM
 from ragline.minilm.files import is_fetched
 from ragline.ranking import VectorIndex
 from ragline.searching import DatabaseIndex, Mode, Passage, index_version, load_index, passages, rank
+from ragline.words import STOP_WORDS
 
 
 @dataclass(frozen=True, slots=True)
