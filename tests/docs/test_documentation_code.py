@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,3 +56,21 @@ def test_block_is_skipped_only_with_a_reason(tmp_path: Path) -> None:
 
     assert [block.skipped for block in with_reason] == ["needs a Redis server"]
     assert [block.skipped for block in without_reason] == [None]
+
+
+def _included() -> list[tuple[Path, str]]:
+    """Return each part of another file that a page shows: the page, and the directive with its options."""
+    directive = re.compile(r"```\{literalinclude\} (.+?)\n```", re.DOTALL)
+    return [(page, found) for page in PAGES for found in directive.findall(page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize(("page", "directive"), _included(), ids=lambda value: value.stem if isinstance(value, Path) else None)
+def test_included_code_is_there(page: Path, directive: str) -> None:
+    """A page shows a part of an example that exists, from its first mark to its last."""
+    name, *options = directive.splitlines()
+
+    text = (page.parent / name).read_text(encoding="utf-8")
+
+    places = [text.find(option.split('"')[1]) for option in options if option.startswith((":start-after:", ":end-before:"))]
+    assert -1 not in places
+    assert places == sorted(places)
