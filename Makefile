@@ -85,8 +85,9 @@ bench: $(STAMPS)/bench ## measure what a task costs beside the other ways to get
 bench-delivery: $(STAMPS)/bench ## measure sending on commit, the relay and once tasks; needs PostgreSQL, Redis and RabbitMQ
 	$(BIN)/python benchmarks/delivery.py $(PARTS)
 
-docs: $(STAMPS)/docs ## build the documentation into docs/_build/html
-	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+docs: $(STAMPS)/docs ## build the documentation into docs/_build/html; a warning is an error
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
+	@echo "the documentation is in docs/_build/html/index.html"
 
 clean: ## remove the virtual environment and everything that was built
 	rm -rf $(VENV) docs/_build build dist htmlcov .coverage .coverage.*
