@@ -29,11 +29,13 @@ os.environ["RAGLINE_REDELIVER_SECONDS"] = "5"
 # Servers are found and started as for the tests of the library.
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
+from celery_alchemy import Alchemy  # noqa: E402
 from sqlalchemy import Engine, text, update  # noqa: E402
 from sqlalchemy.orm import Session  # noqa: E402
 from tests.services.databases import Databases  # noqa: E402
 
 from ragline.benchmark import scratch_engine  # noqa: E402
+from ragline.databases import index_of  # noqa: E402
 from ragline.errors import ModelUnavailableError  # noqa: E402
 from ragline.minilm.files import fetch  # noqa: E402
 from ragline.settings import settings_from  # noqa: E402
@@ -74,10 +76,20 @@ def engine_of() -> Iterator[Callable[[str], Engine]]:
 
         @functools.cache
         def engine_of(name: str) -> Engine:
+            if name == "sqlite-file":
+                return _file_engine()
             url = "sqlite://" if name == "sqlite" else databases.open(name, HOME).url
             return stack.enter_context(scratch_engine(url))
 
         yield engine_of
+
+
+def _file_engine() -> Engine:
+    engine = Alchemy(bind=f"sqlite:///{HOME / 'shared.db'}").engine
+    with engine.begin() as connection:
+        Base.metadata.create_all(connection)
+        index_of(connection).create(connection)
+    return engine
 
 
 @pytest.fixture(params=("sqlite", "postgresql", "mariadb"))

@@ -9,9 +9,10 @@ from typing import Any
 from celery import Celery
 from celery_alchemy import Alchemy
 from kombu import Exchange, Queue
+from sqlalchemy import make_url
 
 from ragline.broker import transport_options
-from ragline.databases import index_of
+from ragline.databases import index_of, search_index
 from ragline.settings import Settings, settings_from
 from ragline.tables import Base
 
@@ -38,8 +39,13 @@ def create_app(settings: Settings) -> tuple[Celery, Alchemy]:
     if settings.has_own_broker:
         app.conf.update(_own_broker(settings.home))
     # Messages are rows of the sender's transaction: what is committed is sent, and what is not never was.
-    redeliver_seconds = settings.redeliver_seconds
-    return app, Alchemy(app, settings.database_url, outbox=True, redeliver_after=redeliver_seconds)
+    return app, Alchemy(
+        app,
+        settings.database_url,
+        engine_options=search_index(make_url(settings.database_url).get_backend_name()).ENGINE_OPTIONS,
+        outbox=True,
+        redeliver_after=settings.redeliver_seconds,
+    )
 
 
 def _queues(settings: Settings) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from ragline import tasks
 from ragline.errors import NoSuchDocumentError, NotPossibleError
-from ragline.intake import Offer, Outcome, Recipe, drop_unused, forget_results, take_in, uri_digest
+from ragline.intake import Offer, Outcome, Recipe, delete_document, forget_results, take_in, uri_digest
 from ragline.states import State
 from ragline.tables import Document, Original, Source
 from ragline.transitions import move, states_before
@@ -102,15 +102,7 @@ def delete(session: Session, document_id: int) -> None:
     Raises:
         NoSuchDocumentError: it is gone.
     """
-    shown = or_(Source.serving_id == document_id, Source.pending_id == document_id)
-    # Sources before documents, as everywhere: who locks in one order never waits for each other.
-    for source in session.scalars(select(Source).where(shown).order_by(Source.id).with_for_update()):
-        source.serving_id = None if source.serving_id == document_id else source.serving_id
-        source.pending_id = None if source.pending_id == document_id else source.pending_id
-        if source.serving_id is None and source.pending_id is None:
-            session.delete(source)
-    session.flush()
-    if not drop_unused(session, [document_id]):
+    if not delete_document(session, document_id):
         raise NoSuchDocumentError(document_id)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -25,6 +26,7 @@ from ragline.intake import Intake, Outcome, find_files, read_file
 from ragline.progress import Progress as Counts
 from ragline.progress import failures, measure
 from ragline.recipes import recipe_for
+from ragline.transactions import in_transaction
 
 LOOK_SECONDS = 0.25
 """How often the progress bar counts rows."""
@@ -67,8 +69,7 @@ def take_in_files(paths: Sequence[Path], embedder: str, console: Console) -> dic
         task = bar.add_task("taking in", total=len(files), note="")
         for file in files:
             offer = read_file(file, max_bytes=settings.max_bytes)
-            with alchemy.begin() as session:
-                outcomes[str(file)] = controls.add(session, offer, recipe)
+            outcomes[str(file)] = in_transaction(partial(controls.add, offer=offer, recipe=recipe))
             bar.advance(task)
     return outcomes
 

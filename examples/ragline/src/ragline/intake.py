@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
@@ -16,7 +17,7 @@ from ragline.databases import index_of
 from ragline.errors import DocumentError, TooLargeError, UnreadableError
 from ragline.formats import EXTENSIONS
 from ragline.states import State
-from ragline.tables import Chunk, Document, DocumentText, Original, Source, utc_now
+from ragline.tables import Base, Chunk, Document, DocumentText, Original, Source, utc_now
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +117,11 @@ def take_in(session: Session, offer: Offer, recipe: Recipe) -> Outcome:
 
     Guarantees:
         All of it in the caller's transaction. What the source served before, it serves until the new document
-        is ready.
+        is ready. Of several transactions that offer the same at once, one adds it and the others find it.
     """
     source = _source(session, offer.uri)
-    document = _document(session, offer, recipe)
-    if document is None:
-        document = _new_document(session, offer, recipe)
+    document, is_new = _document(session, offer, recipe)
+    if is_new:
         intake = Intake.REPLACED if source.serving_id or source.pending_id else Intake.ADDED
     elif document.id in (source.serving_id, source.pending_id):
         intake = Intake.UNCHANGED
@@ -134,19 +134,49 @@ def take_in(session: Session, offer: Offer, recipe: Recipe) -> Outcome:
     return Outcome(intake, document.id, is_queued=is_queued)
 
 
+def lock_sources(session: Session, document_id: int) -> None:
+    """Hold what waits for a document, before the document itself is held.
+
+    Who takes in a new generation holds the source and then drops the document that was to come: with locks in
+    the same order neither waits for the other.
+    """
+    waiting = select(Source.id).where(Source.pending_id == document_id)
+    session.execute(waiting.order_by(Source.id).with_for_update())
+
+
 def serve(session: Session, document_id: int) -> None:
     """Let every source that waits for this document show it to searches, and drop what nobody shows any more.
 
     In the caller's transaction, which also makes it ready: searches see the old document or the new one.
     """
     replaced = []
-    for source in session.scalars(select(Source).where(Source.pending_id == document_id)):
+    # Locked: a source for which a newer generation is taken in at this moment waits for that one.
+    waiting = select(Source).where(Source.pending_id == document_id).order_by(Source.id).with_for_update()
+    for source in session.scalars(waiting.execution_options(populate_existing=True)):
         if source.serving_id is not None:
             replaced.append(source.serving_id)
         source.serving_id, source.pending_id = document_id, None
         source.generation += 1
     session.flush()
     drop_unused(session, replaced)
+
+
+def delete_document(session: Session, document_id: int) -> bool:
+    """Delete a document, whoever shows it or waits for it; a source that is left with none goes with it.
+
+    Returns:
+        Whether it was there.
+    """
+    shown = or_(Source.serving_id == document_id, Source.pending_id == document_id)
+    # Sources before documents, as everywhere: who locks in one order never waits for each other.
+    locked = select(Source).where(shown).order_by(Source.id).with_for_update()
+    for source in session.scalars(locked.execution_options(populate_existing=True)):
+        source.serving_id = None if source.serving_id == document_id else source.serving_id
+        source.pending_id = None if source.pending_id == document_id else source.pending_id
+        if source.serving_id is None and source.pending_id is None:
+            session.delete(source)
+    session.flush()
+    return bool(drop_unused(session, [document_id]))
 
 
 def drop_unused(session: Session, document_ids: Iterable[int]) -> list[int]:
@@ -168,6 +198,8 @@ def drop_unused(session: Session, document_ids: Iterable[int]) -> list[int]:
         index_of(session.connection()).remove(session.connection(), [document_id])
         session.execute(delete(Document).where(Document.id == document_id))
         dropped.append(document_id)
+        # Locked for the same reason: another recipe's document may be taken in from the same bytes now.
+        session.execute(select(Original.digest).where(Original.digest == digest).with_for_update())
         if session.scalar(select(Document.id).where(Document.digest == digest).limit(1)) is None:
             session.execute(delete(Original).where(Original.digest == digest))
     return dropped
@@ -185,61 +217,75 @@ def uri_digest(uri: str) -> str:
     return hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def _insert_missing(session: Session, table: type[Base], **values: object) -> None:
+    """Insert a row unless one with that key is there, also one that another transaction inserts right now."""
+    session.execute(index_of(session.connection()).insert_missing(table).values(values))
+
+
 def _source(session: Session, uri: str) -> Source:
     digest = uri_digest(uri)
-    source = session.scalar(select(Source).where(Source.uri_digest == digest).with_for_update())
+    known = select(Source).where(Source.uri_digest == digest).with_for_update()
+    source = session.scalar(known.execution_options(populate_existing=True))
     if source is None:
-        source = Source(uri_digest=digest, uri=uri, generation=0)
-        session.add(source)
-        session.flush()
+        _insert_missing(session, Source, uri_digest=digest, uri=uri, generation=0)
+        source = session.scalars(known.execution_options(populate_existing=True)).one()
     return source
 
 
-def _document(session: Session, offer: Offer, recipe: Recipe) -> Document | None:
+def _document(session: Session, offer: Offer, recipe: Recipe) -> tuple[Document, bool]:
+    """The document of an offer, and whether it was not there before."""
+    # Its state decides what becomes of the offer: locked, so that it does not change meanwhile.
+    known = select(Document).where(
+        Document.digest == offer.digest,
+        Document.parser == recipe.parser,
+        Document.splitter == recipe.splitter,
+        Document.embedder == recipe.embedder,
+    )
+    known = known.with_for_update().execution_options(populate_existing=True)
+    document = None if offer.digest is None else session.scalar(known)
+    if document is not None:
+        return document, False
+    values = _document_values(offer, recipe)
     if offer.digest is None:
-        return None
-    return session.scalar(
-        select(Document)
-        .where(
-            Document.digest == offer.digest,
-            Document.parser == recipe.parser,
-            Document.splitter == recipe.splitter,
-            Document.embedder == recipe.embedder,
-        )
-        # Its state decides what becomes of the offer: it must not change meanwhile.
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    )
-
-
-def _new_document(session: Session, offer: Offer, recipe: Recipe) -> Document:
-    now = utc_now()
-    document = Document(
-        digest=offer.digest,
-        name=offer.name,
-        size_bytes=offer.size_bytes,
-        parser=recipe.parser,
-        splitter=recipe.splitter,
-        embedder=recipe.embedder,
-        state=State.QUEUED if offer.problem is None else State.FAILED,
-        queued_at=now,
-    )
-    if offer.problem is not None:
-        document.reason, document.is_permanent, document.failed_at = str(offer.problem), True, now
-    session.add(document)
+        document = Document(**values)
+        session.add(document)
+        session.flush()
+    else:
+        _insert_missing(session, Document, **values)
+        document = session.scalars(known).one()
     _keep_bytes(session, offer)
-    session.flush()
-    return document
+    return document, True
+
+
+def _document_values(offer: Offer, recipe: Recipe) -> dict[str, Any]:
+    now = utc_now()
+    values: dict[str, Any] = {
+        "digest": offer.digest,
+        "name": offer.name,
+        "size_bytes": offer.size_bytes,
+        "parser": recipe.parser,
+        "splitter": recipe.splitter,
+        "embedder": recipe.embedder,
+        "state": State.QUEUED,
+        "is_permanent": False,
+        "queued_at": now,
+    }
+    if offer.problem is not None:
+        failed = {"state": State.FAILED, "reason": str(offer.problem), "is_permanent": True, "failed_at": now}
+        values |= failed
+    return values
 
 
 def _keep_bytes(session: Session, offer: Offer) -> bool:
     """Store the offered bytes unless they are there; whether they are new."""
     if offer.data is None or offer.digest is None:
         return False
-    known = select(Original.digest).where(Original.digest == offer.digest)
+    # Locked: whoever deletes the last other document of these bytes sees this one first.
+    known = select(Original.digest).where(Original.digest == offer.digest).with_for_update(read=True)
     if session.scalar(known) is not None:
         return False
-    session.add(Original(digest=offer.digest, data=offer.data))
+    while session.scalar(known) is None:  # it may be deleted until it is locked
+        _insert_missing(session, Original, digest=offer.digest, data=offer.data)
     return True
 
 

@@ -19,7 +19,7 @@ from ragline.databases import index_of
 from ragline.embedders import NO_EMBEDDER, Embedder
 from ragline.errors import DocumentError, RaglineError
 from ragline.formats import detect_format
-from ragline.intake import serve
+from ragline.intake import lock_sources, serve
 from ragline.parsers import parse as parse_document
 from ragline.splitter import split as split_text
 from ragline.states import State
@@ -105,6 +105,7 @@ def split(
     parsed, embedder = _parsed(session, document_id), document.embedder
     with released(session):
         chunks = split_text(parsed, counter_of(embedder))
+    lock_sources(session, document_id)
     if not move(session, document_id, State.EMBEDDING, ~is_split):
         return []
     rows = [
@@ -158,6 +159,7 @@ def embed(
             if chunks
             else np.empty((0, 0), "<f4")
         )
+    lock_sources(session, document_id)
     # The row lock puts the last two batches of a document in order: the second sees the vectors of the first.
     locked = session.scalar(select(Document.state).where(Document.id == document_id).with_for_update())
     if locked is not State.EMBEDDING:

@@ -19,10 +19,11 @@ from sqlalchemy.orm import Session
 from ragline import controls
 from ragline.app import alchemy, app, create_tables
 from ragline.asking import Answer
-from ragline.progress import Failure, Progress, entries, failures, measure
+from ragline.progress import Entry, Failure, Progress, entries, failures, measure
 from ragline.retrieval import search_embedder, telling_words
 from ragline.searching import Passage
 from ragline.states import State
+from ragline.transactions import in_transaction
 from ragline.workers import running_workers
 
 
@@ -138,20 +139,23 @@ def act(
         NotPossibleError: one of them is in a state in which this cannot be done.
     """
     create_tables(alchemy)
-    with alchemy.begin() as session:
+
+    def act_on_all(session: Session) -> list[Entry]:
         ids = [document_id for reference in references for document_id in controls.find(session, reference)]
         named = entries(session, limit=len(ids), document_ids=ids)
         for document_id in dict.fromkeys(ids):
             control(session, document_id)
-    for entry in reversed(named):
+        return named
+
+    for entry in reversed(in_transaction(act_on_all)):
         console.print(f"{escape(entry.name)} ({entry.id}): {done}.", soft_wrap=True)
 
 
 def retry_failed(console: Console) -> None:
     """Queue all documents again that failed for a reason that may pass."""
     create_tables(alchemy)
-    with alchemy.begin() as session:
-        retried = controls.retry_failed(session)
+    retried = in_transaction(controls.retry_failed)
+    with alchemy.session() as session:
         left = measure(session).documents.get(State.FAILED, 0)
     console.print(
         f"{len(retried)} queued again; {left} failed for reasons that trying again does not change."

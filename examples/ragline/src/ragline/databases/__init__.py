@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import URL, Connection, Engine
+from sqlalchemy import URL, Connection, Engine, Insert
+from sqlalchemy.orm import DeclarativeBase
 
 from ragline.databases import mysql, postgresql, sqlite
 from ragline.errors import ConfigurationError
@@ -20,12 +21,21 @@ from ragline.errors import ConfigurationError
 class SearchIndex(Protocol):
     """What a database searches with. Every write is part of the caller's transaction."""
 
+    @property
+    def ENGINE_OPTIONS(self) -> dict[str, Any]:  # noqa: N802 - a constant of the module that implements it
+        """What `create_engine` is to be told."""
+        ...
+
     def creation_lock(self, connection: Connection) -> AbstractContextManager[None]:
         """Hold off other processes that make tables."""
         ...
 
     def create(self, connection: Connection) -> None:
         """Make what is missing of the index, below a `creation_lock`, after the tables."""
+        ...
+
+    def insert_missing(self, table: type[DeclarativeBase]) -> Insert:
+        """An INSERT that does nothing where a row with that key is, or is being inserted."""
         ...
 
     def add(self, connection: Connection, chunks: Iterable[tuple[int, str]]) -> None:

@@ -6,15 +6,19 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import snowballstemmer
-from sqlalchemy import URL, Connection, Engine, create_engine, text
+from sqlalchemy import URL, Connection, Engine, Insert, create_engine, insert, text
+from sqlalchemy.orm import DeclarativeBase
 
 from ragline.errors import DatabaseError
 from ragline.words import telling_words, words
 
+# As on the other databases: each statement sees what is committed, and locks only the rows that it finds.
+ENGINE_OPTIONS: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
 LOCK_SECONDS = 60
 MAX_WORD_CHARACTERS = 80
 """InnoDB ignores words of more than 84 (Source: MariaDB documentation, `innodb_ft_max_token_size`)."""
@@ -44,6 +48,11 @@ def create(connection: Connection) -> None:
             ") ENGINE = InnoDB CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
         )
     )
+
+
+def insert_missing(table: type[DeclarativeBase]) -> Insert:
+    """INSERT IGNORE: ON DUPLICATE KEY UPDATE would count the row that was there as inserted."""
+    return insert(table).prefix_with("IGNORE")
 
 
 def add(connection: Connection, chunks: Iterable[tuple[int, str]]) -> None:
@@ -100,7 +109,7 @@ def scratch(url: URL) -> Iterator[Engine]:
     name = f"ragline_scratch_{secrets.token_hex(6)}"
     with _administration(url) as connection:
         connection.execute(text(f"CREATE DATABASE {name} CHARACTER SET utf8mb4"))
-    engine = create_engine(url.set(database=name))
+    engine = create_engine(url.set(database=name), **ENGINE_OPTIONS)
     try:
         yield engine
     finally:

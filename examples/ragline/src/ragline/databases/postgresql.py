@@ -5,14 +5,18 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import URL, Connection, Engine, create_engine, text
+from sqlalchemy import URL, Connection, Engine, Insert, create_engine, text
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import DeclarativeBase
 
 from ragline.words import telling_words, words
 
+ENGINE_OPTIONS: dict[str, Any] = {}
 _CREATION_LOCK = 0x7261676C  # any number that nobody else takes for something else: "ragl"
 
 # PostgreSQL's own configuration for English drops stop words: a query of nothing else would find nothing.
@@ -46,6 +50,11 @@ def create(connection: Connection) -> None:
         connection.execute(text(statement))
     if not has_vectors(connection) and _has_pgvector(connection):
         _create_vectors(connection)
+
+
+def insert_missing(table: type[DeclarativeBase]) -> Insert:
+    """ON CONFLICT DO NOTHING."""
+    return postgresql.insert(table).on_conflict_do_nothing()
 
 
 def add(connection: Connection, chunks: Iterable[tuple[int, str]]) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import URL, Connection, Engine, create_engine, event, text
+from sqlalchemy import URL, Connection, Engine, Insert, create_engine, event, text
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.pool import StaticPool
 
 from ragline.words import paired, telling_words
+
+ENGINE_OPTIONS: dict[str, Any] = {}
 
 
 @contextmanager
@@ -35,6 +40,11 @@ def match_expression(query: str) -> str | None:
     Every word is quoted: nothing that a person types is read as an operator.
     """
     return " OR ".join(f'"{word}"' for word in telling_words(query)) or None
+
+
+def insert_missing(table: type[DeclarativeBase]) -> Insert:
+    """ON CONFLICT DO NOTHING."""
+    return sqlite.insert(table).on_conflict_do_nothing()
 
 
 def add(connection: Connection, chunks: Iterable[tuple[int, str]]) -> None:
@@ -91,6 +101,12 @@ def nearest(
 def scratch(_: URL) -> Iterator[Engine]:
     """A database in memory, set up as `Alchemy` sets up one in a file."""
     engine = create_engine("sqlite://", poolclass=StaticPool)
-    event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA foreign_keys = ON"))
+    event.listen(engine, "connect", _set_up)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     yield engine
     engine.dispose()
+
+
+def _set_up(connection: Any, _: object) -> None:
+    connection.isolation_level = None  # the driver would not begin a transaction before a SAVEPOINT
+    connection.execute("PRAGMA foreign_keys = ON")
