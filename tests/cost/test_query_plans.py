@@ -74,8 +74,10 @@ class Plans:
         explained.close()
 
     def full_scans(self) -> list[str]:
-        """Return the plans that read the whole table."""
-        scan = re.compile(r"Seq Scan on celery_outbox|type=(ALL|index)\b|SCAN celery_outbox(?! USING INDEX)")
+        """Return the plans that read the whole table, or a whole index of it because they filter what it gives."""
+        scan = re.compile(
+            r"Seq Scan on celery_outbox|Filter: \((due|completed)_at|type=(ALL|index)\b|SCAN celery_outbox(?! USING INDEX)"
+        )
         return [plan for plan in self.texts if scan.search(plan)]
 
 

@@ -66,7 +66,7 @@ class RefusingPublisher:
 
     paused = False
 
-    def publish(self, messages: list[Any], within_seconds: float, meanwhile: Callable[[], None]) -> list[Exception]:
+    def publish(self, messages: list[Any], within_seconds: float) -> list[Exception]:
         """Return an error for each."""
         return [OSError("the broker refuses it") for _ in messages]
 
