@@ -12,8 +12,11 @@ import pytest
 
 import celery_alchemy
 from celery_alchemy import testing
+from tests.docs.page import blocks_of
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+PAGES = [REFERENCE.parent.parent / "README.md", *REFERENCE.parent.rglob("*.md")]
+EXECUTED = "\n".join(block.code for page in PAGES for block in blocks_of(page.read_text(encoding="utf-8")) if block.skipped is None)
 ERRORS = [
     name
     for name in celery_alchemy.__all__
@@ -31,6 +34,12 @@ def _headings(page: str) -> set[str]:
 def test_public_name_has_a_section(name: str) -> None:
     """docs/reference/api.md has a heading for the name."""
     assert name in _headings("api.md")
+
+
+@pytest.mark.parametrize("name", celery_alchemy.__all__)
+def test_public_name_is_used_in_an_example_that_is_executed(name: str) -> None:
+    """In a block of a page that the tests run: what a reader pastes works."""
+    assert re.search(rf"\b{name}\b", EXECUTED)
 
 
 @pytest.mark.parametrize("name", ERRORS)
