@@ -536,6 +536,27 @@ def test_watching_begins_with_all_there_is_and_goes_on_with_what_changes(client:
 
 
 @pytest.mark.usefixtures("quick")
+def test_documents_that_make_room_for_newer_ones_are_not_told_as_deleted(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest are watched; who has seen an older one keeps it."""
+    monkeypatch.setattr(live, "WATCHED_DOCUMENTS", 2)
+    ids = [upload(client, f"{number}.md", f"text {number}")["document"]["id"] for number in range(2)]
+
+    async def watch() -> None:
+        pages = live.Live().watch()
+        await anext(pages)
+        added = await asyncio.to_thread(upload, client, "new.md", "new")
+        update = await anext(pages)
+        assert [document.id for document in update.documents] == [added["document"]["id"]]
+        assert update.removed == []
+        await asyncio.to_thread(client.delete, f"/api/documents/{ids[1]}")
+        assert (await anext(pages)).removed == [ids[1]]
+
+    asyncio.run(watch())
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_page_that_goes_leaves_nothing_behind(client: TestClient) -> None:
     """However many watch: each look is shared, and none is made when all have gone."""
     upload(client, "a.md", "one")

@@ -40,6 +40,7 @@ class Live:
         self._looking = asyncio.Lock()
         self._messages: Messages | None = None
         self._workers: list[str] | None = None
+        self._is_keyword_only = False
         self._surveyed_at = float("-inf")
         self._survey: asyncio.Task[None] | None = None
         self._is_closing = False
@@ -66,7 +67,7 @@ class Live:
                 except SQLAlchemyError as error:
                     logger.warning("A page is let go, the database does not answer: %s", error)
                     return
-                status = await self.status()
+                status = self.status()
                 update = _difference(seen, now, status)
                 if seen is None or update.documents or update.removed or status != told:
                     yield update
@@ -83,7 +84,7 @@ class Live:
                 self._looked_at = time.monotonic()
             return self._look
 
-    async def status(self) -> Status:
+    def status(self) -> Status:
         """The counts of the last look, and what the last survey found; begins another when that is old."""
         if self._survey is None and time.monotonic() - self._surveyed_at >= SURVEY_SECONDS:
             self._survey = asyncio.create_task(self._make_survey())
@@ -91,7 +92,7 @@ class Live:
             documents=dict(self._look.states),
             messages=self._messages,
             workers=self._workers,
-            is_keyword_only=await run_sync(_is_keyword_only),
+            is_keyword_only=self._is_keyword_only,
             can_ask=settings.chat is not None,
         )
 
@@ -99,11 +100,14 @@ class Live:
         """The status, with workers asked and messages counted now."""
         await self.current()
         await self._make_survey()
-        return await self.status()
+        return self.status()
 
     async def _make_survey(self) -> None:
         try:
-            self._messages, self._workers = await run_sync(_count_messages), await run_sync(_ask_workers)
+            # At once: a broker or an endpoint that is away answers late.
+            self._messages, self._workers, self._is_keyword_only = await asyncio.gather(
+                run_sync(_count_messages), run_sync(_ask_workers), run_sync(_is_keyword_only)
+            )
         finally:
             self._surveyed_at, self._survey = time.monotonic(), None
 
@@ -115,11 +119,16 @@ def _look(before: Look) -> Look:
 
 def _difference(before: Look | None, now: Look, status: Status) -> Update:
     known = {} if before is None else before.documents
+    # Older than all that is watched: it made room for newer ones, and may well be there.
+    oldest = min(now.documents, default=0) if len(now.documents) == WATCHED_DOCUMENTS else 0
+    gone = [
+        document_id for document_id in known if document_id not in now.documents and document_id >= oldest
+    ]
     changed = [entry for document_id, entry in now.documents.items() if known.get(document_id) != entry]
     return Update(
         is_whole=before is None,
         documents=[Document.of(entry) for entry in changed],
-        removed=[document_id for document_id in known if document_id not in now.documents],
+        removed=gone,
         status=status,
     )
 

@@ -134,12 +134,12 @@ function drawActions(actions, document) {
   const wanted = Object.keys(ACTIONS).filter((name) => ACTIONS[name].states.includes(document.state));
   // A new button under the pointer, or in place of the one that has the focus, would be pressed by mistake.
   for (const button of [...actions.children]) if (!wanted.includes(button.dataset.action)) button.remove();
-  for (const name of wanted) {
-    if ([...actions.children].some((button) => button.dataset.action === name)) continue;
+  for (const [place, name] of wanted.entries()) {
+    if (actions.children[place]?.dataset.action === name) continue;
     const label = ACTIONS[name].label;
     const button = make("button", { type: "button", class: "quiet", "aria-label": `${label} ${document.name}` }, label);
     button.dataset.action = name;
-    actions.append(button);
+    actions.insertBefore(button, actions.children[place] ?? null);
   }
 }
 

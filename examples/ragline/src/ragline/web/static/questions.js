@@ -6,6 +6,7 @@ import { byId, make, marked, plural, setText } from "./elements.js";
 const passages = byId("passages");
 const answer = byId("answer");
 const note = byId("search-note");
+let working = 0;
 let latest = 0; // answers of questions that were overtaken are not shown
 
 export function start() {
@@ -14,6 +15,7 @@ export function start() {
 }
 
 export function update({ is_keyword_only: isKeywordOnly, can_ask: canAsk, documents }) {
+  working = ["queued", "parsing", "splitting", "embedding"].reduce((sum, state) => sum + documents[state], 0);
   byId("ask").hidden = !canAsk;
   byId("search-hint").hidden = !isKeywordOnly || !Object.values(documents).some(Boolean);
   setText(byId("search-hint"), "Keyword search only: there is no embedding model, so ask in the words of the documents.");
@@ -53,7 +55,8 @@ async function search(query) {
     clear();
     passages.append(...results.passages.map((passage, at) => card(passage, at + 1, results.words)));
     const found = results.passages.length ? plural(results.passages.length, "passage") : `Nothing found for “${query}”.`;
-    setText(note, results.note ? `${found} ${results.note}` : found);
+    const soon = !results.passages.length && working ? `${plural(working, "document is", "documents are")} still on the way.` : "";
+    setText(note, [found, soon, results.note].filter(Boolean).join(" "));
   };
 }
 
