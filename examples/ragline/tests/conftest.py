@@ -8,12 +8,10 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 
 # ragline.app reads the settings when it is imported: before that, nothing of the person's own may be in them.
@@ -34,31 +32,15 @@ from sqlalchemy import Engine, text, update  # noqa: E402
 from sqlalchemy.orm import Session  # noqa: E402
 from tests.services.databases import Databases  # noqa: E402
 
+from letters import LetterEmbedder  # noqa: E402
 from ragline.benchmark import scratch_engine  # noqa: E402
 from ragline.databases import index_of  # noqa: E402
 from ragline.errors import ModelUnavailableError  # noqa: E402
 from ragline.minilm.files import fetch  # noqa: E402
 from ragline.settings import settings_from  # noqa: E402
 from ragline.tables import Base, Source  # noqa: E402
-from ragline.tokens import EstimatedTokens  # noqa: E402
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
-
-
-class LetterEmbedder:
-    """An embedder for tests: how often each letter of the alphabet occurs, at length one."""
-
-    name = "letters"
-    dimensions = 26
-    counter = EstimatedTokens()
-
-    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Unit vectors of shape (texts, 26)."""
-        counts = np.array(
-            [[text.lower().count(chr(97 + at)) + 1e-3 for at in range(26)] for text in texts], "f4"
-        )
-        unit: npt.NDArray[np.float32] = counts / np.linalg.norm(counts, axis=1, keepdims=True)
-        return unit
 
 
 @pytest.fixture
