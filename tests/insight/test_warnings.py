@@ -208,15 +208,19 @@ def test_connection_that_was_closed_is_not_reported(shop: Shop, caplog: pytest.L
     if outside is not None:
         outside.execute(text("SELECT 1"))
 
+    kept: list[Any] = []
+
     @shop.task()
     def works(session: Session) -> None:
         engine = shop.alchemy.engine
         if way == "with":
             with engine.connect() as connection:
                 connection.execute(text("SELECT 1"))
+                kept.append(connection)
         elif way == "begin":
             with engine.begin() as connection:
                 connection.execute(text("SELECT 1"))
+                kept.append(connection)
         elif way == "own session":
             with Session(engine) as own:
                 own.execute(text("SELECT 1"))
@@ -229,6 +233,7 @@ def test_connection_that_was_closed_is_not_reported(shop: Shop, caplog: pytest.L
             connection = engine.connect()
             connection.execute(text("SELECT 1"))
             getattr(connection, way)()
+            kept.append(connection)
 
     assert shop.trace(works).state == "SUCCESS"
     if outside is not None:
