@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import celery.app.base  # noqa: F401 - registers Celery's own shared tasks.
 import pytest
 from celery import _state
+from sqlalchemy.orm import Session, scoped_session
 
 from tests.services import brokers as broker_services
 from tests.services import databases as database_services
@@ -21,6 +22,17 @@ from tests.workers import Pool, Worker
 # Celery gives a task made by @app.task to every app of the process that is finalized later. What other test modules made must
 # not turn up in a test's own app.
 _CELERYS_OWN = frozenset(_state._on_app_finalizers)
+
+if not hasattr(Session, "get_one"):
+
+    def _get_one(session: Any, entity: Any, ident: Any) -> Any:
+        found = session.get(entity, ident)
+        assert found is not None
+        return found
+
+    # SQLAlchemy before 2.0.22: the library does not use it, the tests are written with it.
+    for kind in (Session, scoped_session):
+        kind.get_one = _get_one
 
 WORKERS = pytest.StashKey[list[Worker]]()
 _DATABASES = Databases()

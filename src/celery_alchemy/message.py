@@ -237,7 +237,7 @@ def _plain(properties: dict[str, Any]) -> dict[str, Any]:
 _recorder: ContextVar[Recorder | None] = ContextVar("celery_alchemy_recorder", default=None)
 
 #: Asked before every send of an app that is not recorded; may answer with a recorder of its own, or raise.
-Interceptor = Callable[[Celery[Any]], "Recorder | None"]
+Interceptor = Callable[["Celery[Any]"], "Recorder | None"]
 
 
 def install(app: Celery[Any], intercept: Interceptor | None = None) -> None:

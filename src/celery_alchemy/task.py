@@ -48,11 +48,18 @@ REDELIVER_MARGIN_SECONDS = 5
 SOFT_GRACE_SECONDS = 2
 
 
+if TYPE_CHECKING:
+    _Task = Task[Any, Any]
+else:
+    # Celery 5.5's takes no type arguments at run time.
+    _Task = Task
+
+
 #: What opens a task's sessions, the outcomes that commit, and who wants to know of the session's end: found once for each task.
 Opening = tuple[Callable[[SessionOptions], Session], CommitOn, Sequence[SessionListener]]
 
 
-class SessionTask(Task[Any, Any]):
+class SessionTask(_Task):
     """A task with a session.
 
     ``Alchemy`` makes it the app's default task class; ``base=SessionTask`` asks for it by hand, and it mixes with other bases. The

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, cast
@@ -245,7 +245,7 @@ def captured(alchemy: Alchemy) -> Iterator[Sent]:
     with ExitStack() as stack:
         _let_backend_ignore_recorders(app)
         pool = app.producer_pool
-        app.amqp._producer_pool = _CapturingPool(lambda: Recorder(app, keep), pool.connections)
+        app.amqp._producer_pool = _CapturingPool(lambda: _CapturingProducer(app, keep), pool.connections)
         stack.callback(setattr, app.amqp, "_producer_pool", pool)
         eager, app.conf.task_always_eager = app.conf.task_always_eager, False
         stack.callback(setattr, app.conf, "task_always_eager", eager)
@@ -256,18 +256,31 @@ def captured(alchemy: Alchemy) -> Iterator[Sent]:
         yield sent
 
 
+class _CapturingProducer(Recorder):
+    """What the app's pool lends: a producer is its own context manager."""
+
+    def __enter__(self) -> _CapturingProducer:  # noqa: PYI034 - Python 3.10 has no Self.
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """There is nothing to give back."""
+
+    def release(self) -> None:
+        """There is nothing to give back."""
+
+
 class _CapturingPool:
     """Takes the place of the app's pool of producers."""
 
     limit = None
 
-    def __init__(self, make: Callable[[], Recorder], connections: Any) -> None:
+    def __init__(self, make: Callable[[], _CapturingProducer], connections: Any) -> None:
         self._make = make
         #: Celery asks for the kind of broker before it sends with an eta.
         self.connections = connections
 
-    def acquire(self, block: bool = False, timeout: float | None = None) -> AbstractContextManager[Recorder]:
-        return nullcontext(self._make())
+    def acquire(self, block: bool = False, timeout: float | None = None) -> _CapturingProducer:
+        return self._make()
 
     def force_close_all(self) -> None:
         """There is nothing to close."""
