@@ -218,7 +218,7 @@ def claim_due(connection: Connection, claim: str) -> tuple[list[Claimed], list[t
     rows: list[Claimed] = []
     corrupt: list[tuple[str, str]] = []
     # RETURNING gives rows in any order, and with the time of the new lease in the place of the one they were due at.
-    for found in sorted(claimed_rows, key=lambda row: row.created_at):
+    for found in sorted(claimed_rows, key=lambda row: str(row.created_at)):
         try:
             rows.append(_read(found))
         except ValueError as exc:
@@ -234,6 +234,10 @@ def _read(found: Any) -> Claimed:
     """
     if found.body is None:
         raise ValueError("it has no body")
+    for count in (found.sends, found.failures, found.redeliver_seconds or 0):
+        # SQLite keeps whatever is written into a column.
+        if not isinstance(count, int):
+            raise ValueError(f"{count!r} is no number")  # noqa: TRY004 - all that is wrong with a row is a ValueError.
     if found.once and found.redeliver_seconds is None:
         raise ValueError("it is a once task's and has no redeliver_seconds")
     message = Message.from_parts(found.body, found.envelope or "")

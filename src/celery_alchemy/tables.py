@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import (
     Boolean,
     Column,
+    ColumnElement,
     DateTime,
     Index,
     Integer,
@@ -20,10 +21,12 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    type_coerce,
 )
 from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import NullType
 
 __all__ = ["ID_MAX_LENGTH", "build_outbox", "from_now", "metadata", "outbox", "publishable"]
 
@@ -89,8 +92,12 @@ def build_outbox(metadata: MetaData, name: str = "celery_outbox") -> Table:
     return table
 
 
-def publishable(table: Table) -> Sequence[Column[Any]]:
-    """Return what the relay needs of a row to publish it; the other half of the columns would be read for nothing."""
+def publishable(table: Table) -> Sequence[ColumnElement[Any]]:
+    """Return what the relay needs of a row to publish it; the other half of the columns would be read for nothing.
+
+    ``created_at``, which rows are sorted by, as the driver gives it: SQLite keeps whatever is written into a column, and one row
+    that cannot be converted would fail all of its batch.
+    """
     columns = table.c
     return (
         columns.id,
@@ -98,7 +105,7 @@ def publishable(table: Table) -> Sequence[Column[Any]]:
         columns.redeliver_seconds,
         columns.body,
         columns.envelope,
-        columns.created_at,
+        type_coerce(columns.created_at, NullType()).label("created_at"),
         columns.sends,
         columns.failures,
     )

@@ -384,6 +384,23 @@ def test_row_with_a_hole_is_set_aside_and_the_others_go_on(stand: Stand, change:
 
 @pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
+    ("change", "is_dead"),
+    [("created_at = 'yesterday'", False), ("sends = 'many'", True), ("once = true, redeliver_seconds = 'soon'", True)],
+)
+def test_row_with_nonsense_in_a_column_holds_no_other_up(stand: Stand, change: str, is_dead: bool) -> None:
+    """SQLite keeps whatever is written into a column: what the relay needs is checked row by row, and the others go out."""
+    leave_behind(stand, "first", "corrupt", "last")
+    [corrupt_id] = [row[0] for row in stand.outbox("id, body") if b"corrupt" in bytes(row[1])]
+    stand.database.execute(f"UPDATE celery_outbox SET {change} WHERE id = :id", id=corrupt_id)
+
+    stand.relay_all()
+
+    assert sorted(names_sent(stand)) == (["first", "last"] if is_dead else ["corrupt", "first", "last"])
+    assert [row["id"] for row in upkeep.dead(stand.alchemy.engine)] == ([corrupt_id] if is_dead else [])
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize(
     "change",
     [
         {"queues": ["no-such-queue"]},
