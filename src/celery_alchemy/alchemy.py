@@ -24,7 +24,7 @@ from .insight import switch_on
 from .labels import LabelledSource, Labels, comment_keys_from
 from .message import install
 from .outbox import MAX_MESSAGE_BYTES, Outbox
-from .outcome import commit_on_from
+from .outcome import CommitOn, commit_on_from
 from .publisher import Publisher
 from .registry import Home, homes_of
 from .request import AtHand, at_hand
@@ -116,27 +116,27 @@ class Alchemy:
                 f"publish_in_transaction={publish_in_transaction!r} is unknown.",
                 f"Use one of {', '.join(map(repr, get_args(PublishInTransaction)))}.",
             )
-        self.commit_on = commit_on_from(commit_on, "Alchemy")
+        self.commit_on: CommitOn = commit_on_from(commit_on, "Alchemy")
         self.publish_in_transaction: str = publish_in_transaction
         self.name = name
         self.app: Celery[Any] | None = None
         self.keeps_messages = outbox
         self.outbox: Outbox | None = None
         self.runs_relay = relay
-        self.idle_transaction_seconds = (
+        self.idle_transaction_seconds: float | None = (
             None if idle_transaction_seconds is None else _positive("idle_transaction_seconds", idle_transaction_seconds)
         )
         self.session_listeners: list[SessionListener] = [] if on_session_closed is None else [on_session_closed]
         switch_on()
         comment_with = comment_keys_from(statement_comments)
         self._labels = Labels(comment_with, application_name=application_name) if application_name or comment_with else None
-        self.relay_interval_seconds = _positive("relay_interval_seconds", relay_interval_seconds)
+        self.relay_interval_seconds: float = _positive("relay_interval_seconds", relay_interval_seconds)
         window = once_window.total_seconds() if isinstance(once_window, timedelta) else once_window
-        self.once_window_seconds = _positive("once_window", window)
+        self.once_window_seconds: float = _positive("once_window", window)
         self.redeliver_after: float = _positive("redeliver_after", redeliver_after)
-        self.max_deliveries = int(_positive("max_deliveries", max_deliveries))
+        self.max_deliveries: int = int(_positive("max_deliveries", max_deliveries))
         self._max_message_bytes = int(_positive("max_message_bytes", max_message_bytes))
-        self.remote_tasks = tuple(remote_tasks)
+        self.remote_tasks: tuple[str, ...] = tuple(remote_tasks)
         self._models = None if models is None else models_from(models)
         self._engine_options = dict(engine_options or {})
         self._engine_home: OwnEngine | ForeignEngine | None = None

@@ -32,7 +32,7 @@ from .transient import is_lost_connection, is_transient
 
 __all__ = ["failed_for_good", "in_unit_of_work", "record_failure"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Arguments = tuple[Any, ...]
 Keywords = Mapping[str, Any]

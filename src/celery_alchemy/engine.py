@@ -24,7 +24,7 @@ from .ledger import observe
 
 __all__ = ["ForeignEngine", "OwnEngine", "WorkerPool", "checked_url", "pool_findings", "set_worker_pool", "worker_pool"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # A task's own session takes one connection. A task called inside a task, alchemy.session() in a body and record_failure take
 # one more each for a short time; they must not wait for the task that waits for them.

@@ -75,7 +75,7 @@ class NotConfiguredError(ConfigurationError):
             "Make Alchemy(app, url) where the app is made, or call alchemy.init_app(app) in the app factory,"
             " or give the task class session_factory = sessionmaker(engine).",
         )
-        self.args = (task_name, app_name)
+        self.args: tuple[Any, ...] = (task_name, app_name)
 
 
 class TasksAlreadyBoundError(ConfigurationError):
@@ -90,7 +90,7 @@ class TasksAlreadyBoundError(ConfigurationError):
             f"The tasks {', '.join(task_names)} were bound before this Alchemy was made, with a task class that knows no sessions.",
             "Make the Alchemy right after the Celery app, before any task is used, or give these tasks base=SessionTask.",
         )
-        self.args = (task_names,)
+        self.args: tuple[Any, ...] = (task_names,)
 
 
 class SessionParameterError(ConfigurationError):

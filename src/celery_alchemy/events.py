@@ -13,7 +13,7 @@ from .outcome import Outcome
 
 __all__ = ["SessionListener", "SessionReport", "tell"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

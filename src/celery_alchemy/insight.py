@@ -18,7 +18,7 @@ from .request import UnitOfWork, at_hand
 
 __all__ = ["place", "switch_on"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _NOT_THE_USERS = ("sqlalchemy.", "celery_alchemy.", "celery.", "kombu.", "contextlib", "functools", "asyncio.")
 #: Who calls the task: no frame further out belongs to it.

@@ -110,16 +110,16 @@ class Ledger:
 
     def __init__(self, options: SessionOptions = NO_OPTIONS) -> None:
         self.transaction: Callable[[], SessionTransaction | None] | None = None
-        self.writes = False
-        self.in_flight = False
-        self.statements = 0
-        self.options = options
+        self.writes: bool = False
+        self.in_flight: bool = False
+        self.statements: int = 0
+        self.options: SessionOptions = options
         self.ended_at: float | None = None
-        self.database_seconds = 0.0
-        self.idle_seconds = 0.0
-        self.idle_limit_seconds = options.idle_limit_seconds
-        self.last_statement = ""
-        self.repeats = 0
+        self.database_seconds: float = 0.0
+        self.idle_seconds: float = 0.0
+        self.idle_limit_seconds: float | None = options.idle_limit_seconds
+        self.last_statement: str = ""
+        self.repeats: int = 0
 
     def repeat(self) -> None:
         """Note that the last statement is sent again."""

@@ -20,7 +20,7 @@ from celery.signals import worker_process_shutdown
 
 __all__ = ["ProcessLoop", "process_loop"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -186,7 +186,7 @@ async def _end_all() -> None:
     await asyncio.get_running_loop().shutdown_asyncgens()
 
 
-process_loop = ProcessLoop()
+process_loop: ProcessLoop = ProcessLoop()
 
 
 def _close_in_child(**_: Any) -> None:

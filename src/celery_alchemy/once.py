@@ -40,7 +40,7 @@ __all__ = [
     "resend_owed",
 ]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: How often a start is tried. On the stricter isolation levels all but one of several deliveries that start at once are refused by
 #: the database, which is no failure of the task; each refusal means that another one has got on.

@@ -24,7 +24,7 @@ from .tables import from_now, outbox
 
 __all__ = ["HandOver", "Outbox", "Row", "missing_table"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Seconds in which the process that committed a message hands it to the broker; then the relay takes it.
 LEASE_SECONDS = 30.0

@@ -18,7 +18,7 @@ from .message import Message
 
 __all__ = ["CONFIRM_TIMEOUT_SECONDS", "confirmed_together", "publish_arguments"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Seconds that a broker may take to confirm a message.
 CONFIRM_TIMEOUT_SECONDS = 10.0

@@ -29,7 +29,7 @@ from .pipeline import CONFIRM_TIMEOUT_SECONDS, confirmed_together, publish_argum
 
 __all__ = ["Publisher", "off_loop", "publish_directly"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 #: Seconds for which a broker that was down is not tried again right after a commit; the relay goes on trying.
 PAUSE_SECONDS = 5.0

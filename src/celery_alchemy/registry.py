@@ -71,7 +71,7 @@ class FactoryHome:
     outbox: Outbox | None = None
     keeps_messages = False
     remote_tasks: tuple[str, ...] = ("*",)
-    redeliver_after = 0.0
+    redeliver_after: float = 0.0
     max_deliveries = 0
     idle_transaction_seconds: float | None = None
 

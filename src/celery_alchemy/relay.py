@@ -29,7 +29,7 @@ from .transient import is_lost_connection, is_transient
 
 __all__ = ["Claimed", "Relay", "RelayThread", "prune"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 

@@ -27,7 +27,7 @@ from .transaction import WAITING, is_joined, set_owner
 
 __all__ = ["PLAIN_TYPES", "AtHand", "UnitOfWork", "Works", "at_hand", "close_quietly", "refuse_entities"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class AtHand(Protocol):
@@ -119,7 +119,7 @@ class UnitOfWork:
         self.outer = outer
         self.pending = False
         #: ``time.monotonic()`` seconds.
-        self.started = monotonic()
+        self.started: float = monotonic()
 
     def borrow(self, session: Session) -> None:
         """Use a session that the caller owns: it is neither committed, rolled back nor closed."""

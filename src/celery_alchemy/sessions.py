@@ -187,8 +187,8 @@ class SessionmakerSource:
 
     def __init__(self, makers: Makers, class_: type[Session] = Session) -> None:
         self._makers = makers
-        self.class_ = kept_class(class_)
-        self.deferred_class = _subclass(self.class_, {**_FIRST_USES, _SOURCE: self})
+        self.class_: type[Session] = kept_class(class_)
+        self.deferred_class: type[Session] = _subclass(self.class_, {**_FIRST_USES, _SOURCE: self})
         self._listeners = _usual_listeners(self.class_)
         self._optioned: dict[tuple[Engine, str], Engine] = {}
 

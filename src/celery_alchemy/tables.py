@@ -26,6 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeEngine
 from sqlalchemy.types import NullType
 
 __all__ = ["ID_MAX_LENGTH", "build_outbox", "from_now", "metadata", "outbox", "publishable"]
@@ -111,8 +112,8 @@ def publishable(table: Table) -> Sequence[ColumnElement[Any]]:
     )
 
 
-metadata = MetaData()
-outbox = build_outbox(metadata)
+metadata: MetaData = MetaData()
+outbox: Table = build_outbox(metadata)
 
 
 class from_now(FunctionElement[Any]):  # noqa: N801 - an SQL function.
@@ -122,8 +123,8 @@ class from_now(FunctionElement[Any]):  # noqa: N801 - an SQL function.
     its commit. Never the application's clock, which differs between machines.
     """
 
-    type = _TIME
-    inherit_cache = True
+    type: TypeEngine[Any] = _TIME
+    inherit_cache: bool | None = True
 
     def __init__(self, seconds: Any = 0) -> None:
         super().__init__(seconds)

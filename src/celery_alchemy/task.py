@@ -230,7 +230,7 @@ class SessionTask(_Task):
                 )
         # An acknowledgement before the end, or one for a child that died, would lose the task.
         cls.acks_late = True
-        cls.reject_on_worker_lost = True
+        cast("Any", cls).reject_on_worker_lost = True
 
     # --- what bodies use -------------------------------------------------------------------------------------------------
 
@@ -548,8 +548,8 @@ class OtherDatabase:
             )
         self._task = task
         self._home = home
-        self.request = task.request
-        self.name = f"{task.name} ({database})"
+        self.request: Context = task.request
+        self.name: str = f"{task.name} ({database})"
 
     def home(self) -> Home:
         """Return what serves that database's sessions."""

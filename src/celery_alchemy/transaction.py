@@ -33,7 +33,7 @@ __all__ = [
     "uncommitted_changes",
 ]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # A Session, a scoped_session, or an AsyncSession (named as Any so that greenlet is not needed to import this package).
 AnySession = Union[Session, "scoped_session[Any]", Any]

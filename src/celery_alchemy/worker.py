@@ -28,7 +28,7 @@ from .visibility import window_is_short
 
 __all__ = ["RelayStep", "SessionRequest", "SessionStep"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class SessionStep(bootsteps.Step):

@@ -47,7 +47,9 @@ class PointNotReachedError(AssertionError):
 
     def __init__(self, point: str, task: str | None, reached: tuple[str, ...]) -> None:
         super().__init__(point, task, reached)
-        self.point, self.task, self.reached = point, task, reached
+        self.point: str = point
+        self.task: str | None = task
+        self.reached: tuple[str, ...] = reached
 
     def __str__(self) -> str:
         whose = "" if self.task is None else f" of task {self.task!r}"

@@ -51,8 +51,8 @@ class WorkerProcess:
         arguments: Sequence[str] = (),
         ready_seconds: float = 60.0,
     ) -> None:
-        self.hostname = f"{secrets.token_hex(4)}@tests"
-        self.log_path = folder / f"worker-{self.hostname}.log"
+        self.hostname: str = f"{secrets.token_hex(4)}@tests"
+        self.log_path: Path = folder / f"worker-{self.hostname}.log"
         self._command = [sys.executable, "-m", __name__, "-A", app, "worker", "-P", pool, "-c", str(concurrency)]
         # Gossip and mingle talk to other workers and cost the start a second.
         self._command += ["-n", self.hostname, "-l", "INFO", "--without-gossip", "--without-mingle", *arguments]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from celery import Celery
 from kombu import serialization
@@ -64,8 +64,8 @@ class SentTask:
     def __init__(self, app: Celery[Any], message: Message, *, redelivered: bool = False) -> None:
         self._app = app
         self.message = message
-        self.task = str(message.task_name)
-        self.id = str(message.task_id)
+        self.task: str = str(message.task_name)
+        self.id: str = str(message.task_id)
         self.redelivered = redelivered
         self._sent_at = datetime.now(timezone.utc)
         args, kwargs, _ = loads(message.body, message.content_type, message.content_encoding, accept={message.content_type})
@@ -89,7 +89,7 @@ class SentTask:
             return False
         return all(self._has(name, value) for name, value in (other.get("options") or {}).items())
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def _bound(self, args: Iterable[Any] | None, kwargs: Mapping[str, Any] | None) -> Any:
         """Return arguments as the body would get them, after the serializer."""
@@ -162,7 +162,7 @@ class Sent(list[SentTask]):
     def __ne__(self, other: object) -> bool:
         return list.__ne__(self, other)
 
-    __hash__ = None
+    __hash__: ClassVar[None] = None
 
     def run(self, *, propagate: bool = True) -> list[Run]:
         """Run what was sent, and what that sends, until nothing is left.
