@@ -26,8 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import TypeEngine
-from sqlalchemy.types import NullType
+from sqlalchemy.types import NullType, TypeEngine
 
 __all__ = ["ID_MAX_LENGTH", "build_outbox", "from_now", "metadata", "outbox", "publishable"]
 
