@@ -30,7 +30,7 @@ export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak coverage lint ruff mypy pyright imports format bench bench-delivery docs clean
+.PHONY: help demo test soak celery-suite coverage lint ruff mypy pyright imports format bench bench-delivery docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ coverage: $(STAMPS)/test ## run the library's tests, workers included, and show 
 	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+celery-suite: $(STAMPS)/celery-suite ## run Celery's own tests with SessionTask as the default task class; PARTS="quick" for two minutes
+	$(VENV)/celery-suite/bin/python -m tests.celery_suite $(PARTS)
 
 lint: ruff mypy pyright imports ## check style, types and the direction of imports
 
@@ -132,6 +135,14 @@ $(STAMPS)/test: $(STAMPS)/examples
 $(STAMPS)/lint: $(STAMPS)/test
 	@echo "installing the linters and type checkers"
 	@$(INSTALL) --group lint --group typing
+	@touch $@
+
+# An environment of its own: the pytest plugins of Celery's tests would change ours.
+$(STAMPS)/celery-suite: $(PROJECTS) $(STAMPS)/pip
+	@echo "installing what Celery's tests need"
+	@$(BIN)/python -m venv $(VENV)/celery-suite
+	@$(VENV)/celery-suite/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	@$(VENV)/celery-suite/bin/python -m pip install --quiet -e . --group celery-suite
 	@touch $@
 
 $(STAMPS)/bench: $(STAMPS)/demo

@@ -19,6 +19,7 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 SETTINGS = (REFERENCE / "settings.md").read_text(encoding="utf-8")
 LONGEST = f"{relay.BACKOFF_MAX_SECONDS:g} s"
 BACKOFF = f"{relay.MAX_FAILURES} times, {relay.BACKOFF_SECONDS * 2:g} s to {LONGEST} apart"
+DESCRIPTORS = (property, classmethod, staticmethod)
 PAUSE = f"{publisher.PAUSE_SECONDS:g} s"
 
 
@@ -37,9 +38,12 @@ def test_settings_of_an_alchemy_are_documented() -> None:
     assert _names("settings.md", "Of an Alchemy") == {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def test_documented_options_of_a_task_exist() -> None:
-    """An option that was renamed or removed is not documented any more."""
-    assert [name for name in _names("settings.md", "Of a task") if not hasattr(SessionTask, name)] == []
+def test_options_of_a_task_are_documented() -> None:
+    """docs/reference/settings.md lists every option, and no other."""
+    ours = {"abstract", "Request", "is_async", "is_once", "may_run_again"}
+    values = {name for name, value in vars(SessionTask).items() if not callable(value) and not isinstance(value, DESCRIPTORS)}
+
+    assert _names("settings.md", "Of a task") == {name for name in values - ours if not name.startswith("_")}
 
 
 def test_once_is_refused_beside_a_session_factory() -> None:
@@ -63,6 +67,16 @@ def test_columns_are_documented() -> None:
 def test_commands_are_documented() -> None:
     """docs/reference/command-line.md has a line for every command, and no other."""
     assert _names("command-line.md") == set(command_line.commands)
+
+
+def test_options_of_commands_are_documented() -> None:
+    """Each stands in its command's line."""
+    page = (REFERENCE / "command-line.md").read_text(encoding="utf-8")
+    lines = dict(re.findall(r"^\| `([\w-]+)(.*)$", page, flags=re.MULTILINE))
+    options = {(name, option) for name, c in command_line.commands.items() for p in c.params for option in p.opts if option[0] == "-"}
+
+    assert options
+    assert {(name, option) for name, option in options if option not in lines[name]} == set()
 
 
 @pytest.mark.parametrize(
