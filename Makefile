@@ -58,7 +58,7 @@ coverage: $(STAMPS)/test ## run the library's tests, workers included, and show 
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-celery-suite: $(STAMPS)/celery-suite ## run Celery's own tests with SessionTask as the default task class; PARTS="quick" for two minutes
+celery-suite: $(STAMPS)/celery-suite ## run Celery's own tests with SessionTask as the default task class; PARTS="quick" for some minutes
 	$(VENV)/celery-suite/bin/python -m tests.celery_suite $(PARTS)
 
 lint: ruff mypy pyright imports ## check style, types and the direction of imports

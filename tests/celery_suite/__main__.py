@@ -30,7 +30,7 @@ PARTS: dict[str, list[str]] = {
         "t/integration/test_inspect.py",
         "t/integration/test_tasks.py",
     ],
-    # Two minutes: what meets the task class most.
+    # What meets the task class most.
     "quick": ["t/unit/app", "t/unit/tasks", "t/unit/worker", "--deselect=t/unit/tasks/test_stamping.py"],
 }
 #: A test that fails with SessionTask alone is run again so often: some of Celery's tests depend on time.
