@@ -25,12 +25,14 @@ PROJECTS := pyproject.toml examples/pyproject.toml examples/ragline/pyproject.to
 # uv installs faster where it is present; pip does the same.
 UV ?= $(shell command -v uv 2>/dev/null)
 INSTALL := $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install) --quiet
+INSTALL_MINIMUM := $(if $(UV),$(UV) pip install,$(BIN)/python -m pip) --python $(CURDIR)/$(VENV)/minimum/bin/python $(if $(UV),,install) --quiet
+CENTRAL_TESTS := tests/unit tests/packaging tests/delivery/test_sending.py tests/kit/test_sending.py tests/kit/test_joining.py
 
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak celery-suite coverage lint ruff mypy pyright imports format bench bench-delivery docs clean
+.PHONY: help demo example test minimum soak celery-suite coverage lint ruff mypy pyright imports format bench bench-delivery docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +50,13 @@ test: $(STAMPS)/test ## run all tests of the library and of the examples, on eve
 		[ $$code -eq 0 ] || [ $$code -eq $(NO_TESTS_OK) ] || status=$$code; \
 	done; \
 	exit $$status
+
+minimum: $(STAMPS)/minimum ## build the packages, and run the library's central tests on what is installed, with the oldest dependencies
+	@rm -rf dist build/sdist && mkdir -p build/sdist
+	@$(BIN)/python -m build --no-isolation --outdir dist . >build/log.txt 2>&1 || { cat build/log.txt; exit 1; }
+	@$(INSTALL_MINIMUM) --no-deps --force-reinstall dist/*.whl
+	@tar -xzf dist/*.tar.gz -C build/sdist --strip-components=1
+	cd build/sdist && $(CURDIR)/$(VENV)/minimum/bin/python -m pytest -n 3 -k "sqlite or test_imports" $(CENTRAL_TESTS)
 
 soak: $(STAMPS)/test ## kill at random for MINUTES on DATABASE and BROKER (names or URLs) and see that the accounts add up
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) --database $(DATABASE) --broker $(BROKER)
@@ -72,8 +81,9 @@ mypy: $(STAMPS)/lint ## check types with mypy --strict
 	cd examples && $(BIN)/mypy
 	cd examples/ragline && $(BIN)/mypy
 
-pyright: $(STAMPS)/lint ## check types with pyright
+pyright: $(STAMPS)/lint ## check types with pyright, and that every public symbol has one
 	$(BIN)/pyright
+	@$(BIN)/pyright --verifytypes celery_alchemy --ignoreexternal >$(VENV)/verifytypes.txt || { cat $(VENV)/verifytypes.txt; exit 1; }
 
 imports: $(STAMPS)/lint ## check that modules only import lower ones
 	$(BIN)/lint-imports --no-logo
@@ -143,6 +153,14 @@ $(STAMPS)/celery-suite: $(PROJECTS) $(STAMPS)/pip
 	@$(BIN)/python -m venv $(VENV)/celery-suite
 	@$(VENV)/celery-suite/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	@$(VENV)/celery-suite/bin/python -m pip install --quiet -e . --group celery-suite
+	@touch $@
+
+# Installed by the first environment's pip: the second one has none.
+$(STAMPS)/minimum: pyproject.toml $(STAMPS)/pip
+	@echo "installing the oldest dependencies"
+	@$(INSTALL) --group package
+	@rm -rf $(VENV)/minimum && $(BIN)/python -m venv --without-pip $(VENV)/minimum
+	@$(INSTALL_MINIMUM) --group minimum
 	@touch $@
 
 $(STAMPS)/bench: $(STAMPS)/demo

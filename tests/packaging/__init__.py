@@ -1,0 +1,1 @@
+"""Tests of what is installed: which modules it loads, and what it is typed as."""
