@@ -12,8 +12,9 @@ from conftest import LetterEmbedder
 from pipelines import KEYWORDS, LETTERS, add, long_text, offer, process, until_embedding
 from ragline import pipeline
 from ragline.audit import audit
-from ragline.errors import EmptyError, TooLargeError, UnreadableError
+from ragline.errors import DocumentError, EmptyError, TooLargeError, UnreadableError
 from ragline.intake import Intake, find_files, read_file, take_in
+from ragline.progress import failures
 from ragline.searching import Mode, passages, rank
 from ragline.states import State
 from ragline.tables import Chunk, Document, Original, Source
@@ -227,3 +228,21 @@ def test_taking_in_is_undone_by_a_rollback(session: Session) -> None:
     session.rollback()
 
     assert rows(session, Document) == rows(session, Source) == rows(session, Original) == 0
+
+
+def test_real_documents_go_through_on_every_database(session: Session, documents: Path) -> None:
+    """Scripts, encodings and equations of all kinds: what is stored is what was parsed, character by character."""
+    for file in find_files([documents]):
+        document_id = add(session, file.read_bytes(), file.as_uri()).document_id
+        try:
+            process(session, document_id)
+        except DocumentError as error:
+            session.rollback()
+            pipeline.fail(session, error, document_id)
+            session.commit()
+
+    assert audit(session) == []
+    failed = {failure.name for failure in failures(session)}
+    assert failed == {"markitdown-scan-no-text.pdf", "pypdf-encrypted.pdf"}
+    assert "μητρική" in found(session, "μητρική γλώσσα")[0]
+    assert found(session, "ドキュメント")

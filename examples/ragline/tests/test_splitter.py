@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ragline.errors import DocumentError
+from ragline.parsers import parse
 from ragline.splitter import MAX_TOKENS, Chunk, split
 from ragline.text import Heading, ParsedText
 from ragline.tokens import EstimatedTokens, TokenCounter, WordPieces
@@ -175,3 +177,16 @@ def test_hostile_repetition_takes_linear_time(text: str) -> None:
     split(ParsedText(text), EstimatedTokens())
 
     assert time.monotonic() - started < 10
+
+
+def test_real_documents_are_split_exactly(documents: Path, word_pieces: WordPieces) -> None:
+    """Every real file, in the model's tokens and its limit: each chunk is its span of the text, nothing is left out."""
+    for file in sorted(documents.iterdir()):
+        try:
+            parsed = parse(file.read_bytes(), file.name)
+        except DocumentError:
+            continue
+        chunks = split(parsed, word_pieces)
+
+        check(parsed, chunks, word_pieces, MAX_TOKENS)
+        assert all((chunk.pages is not None) is bool(parsed.page_starts) for chunk in chunks), file.name
