@@ -103,6 +103,7 @@ def test_an_upload_is_queued_searched_read_and_deleted(client: TestClient) -> No
     place = {"start": passage["start"], "end": passage["end"]}
     excerpt = client.get(f"/api/documents/{document_id}/excerpt", params=place).json()
     assert excerpt["quote"] == passage["quote"]
+    assert (excerpt["is_start"], excerpt["is_end"]) == (True, True)
     detail = client.get(f"/api/documents/{document_id}").json()
     assert list(detail["reached"]) == ["queued", "parsing", "splitting", "embedding", "ready"]
     assert (detail["characters"], detail["is_found"]) == (46, True)
@@ -110,6 +111,25 @@ def test_an_upload_is_queued_searched_read_and_deleted(client: TestClient) -> No
     assert client.delete(f"/api/documents/{document_id}").status_code == 204
     assert client.get(f"/api/documents/{document_id}").status_code == 404
     assert client.get("/api/search", params={"q": "bees"}).json()["passages"] == []
+
+
+def test_a_passage_is_shown_with_the_text_around_it(client: TestClient) -> None:
+    """As much of it as a person needs, cut exactly, in characters; beyond the end there is nothing."""
+    content = "".join(f"Sentence {number} über Wale. " for number in range(400))
+    document_id = upload(client, "a.md", content)["document"]["id"]
+    path = f"/api/documents/{document_id}/excerpt"
+    early = client.get(path, params={"start": 0, "end": 9})
+    process(document_id)
+
+    middle = client.get(path, params={"start": 5000, "end": 5100}).json()
+    beyond = client.get(path, params={"start": 10**8, "end": 10**9}).json()
+
+    assert early.status_code == 404
+    assert middle["quote"] == content[5000:5100]
+    assert middle["before"] == content[5000 - len(middle["before"]) : 5000]
+    assert middle["after"] == content[5100 : 5100 + len(middle["after"])]
+    assert (middle["is_start"], middle["is_end"]) == (False, False)
+    assert beyond["quote"] == ""
 
 
 def test_the_same_upload_twice_is_one_document_and_new_bytes_replace_it(client: TestClient) -> None:
@@ -340,6 +360,7 @@ def test_without_the_token_nothing_is_told(path: str) -> None:
         {"Authorization": TOKEN},
         {"Authorization": "Bearer ü"},
         {"Cookie": f"{guard.COOKIE}={TOKEN}"},
+        {"Cookie": f"{guard.COOKIE}={guard.cookie_value('another token')}"},
         {"Cookie": f"{guard.COOKIE}=; other=1"},
     ]
     with fresh(token=TOKEN) as client:
@@ -356,6 +377,8 @@ def test_the_token_is_taken_from_header_link_and_login() -> None:
         by_header = client.get("/api/status", headers={"Authorization": f"Bearer {TOKEN}"})
         link = client.get("/", params={"token": TOKEN}, follow_redirects=False)
         by_cookie = client.get("/api/status")
+        among = {"Cookie": f'other="a b; {guard.COOKIE}={guard.cookie_value(TOKEN)}; more'}
+        assert client.get("/api/limits", headers=among).status_code == 200
     with fresh(token=TOKEN) as client:
         wrong = client.post("/api/login", json={"token": "wrong"})
         wrong_link = client.get("/", params={"token": "wrong"}, follow_redirects=False)

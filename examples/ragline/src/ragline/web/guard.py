@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -88,12 +88,8 @@ def is_authorized(headers: Headers, token: str) -> bool:
     """Whether a request carries the token or the cookie that stands for it; in constant time."""
     scheme, _, given = headers.get("authorization", "").partition(" ")
     by_header = scheme.lower() == "bearer" and is_token(given.strip(), token)
-    cookies: SimpleCookie = SimpleCookie()
-    try:
-        cookies.load(headers.get("cookie", ""))
-    except CookieError:
-        return by_header
-    held = cookies[COOKIE].value if COOKIE in cookies else ""
+    # Lenient, as browsers are: a cookie that another server on this host left must not hide ours.
+    held = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
     return hmac.compare_digest(held.encode(), cookie_value(token).encode()) or by_header
 
 
