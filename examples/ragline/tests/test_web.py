@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import signal
+import threading
 import unicodedata
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -13,6 +15,8 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra `web` is not installed")
 
+import httpx
+import uvicorn
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,9 +33,9 @@ from ragline.settings import settings_from
 from ragline.tables import Document, Original
 from ragline.web import guard, live
 from ragline.web.application import create_web
-from ragline.web.serving import is_loopback
+from ragline.web.serving import Server, is_loopback
 from ragline.web.uploads import MAX_NAME_CHARACTERS, harmless_path, read_upload
-from servers import Answer, in_turn, serving
+from servers import Answer, eventually, in_turn, serving
 
 TOKEN = "a token of the tests"
 HERE = "http://127.0.0.1:8000"
@@ -636,3 +640,32 @@ def test_limits_are_told_before_anything_is_sent(client: TestClient) -> None:
 
     assert limits["max_bytes"] == settings.max_bytes
     assert ".pdf" in limits["extensions"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_connections_that_end_and_servers_that_stop_wait_for_nobody(client: TestClient) -> None:
+    """Over real HTTP: a page that is closed is forgotten, and one that is open does not keep the server up."""
+    upload(client, "a.md", "one")
+    web = create_web(recipe=KEYWORDS)
+    config = uvicorn.Config(web, port=0, log_level="warning", timeout_graceful_shutdown=60)
+    socket = config.bind_socket()
+    server = Server(config, web.state.live)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
+    thread.start()
+
+    with httpx.Client(base_url=f"http://127.0.0.1:{socket.getsockname()[1]}", timeout=20) as pages:
+        for _ in range(3):
+            with pages.stream("GET", "/api/events") as events:
+                lines = events.iter_lines()
+                assert next(lines).startswith("data: ")
+                assert web.state.live.watchers >= 1
+        eventually(lambda: web.state.live.watchers == 0)
+        with pages.stream("GET", "/api/events") as events:
+            lines = events.iter_lines()
+            next(lines)
+            server.handle_exit(signal.SIGTERM, None)
+            assert list(lines)[-1] == ""
+    thread.join(timeout=20)
+
+    assert not thread.is_alive()
+    assert alchemy.engine.pool.checkedout() == 0
