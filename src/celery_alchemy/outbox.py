@@ -85,7 +85,8 @@ class Outbox:
 
     def __init__(self, publisher: Publisher, engine: Callable[[], Engine], max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
         self.publisher = publisher
-        self._engine = engine
+        #: Returns this process's engine.
+        self.engine = engine
         self._max_message_bytes = max_message_bytes
 
     def check(self, message: Message) -> None:
@@ -141,7 +142,7 @@ class Outbox:
         if not sent:
             return
         try:
-            with self._engine().begin() as connection:
+            with self.engine().begin() as connection:
                 settle(connection, sent, claim)
         except Exception:
             # They are published. The relay publishes them again when the lease is over, with the same ids.

@@ -31,6 +31,8 @@ def test_once_task_survives_a_crash_at_every_point(point: Point, store: Store, s
     assert crash.struck
     assert store.paid == ["a"]
     assert result.get(timeout=1) == "a"
+    # What was published and not settled in the outbox is published again.
+    assert [run.result for run in runs if run.sent.task == "store.receipt"] == ["1 of a"] * (2 if point == "publish, after" else 1)
     lost = [run for run in runs if run.state == "LOST"]
     assert [run.sent.task for run in lost] == ["store.pay_once"] or point == "acknowledge, after"
 
@@ -65,6 +67,11 @@ def test_crash_of_a_web_request(store: Store, sent: Sent, crash_at: Any) -> None
         enqueue(session, store.receipt.s("a"))
 
     assert store.paid == ["a"]
+    assert sent == []
+    sent.relay()
+    assert sent == [store.receipt.s("a")]
+    sent.clear()
+    sent.relay()
     assert sent == []
 
 

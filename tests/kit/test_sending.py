@@ -11,8 +11,8 @@ import pytest
 from celery import chain, chord
 from celery.exceptions import Retry
 
-from celery_alchemy import enqueue
-from celery_alchemy.testing import EndlessRunError, Sent, captured
+from celery_alchemy import Alchemy, ConfigurationError, enqueue
+from celery_alchemy.testing import EndlessRunError, Sent, captured, crash_at
 from celery_alchemy.testing import sending as kit
 from tests.kit.store import Store
 
@@ -176,6 +176,16 @@ def test_captured_tasks_can_be_handed_to_the_broker(store: Store, sent: Sent) ->
         message = received.get(timeout=5)
         message.ack()
         assert message.payload[0] == ["a"]
+
+
+def test_alchemy_without_an_app_is_refused() -> None:
+    """There is nothing yet whose sends could be captured, or whose tasks could crash."""
+    alchemy = Alchemy(bind="sqlite://")
+
+    with pytest.raises(ConfigurationError, match="init_app"), captured(alchemy):
+        pass
+    with pytest.raises(ConfigurationError, match="init_app"), crash_at(alchemy, "body, before"):
+        pass
 
 
 def test_nothing_is_captured_behind_the_block(store: Store) -> None:

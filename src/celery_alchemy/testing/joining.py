@@ -139,7 +139,7 @@ def _join(alchemy: Alchemy, connections: _Connections, stack: ExitStack) -> Conn
     stack.enter_context(replaced(alchemy, "runs_relay", False))  # noqa: FBT003 - it is the value.
     if alchemy.outbox is not None:
         outbox: Any = alchemy.outbox
-        stack.enter_context(replaced(outbox, "_engine", lambda: _EngineOfOne(connection)))
+        stack.enter_context(replaced(outbox, "engine", lambda: _EngineOfOne(connection)))
     return connection
 
 

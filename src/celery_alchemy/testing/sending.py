@@ -15,11 +15,15 @@ from typing import Any, ClassVar, cast
 from celery import Celery
 from kombu import serialization
 from kombu.serialization import dumps, loads
+from sqlalchemy import select
 
 from ..alchemy import Alchemy
+from ..errors import ConfigurationError
 from ..message import Message, Recorder, _let_backend_ignore_recorders
+from ..outbox import Row
 from ..publisher import send
 from ..registry import homes_of
+from ..tables import outbox
 from .delivery import Delivery, RunState, deliver
 from .faults import deliveries
 from .points import reach
@@ -148,6 +152,9 @@ class Run:
         return f"{self.sent!r} -> {self.state} {self.result!r}"
 
 
+_NOT_HANDED_OVER = select(outbox).where(outbox.c.claim.is_not(None), outbox.c.body.is_not(None)).order_by(outbox.c.created_at)
+
+
 class Sent(list[SentTask]):
     """What was sent and has not been run, in the order in which it would have reached the broker."""
 
@@ -168,7 +175,8 @@ class Sent(list[SentTask]):
         """Run what was sent, and what that sends, until nothing is left.
 
         Each task is delivered as by a worker, in this thread: with its own session, acknowledgement, result, callbacks and
-        retries. ``countdown`` and ``eta`` are not waited for.
+        retries. ``countdown`` and ``eta`` are not waited for. What a process that was killed meanwhile has committed and not
+        handed over is sent as by ``relay()``.
 
         Args:
             propagate: Raise what a task raised, other than a retry. False returns it as the run's result.
@@ -184,6 +192,8 @@ class Sent(list[SentTask]):
             if len(runs) >= MOST_RUNS:
                 raise EndlessRunError(repr(self[0]))
             runs.extend(self._run_first(propagate=propagate))
+            if not self and any(run.state == "LOST" for run in runs):
+                self.relay()
         return runs
 
     def run_next(self, *, propagate: bool = True) -> Run:
@@ -202,6 +212,21 @@ class Sent(list[SentTask]):
         with app.connection_for_write() as connection, connection.Producer() as producer:
             while self:
                 send(app, producer, self.pop(0).message)
+
+    def relay(self) -> None:
+        """Send what is in the outbox, committed but not handed over, as a relay does when the lease of its writer is over."""
+        for home in homes_of(self._app).values():
+            if home.outbox is None:
+                continue
+            with home.outbox.engine().begin() as connection:
+                left = connection.execute(_NOT_HANDED_OVER).all()
+            for claim in {row.claim for row in left}:
+                rows = [
+                    Row(row.id, Message.from_parts(row.body, row.envelope), row.redeliver_seconds)
+                    for row in left
+                    if row.claim == claim
+                ]
+                home.outbox.hand_over(rows, claim)
 
     def _run_first(self, *, propagate: bool) -> list[Run]:
         sent = self.pop(0)
@@ -232,7 +257,7 @@ def captured(alchemy: Alchemy) -> Iterator[Sent]:
     """
     app = cast("Any", alchemy.app)
     if app is None:
-        raise ValueError("This Alchemy has no app yet: call init_app(app) first.")
+        raise ConfigurationError("This Alchemy has no app yet.", "Call init_app(app) first.")
     sent = Sent(app)
 
     def keep(message: Message) -> None:
