@@ -75,6 +75,7 @@ def test_step_after_step_is_sent(alchemy: Alchemy, joined_transaction: Joined, s
 def test_document_is_indexed_once_though_a_step_dies(
     step: Any,
     point: Any,
+    undisturbed: tuple[str, int],
     alchemy: Alchemy,
     joined_transaction: Joined,
     sent: Sent,
