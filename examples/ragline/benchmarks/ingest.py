@@ -182,7 +182,18 @@ def _in_a_process_of_its_own(kind: str, folder: Path, threads: dict[str, str]) -
     return Run(**json.loads(output.splitlines()[-1]))
 
 
-def _compare(rounds: int, characters: int) -> None:
+def _join(folder: Path, count: int) -> None:
+    """Make one document of every so many."""
+    files = sorted(folder.iterdir())
+    for at in range(0, len(files), count):
+        some = files[at : at + count]
+        text = "\n\n".join(file.read_text(encoding="utf-8") for file in some)
+        for file in some:
+            file.unlink()
+        (folder / f"joined-{at}.rst").write_text(text, encoding="utf-8")
+
+
+def _compare(rounds: int, characters: int, joined: int) -> None:
     from ragline.demo import BAD_FILES, write_documents
 
     with tempfile.TemporaryDirectory() as place:
@@ -192,6 +203,7 @@ def _compare(rounds: int, characters: int) -> None:
             (folder / name).unlink()
         for copy in folder.glob("copy of *"):
             copy.unlink()
+        _join(folder, joined)
         kinds = ("loop", "1", "2")
         runs: dict[str, list[Run]] = {kind: [] for kind in kinds}
         for _ in range(rounds):
@@ -224,11 +236,12 @@ def main() -> None:
     )
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--characters", type=int, default=300_000, help="how much text the documents have")
+    options.add_argument("--joined", type=int, default=1, help="how many of them make one document")
     options.add_argument("--run", help=argparse.SUPPRESS)
     options.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = options.parse_args()
     if given.run is None:
-        _compare(given.rounds, given.characters)
+        _compare(given.rounds, given.characters, given.joined)
     elif given.run == "loop":
         print(json.dumps(asdict(loop(given.folder))))
     else:

@@ -17,8 +17,8 @@ import pytest
 # ragline.app reads the settings when it is imported: before that, nothing of the person's own may be in them.
 HOME = Path(tempfile.mkdtemp(prefix="ragline-tests-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
-KEPT = ("RAGLINE_CACHE", "RAGLINE_TEST_DOCUMENTS", "RAGLINE_TEST_CRANFIELD")
-for name in [name for name in os.environ if name.startswith("RAGLINE_") and name not in KEPT]:
+KEPT = ("RAGLINE_CACHE", "RAGLINE_TEST_")
+for name in [name for name in os.environ if name.startswith("RAGLINE_") and not name.startswith(KEPT)]:
     os.environ.pop(name)
 os.environ["RAGLINE_HOME"] = str(HOME)
 os.environ["RAGLINE_EMBEDDER"] = "none"

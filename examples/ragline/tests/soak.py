@@ -33,7 +33,7 @@ WORDS = ("whale", "bee", "quagga", "savepoint", "transaction", "鯨")
 BAD = {
     b"": "The file is empty.",
     b"\x89PNG\r\n\x1a\n" + bytes(range(256)): "This is a PNG picture",
-    b"%PDF-1.7\nthis is no PDF after all\n": "This PDF is damaged",
+    b"%PDF-1.7\nthis is no PDF after all\n": "The PDF is damaged",
 }
 
 
