@@ -232,6 +232,27 @@ def test_files_dropped_anywhere_are_taken(page: Page) -> None:
     is_in_state(page, "dropped.md", "Ready")
 
 
+def test_a_folder_that_is_dropped_is_walked(page: Page, tmp_path: Path) -> None:
+    """With all that is below it, more than a browser lists at once, and beside a file of its own."""
+    folder = tmp_path / "walked"
+    (folder / "deep").mkdir(parents=True)
+    for number in range(110):
+        (folder / "deep" / f"{number}.png").write_text("left out")
+    (folder / "deep" / "lynx.md").write_text("The lynx is deep in a folder.")
+    (tmp_path / "alone.log").write_text("The marten is alone in a file of no known kind.")
+    expect(page.locator("#drop-limits")).to_contain_text("200 kB")
+
+    tools = page.context.new_cdp_session(page)
+    dropped = {"items": [], "files": [str(folder), str(tmp_path / "alone.log")], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        tools.send("Input.dispatchDragEvent", {"type": kind, "x": 200, "y": 200, "data": dropped})
+
+    is_in_state(page, "lynx.md", "Ready")
+    is_in_state(page, "alone.log", "Ready")
+    expect(document(page, "lynx.md").locator(".name")).to_have_attribute("title", "walked/deep/lynx.md")
+    expect(page.locator("#uploads")).to_contain_text("110 files of other kinds were left out.")
+
+
 def test_nothing_of_a_document_runs_or_becomes_markup(page: Page) -> None:
     """Not its name, its headings, its text or the reason of its failure: all are shown as they are."""
     hostile = "<img src=x onerror=alert(1)>"
