@@ -272,6 +272,16 @@ def test_nothing_of_a_document_runs_or_becomes_markup(page: Page) -> None:
     assert page.locator("#main img, dialog img, #main script").count() == 0
 
 
+def test_a_server_that_has_nothing_to_tell_is_missed(page: Page) -> None:
+    """As when its database is away: the page says so, and goes on by itself."""
+    page.route("**/api/events", lambda route: route.fulfill(status=503))
+    page.reload()
+    expect(page.locator("#banner")).to_contain_text("does not answer", timeout=PATIENT_MS)
+
+    page.unroute("**/api/events")
+    expect(page.locator("#banner")).to_be_hidden(timeout=PATIENT_MS)
+
+
 def test_everything_is_done_with_the_keyboard(page: Page) -> None:
     """The way leads from search to documents, where one is deleted; the focus is always seen."""
     add(page, "keys.md", "Only the keyboard is used for this walrus.")

@@ -78,6 +78,7 @@ export function follow(updated, connected) {
       source.close();
       try {
         await ask("GET", "limits");
+        if (attempts) connected(false); // it answers, but has nothing to tell: its database is away
       } catch (error) {
         if (error.status === 401) return; // the page asks for the token and begins anew
         connected(false);

@@ -39,7 +39,7 @@ function complain(text) {
 function drawBanner() {
   const working = status ? ["queued", "parsing", "splitting", "embedding"].reduce((sum, state) => sum + status.documents[state], 0) : 0;
   let text = complaint;
-  if (!isThere) text = "The server does not answer. This page goes on by itself when it is back.";
+  if (!isThere) text = "The server, or its database, does not answer. This page goes on by itself when it is back.";
   else if (!text && status?.workers === null && status.messages) text = "The broker does not answer: documents wait until it is back.";
   else if (!text && status?.workers?.length === 0 && working) text = `No worker is running: ${plural(working, "document waits", "documents wait")}. Start one with “ragline worker”.`;
   banner.hidden = !text;
