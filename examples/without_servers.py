@@ -27,7 +27,7 @@ def celery_settings(name: str) -> dict[str, Any]:
     """Return the broker and the results of an example: BROKER_URL for both, or files in the folder."""
     url = os.environ.get("BROKER_URL")
     if url:
-        return {"broker_url": url, "result_backend": url, "task_default_queue": name}
+        return {"broker_url": url, "result_backend": url, "task_default_queue": os.environ.get("QUEUE", name)}
     folder = FOLDER.resolve() / name
     for part in ("messages", "control", "results"):
         (folder / part).mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+import redis
 
-EXAMPLES = Path(__file__).parent.parent
+from tests.services.brokers import Brokers
+from tests.services.databases import Databases
+
+EXAMPLES = Path(__file__).parent
 SECONDS = 60
 
 
@@ -27,9 +31,23 @@ def port() -> int:
 
 
 @pytest.fixture
-def start(request: pytest.FixtureRequest, port: int, tmp_path: Path) -> Iterator[str]:
+def servers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The variables that take an example to servers: a database and a queue of the test's own; empty without servers."""
+    if not getattr(request, "param", False):
+        yield {}
+        return
+    databases, brokers = Databases(), Brokers()
+    database, broker = databases.open("postgresql", tmp_path), brokers.open("redis", tmp_path)
+    yield {"DATABASE_URL": database.url, "BROKER_URL": broker.settings["broker_url"], "QUEUE": broker.prefix}
+    with redis.Redis.from_url(broker.settings["broker_url"]) as client:
+        client.delete(broker.prefix, f"_kombu.binding.{broker.prefix}")
+    databases.close()
+
+
+@pytest.fixture
+def start(request: pytest.FixtureRequest, port: int, tmp_path: Path, servers: dict[str, str]) -> Iterator[str]:
     """The URL of an example that was started as its README says; its data lies in a folder of the test."""
-    environment = {**os.environ, "PORT": str(port), "EXAMPLE_FOLDER": str(tmp_path), "C_FORCE_ROOT": "1"}
+    environment = {**os.environ, **servers, "PORT": str(port), "EXAMPLE_FOLDER": str(tmp_path), "C_FORCE_ROOT": "1"}
     process = subprocess.Popen([sys.executable, "-m", request.param], cwd=EXAMPLES, env=environment, start_new_session=True)
     yield f"http://127.0.0.1:{port}"
     os.killpg(process.pid, signal.SIGKILL)
@@ -47,9 +65,13 @@ def _when_up(url: str) -> None:
             time.sleep(0.05)
 
 
-@pytest.mark.parametrize("start", ["fastapi_app", "flask_app", "sqlmodel_app", "starlette_app"], indirect=True)
+@pytest.mark.parametrize(
+    ("start", "servers"),
+    [("fastapi_app", False), ("fastapi_app", True), ("flask_app", False), ("sqlmodel_app", False), ("starlette_app", False)],
+    indirect=True,
+)
 def test_order_is_charged_by_the_started_example(start: str, request: pytest.FixtureRequest) -> None:
-    """An order that comes in by HTTP is charged by the worker beside the server."""
+    """An order that comes in by HTTP is charged by the worker beside the server; without servers, and on PostgreSQL and Redis."""
     _when_up(start)
 
     is_json = "sqlmodel" in request.node.name
