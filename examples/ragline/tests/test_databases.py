@@ -132,6 +132,9 @@ def test_pgvector_finds_what_exact_search_in_memory_finds(
 
     assert found[0] == found[1]
     assert "quagga" in found[0][0][0]
+    with Session(pgvector) as session:
+        session.execute(text("DELETE FROM embedding_index WHERE chunk_id = (SELECT min(id) FROM chunk)"))
+        assert any("in the vector index" in problem for problem in audit(session))
 
 
 def test_pgvector_that_comes_later_gets_the_vectors_that_are_there(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from ragline.progress import failures
 from ragline.searching import Mode, passages, rank
 from ragline.states import State
 from ragline.tables import Chunk, Document, Original, Source
+from ragline.text import ParsedText
 
 
 def found(session: Session, query: str) -> list[str]:
@@ -121,6 +123,25 @@ def test_going_back_to_an_old_version_shared_elsewhere_serves_it_at_once(session
     assert outcome.intake is Intake.REPLACED
     assert not outcome.is_queued
     assert found(session, "other") == []
+    assert audit(session) == []
+
+
+def test_another_model_or_splitter_parses_nothing_again(
+    session: Session, embedder: LetterEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text of the same bytes is taken over; another parser parses them."""
+    parsed: list[str] = []
+
+    def parse(data: bytes, name: str) -> ParsedText:
+        parsed.append(name)
+        return ParsedText(data.decode())
+
+    monkeypatch.setattr(pipeline, "parse_document", parse)
+    for recipe in (KEYWORDS, LETTERS, replace(LETTERS, splitter="2"), replace(LETTERS, parser="2")):
+        document = process(session, add(session, "some text", recipe=recipe).document_id, embedder)
+        assert document.state is State.READY
+
+    assert parsed == ["a.txt", "a.txt"]
     assert audit(session) == []
 
 

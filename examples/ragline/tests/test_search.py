@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +15,7 @@ from conftest import LetterEmbedder
 from pipelines import LETTERS, add, long_text, process
 from ragline.databases import index_of
 from ragline.databases.sqlite import match_expression
-from ragline.ranking import VectorIndex, fuse
+from ragline.ranking import VectorIndex, bm25, fuse
 from ragline.searching import Mode, load_index, passages, rank
 from ragline.tables import DocumentText
 
@@ -77,6 +79,22 @@ def test_fusion_rewards_what_both_rankings_have() -> None:
     assert [item for item, _ in fused] == [1, 3, 2, 4]
     assert dict(fused)[1] == pytest.approx(1 / 61 + 1 / 63)
     assert fuse([[7], [5]]) == [(5, 1 / 61), (7, 1 / 61)]
+
+
+def test_bm25_prefers_rare_words_and_short_texts() -> None:
+    """One occurrence of a word that few texts have is worth more than several of one that many have."""
+    texts = [
+        (1, ["common"] * 3 + ["x"] * 7),
+        (2, ["rare"] + ["x"] * 9),
+        (3, ["rare"] + ["x"] * 4),
+        (4, ["x"]),
+    ]
+
+    ranked = bm25(texts, {"common": 90, "rare": 2, "absent": 0}, rows=100, mean_words=10)
+
+    assert [item for item, _ in ranked] == [3, 2, 1, 4]
+    assert dict(ranked)[2] == pytest.approx(math.log(1 + 98.5 / 2.5))
+    assert dict(ranked)[4] == 0
 
 
 def test_passages_cite_exactly_and_the_same_every_time(session: Session, embedder: LetterEmbedder) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from sqlalchemy import func, or_, select, text
 from sqlalchemy.orm import Session
 
+from ragline.databases import index_of
 from ragline.embedders import NO_EMBEDDER
 from ragline.states import SETTLED, State
 from ragline.tables import Chunk, Document, DocumentText, Original, Source, Vector
@@ -88,6 +89,12 @@ def _indexes(session: Session) -> Iterator[str]:
     indexed = session.scalar(text("SELECT count(*) FROM chunk_keywords")) or 0
     if chunks != indexed:
         yield f"There are {chunks} chunks, and {indexed} in the keyword index."
+    connection = session.connection()
+    if index_of(connection).has_vectors(connection):
+        vectors = session.scalar(select(func.count(Vector.chunk_id))) or 0
+        searched = session.scalar(text("SELECT count(*) FROM embedding_index")) or 0
+        if vectors != searched:
+            yield f"There are {vectors} vectors, and {searched} in the vector index."
     unused = ~select(Document.id).where(Document.digest == Original.digest).exists()
     for digest in session.scalars(select(Original.digest).where(unused)):
         yield f"The bytes {digest[:12]} belong to no document."

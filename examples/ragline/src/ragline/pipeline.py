@@ -49,7 +49,7 @@ def admit(session: Session, document_id: int) -> bool:
 
 
 def parse(session: Session, document_id: int) -> bool:
-    """Make text of the document's bytes.
+    """Make text of the document's bytes, or take it from the same bytes with another splitter or model.
 
     Returns:
         Whether it is to be split now.
@@ -63,9 +63,11 @@ def parse(session: Session, document_id: int) -> bool:
     is_parsed = exists().where(DocumentText.document_id == document_id)
     if session.scalar(select(is_parsed)):  # before it was paused, or failed later on
         return move(session, document_id, State.SPLITTING, is_parsed)
-    data, name = _bytes(session, document), document.name
-    with released(session):
-        parsed = parse_document(data, name)
+    parsed = _parsed_before(session, document)
+    if parsed is None:
+        data, name = _bytes(session, document), document.name
+        with released(session):
+            parsed = parse_document(data, name)
     if not move(session, document_id, State.SPLITTING, ~is_parsed):
         return False
     session.add(
@@ -197,8 +199,23 @@ def _bytes(session: Session, document: Document) -> bytes:
     return session.execute(select(Original.data).where(Original.digest == document.digest)).scalar_one()
 
 
+def _parsed_before(session: Session, document: Document) -> ParsedText | None:
+    """What the same parser made of the same bytes: a new splitter or model needs no parsing."""
+    equal = (
+        Document.digest == document.digest,
+        Document.parser == document.parser,
+        Document.id != document.id,
+    )
+    parsed = select(DocumentText).join(Document, Document.id == DocumentText.document_id).where(*equal)
+    row = session.scalar(parsed.order_by(Document.id).limit(1))
+    return None if row is None else _text(row)
+
+
 def _parsed(session: Session, document_id: int) -> ParsedText:
-    row = session.get_one(DocumentText, document_id)
+    return _text(session.get_one(DocumentText, document_id))
+
+
+def _text(row: DocumentText) -> ParsedText:
     headings = tuple(Heading(*heading) for heading in row.headings)
     return ParsedText(
         text=row.text, headings=headings, page_starts=tuple(row.page_starts), encoding=row.encoding

@@ -1,8 +1,10 @@
-"""Pure ranking: exact nearest vectors, and the fusion of several rankings into one."""
+"""Pure ranking: exact nearest vectors, BM25, and the fusion of several rankings into one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +12,8 @@ import numpy.typing as npt
 
 FUSION_K = 60
 """The constant of reciprocal rank fusion (Source: Cormack, Clarke and Büttcher, SIGIR 2009)."""
+
+K1, B = 1.2, 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,34 @@ class VectorIndex:
         candidates = np.flatnonzero(similarities >= threshold)
         order = candidates[np.lexsort((self.ids[candidates], -similarities[candidates]))][:count]
         return [(int(self.ids[at]), float(similarities[at])) for at in order]
+
+
+def bm25(
+    texts: Iterable[tuple[int, Sequence[str]]],
+    rows_with: Mapping[str, int],
+    *,
+    rows: int,
+    mean_words: float,
+) -> list[tuple[int, float]]:
+    """Okapi BM25 with FTS5's constants (Source: Robertson and Zaragoza, 2009; FTS5 documentation, 5.1.1).
+
+    Args:
+        texts: what to rank, as (item, its words).
+        rows_with: the words of the query, and how many texts of the whole index have each.
+        rows: how many texts the index has.
+        mean_words: how many words they have on average.
+
+    Returns:
+        (item, score), best first; ties in the order of the items.
+    """
+    weights = {word: math.log(1 + (rows - n + 0.5) / (n + 0.5)) for word, n in rows_with.items()}
+    scored = []
+    for item, words in texts:
+        counts = Counter(word for word in words if word in weights)
+        length = K1 * (1 - B + B * len(words) / mean_words)
+        score = sum(weights[word] * n * (K1 + 1) / (n + length) for word, n in counts.items())
+        scored.append((item, score))
+    return sorted(scored, key=lambda entry: (-entry[1], entry[0]))
 
 
 def fuse(rankings: Sequence[Sequence[int]], *, k: int = FUSION_K) -> list[tuple[int, float]]:

@@ -1,4 +1,4 @@
-"""MariaDB and MySQL: keywords in an InnoDB FULLTEXT index. Vectors are searched in memory."""
+"""MariaDB and MySQL: an InnoDB FULLTEXT index finds, BM25 ranks. Vectors are searched in memory."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from sqlalchemy import URL, Connection, Engine, Insert, create_engine, insert, t
 from sqlalchemy.orm import DeclarativeBase
 
 from ragline.errors import DatabaseError
+from ragline.ranking import bm25
 from ragline.words import telling_words, words
 
 # As on the other databases: each statement sees what is committed, and locks only the rows that it finds.
 ENGINE_OPTIONS: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
 LOCK_SECONDS = 60
+CANDIDATES = 1000
+"""How many of the best by InnoDB's rank are ranked by BM25."""
 MAX_WORD_CHARACTERS = 80
 """InnoDB ignores words of more than 84 (Source: MariaDB documentation, `innodb_ft_max_token_size`)."""
 
@@ -42,7 +45,8 @@ def create(connection: Connection) -> None:
     # Compared byte by byte: case and accents are gone from the words before they come here.
     connection.execute(
         text(
-            "CREATE TABLE IF NOT EXISTS chunk_keywords (chunk_id integer PRIMARY KEY, content text NOT NULL,"
+            "CREATE TABLE IF NOT EXISTS chunk_keywords"
+            " (chunk_id integer PRIMARY KEY, content text NOT NULL, words integer NOT NULL, INDEX (words),"
             " FULLTEXT INDEX chunk_keywords_content (content),"
             " FOREIGN KEY (chunk_id) REFERENCES chunk (id) ON DELETE CASCADE"
             ") ENGINE = InnoDB CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
@@ -57,13 +61,13 @@ def insert_missing(table: type[DeclarativeBase]) -> Insert:
 
 def add(connection: Connection, chunks: Iterable[tuple[int, str]]) -> None:
     """Index the words of chunks; searches see them after the commit."""
-    rows = [
-        {"id": chunk_id, "content": " ".join(map(_indexed, words(content)))} for chunk_id, content in chunks
-    ]
+    rows = []
+    for chunk_id, content in chunks:
+        terms = [_indexed(word) for word in words(content)]
+        rows.append({"id": chunk_id, "content": " ".join(terms), "words": len(terms)})
     if rows:
-        connection.execute(
-            text("INSERT INTO chunk_keywords (chunk_id, content) VALUES (:id, :content)"), rows
-        )
+        insert_all = "INSERT INTO chunk_keywords (chunk_id, content, words) VALUES (:id, :content, :words)"
+        connection.execute(text(insert_all), rows)
 
 
 def add_vectors(_: Connection, vectors: Sequence[tuple[int, npt.NDArray[np.float32]]]) -> None:
@@ -75,20 +79,27 @@ def remove(connection: Connection, document_ids: Sequence[int]) -> None:
 
 
 def best(connection: Connection, query: str, *, limit: int) -> list[tuple[int, float]]:
-    """Ranked by InnoDB's sum of term frequency times squared inverse document frequency."""
-    terms = " ".join(dict.fromkeys(map(_indexed, telling_words(query))))
+    """Found by the FULLTEXT index and ranked by BM25.
+
+    InnoDB's own rank goes by an estimate of how many rows there are, which is another one later.
+    """
+    terms = list(dict.fromkeys(map(_indexed, telling_words(query))))
     if not terms:
         return []
     found = connection.execute(
         text(
-            "SELECT k.chunk_id, MATCH (k.content) AGAINST (:terms) AS score"
+            "SELECT k.chunk_id, k.content"
             " FROM chunk_keywords AS k JOIN chunk AS c ON c.id = k.chunk_id"
             " WHERE MATCH (k.content) AGAINST (:terms) AND c.document_id IN (SELECT serving_id FROM source)"
-            " ORDER BY score DESC, k.chunk_id LIMIT :limit"
+            " ORDER BY MATCH (k.content) AGAINST (:terms) DESC, k.chunk_id LIMIT :candidates"
         ),
-        {"terms": terms, "limit": limit},
-    )
-    return [(chunk_id, score) for chunk_id, score in found]
+        {"terms": " ".join(terms), "candidates": max(limit, CANDIDATES)},
+    ).all()
+    rows, mean_words = connection.execute(text("SELECT COUNT(*), AVG(words) FROM chunk_keywords")).one()
+    count = text("SELECT COUNT(*) FROM chunk_keywords WHERE MATCH (content) AGAINST (:term)")
+    rows_with = {term: int(connection.scalar(count, {"term": term}) or 0) for term in terms}
+    texts = [(chunk_id, content.split()) for chunk_id, content in found]
+    return bm25(texts, rows_with, rows=rows, mean_words=float(mean_words or 1))[:limit]
 
 
 def has_vectors(_: Connection) -> bool:
