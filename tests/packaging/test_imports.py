@@ -63,3 +63,13 @@ def test_import_loads_only_what_every_process_needs() -> None:
     loaded = _loaded()
 
     assert loaded == {"celery_alchemy", *(f"celery_alchemy.{name}" for name in LOADED)}
+
+
+def test_plugin_keeps_a_run_of_pytest_light() -> None:
+    """Every project where the package is installed has it in its runs of pytest: without commands, a worker or a driver."""
+    code = "import sys, celery_alchemy.testing.plugin; print(*sys.modules)"
+
+    finished = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+
+    heavy = {"aiosqlite", "celery.bin", "celery_alchemy.cli", "celery_alchemy.worker", "psycopg", "redis"}
+    assert heavy & set(finished.stdout.split()) == set()

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from celery.bin.celery import main as celery_main
 from celery.signals import worker_init
 
 from .faults import CRASH_HEADER
@@ -153,5 +152,8 @@ def _notice(sender: Any, **more: Any) -> None:
 
 
 if __name__ == "__main__":
+    # Here: every run of pytest imports this module, and few of them need Celery's command line.
+    from celery.bin.celery import main as celery_main
+
     worker_init.connect(_notice, weak=False)
     sys.exit(celery_main())
