@@ -9,6 +9,7 @@ from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Path, Query, Request, Response, status
 from fastapi.sse import EventSourceResponse
+from sqlalchemy.orm import Session
 
 from ragline import asking, controls, reading, retrieval
 from ragline.app import alchemy, settings
@@ -17,6 +18,7 @@ from ragline.intake import Offer, Recipe
 from ragline.progress import entries
 from ragline.searching import Mode
 from ragline.states import State
+from ragline.transactions import in_transaction
 from ragline.web import models
 from ragline.web.live import Live
 from ragline.web.uploads import MAX_NAME_CHARACTERS, read_upload
@@ -94,10 +96,13 @@ async def upload(
 
 
 def _add(offer: Offer, recipe: Recipe) -> models.Upload:
-    with alchemy.begin() as session:
+    def add(session: Session) -> models.Upload:
         outcome = controls.add(session, offer, recipe)
         document = models.Document.of(reading.one(session, outcome.document_id))
-    return models.Upload(outcome=outcome.intake, document=document)
+        return models.Upload(outcome=outcome.intake, document=document)
+
+    # Many files are dropped at once: where two of them wait for each other's rows, one is added again.
+    return in_transaction(add)
 
 
 @api.post("/documents/retry-failed", tags=["documents"])
