@@ -52,6 +52,8 @@ MYSQL = {
     2013: "CR_SERVER_LOST",
     2055: "CR_SERVER_LOST_EXTENDED",
 }
+#: ER_SP_DOES_NOT_EXIST: what going back to a SAVEPOINT raises after a deadlock has taken the whole transaction.
+_MYSQL_NO_SAVEPOINT = 1305
 _MYSQL_LOST = frozenset({1053, 1927, 4031, 2002, 2003, 2006, 2013, 2055})
 
 #: Primary result codes of SQLite (the low byte). https://www.sqlite.org/rescode.html
@@ -78,6 +80,8 @@ def is_transient(exc: BaseException) -> bool:
     if original is None:
         return False
     number = _number(original)
+    if number == _MYSQL_NO_SAVEPOINT:
+        return _came_of_transient(exc)
     if number is not None:
         return number in MYSQL
     if isinstance(original, sqlite3.Error):
@@ -102,6 +106,16 @@ def is_lost_connection(exc: BaseException) -> bool:
     if state is not None:
         return state in _POSTGRESQL_LOST
     return _is_refused_by_nobody(original)
+
+
+def _came_of_transient(exc: BaseException) -> bool:
+    """Tell whether an error was raised while a transient one was being handled."""
+    earlier = exc.__context__
+    while earlier is not None:
+        if isinstance(earlier, DBAPIError):
+            return is_transient(earlier)
+        earlier = earlier.__context__
+    return False
 
 
 def _driver_error(exc: BaseException) -> Any:
