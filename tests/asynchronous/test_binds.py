@@ -37,6 +37,8 @@ def app(database: Database) -> Iterator[Celery]:
     """An app without an Alchemy, on a database with the table of books."""
     Base.metadata.create_all(database.engine)
     app = Celery("binds", broker="memory://", backend="cache+memory://", set_as_current=False)
+    # The memory broker is the whole process's.
+    _waiting(app)
     yield app
     for home in homes_of(app).values():
         engine = home.source.engine()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from tests.workers import ROOT
 
 SETTLE_SECONDS = 120.0
 ROUNDS = 8
+AFTER_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,13 @@ def _fork(what: str, chosen: Sequence[Fault], variables: dict[str, str]) -> str:
     return done.stdout
 
 
+def _give_time_to(aftermath: Aftermath, left: Sequence[Fault]) -> None:
+    """Wait a little for what dies after its account is settled: when it stores its result, or acknowledges."""
+    deadline = time.monotonic() + AFTER_SECONDS
+    while time.monotonic() < deadline and not set(aftermath.unstruck()).isdisjoint(left):
+        time.sleep(0.02)
+
+
 def _work(aftermath: Aftermath, variables: dict[str, str], folder: Path) -> None:
     """Keep a worker running until everything that is to die in it has died and nothing is under way."""
     command = [sys.executable, "-m", "tests.crash.forks", "worker", "-P", "prefork", "-c", "3", "-l", "INFO"]
@@ -146,6 +155,7 @@ def _work(aftermath: Aftermath, variables: dict[str, str], folder: Path) -> None
                     break
                 aftermath.task_ids.update(json.loads(_fork("senders", left, variables)))
                 eventually(is_settled, timeout=SETTLE_SECONDS, interval=0.1, what="all accounts are settled")
+                _give_time_to(aftermath, left)
         # What runs a second time now may finish, and is counted.
         worker.terminate()
     except AssertionError as error:

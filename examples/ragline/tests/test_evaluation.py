@@ -83,7 +83,7 @@ def test_keyword_search_reaches_its_quality_on_cranfield(cranfield: Path) -> Non
     assert measures[Mode.KEYWORD].ndcg_at_10 >= 0.355
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def remembering() -> Iterator[pytest.MonkeyPatch]:
     """The model embeds each text once: the same abstracts are measured on every database."""
     vectors: dict[str, npt.NDArray[np.float32]] = {}

@@ -120,7 +120,7 @@ def test_documents_go_on_after_all_workers_and_their_messages_are_gone(outcomes:
     with worker() as process:
 
         def kill_all(counts: Counts) -> None:
-            if counts.settled >= DOCUMENTS // 4:
+            if counts.settled:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise AllKilledError
 
@@ -128,10 +128,10 @@ def test_documents_go_on_after_all_workers_and_their_messages_are_gone(outcomes:
             follow(outcomes, process, kill_all)
     for message in (settings.home / "broker" / "messages").iterdir():
         message.unlink()
-    settled_before = ingestion.count(outcomes).settled
+    before = ingestion.count(outcomes)
+    assert before.settled < before.total, "the worker was done before it was killed"
 
     with worker() as process:
         counts = follow(outcomes, process, lambda _: None)
 
-    assert settled_before < DOCUMENTS
     check_whole(counts)
