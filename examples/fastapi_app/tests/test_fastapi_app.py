@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy.orm import Session
@@ -51,10 +53,16 @@ def test_order_is_taken_and_charged(path: str, client: TestClient, alchemy_sessi
 
 @pytest.mark.parametrize("path", ["/orders", "/async-orders"])
 @pytest.mark.usefixtures("joined_transaction")
-def test_order_that_cannot_be_taken_sends_nothing(path: str, client: TestClient, sent: Sent, crash_at: Any) -> None:
+def test_order_that_cannot_be_taken_sends_nothing(path: str, sent: Sent, crash_at: Any) -> None:
     """A process that dies before its commit has neither an order nor a task."""
+
+    async def take_order() -> None:
+        # In this thread's event loop: that of a TestClient dies with the crash, and the client with it.
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=web), base_url="http://shop") as client:
+            await client.post(path, params={"item": "tea"})
+
     with crash_at("COMMIT, before"):
-        client.post(path, params={"item": "tea"})
+        asyncio.run(take_order())
 
     assert sent == []
 
