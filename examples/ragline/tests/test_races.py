@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import pytest
 from celery_alchemy import is_transient
@@ -158,6 +159,46 @@ def test_the_model_changes_while_a_document_is_indexed(session: Session, embedde
     assert document.embedder == KEYWORDS.embedder
     assert passages(session, rank(session, "whale", None, None, mode=Mode.KEYWORD))
     assert audit(session) == []
+
+
+class DeletedMeanwhile(Session):
+    """A session of a step whose document somebody else deletes as soon as it was read."""
+
+    def get(self, entity: Any, ident: Any, **options: Any) -> Any:
+        """Read a row; a document is gone after that."""
+        found = super().get(entity, ident, **options)
+        if entity is Document:
+            with Session(self.get_bind()) as other:
+                delete_document(other, ident)
+                other.commit()
+        return found
+
+
+@pytest.mark.parametrize("steps_before", [0, 1, 2])
+def test_a_step_whose_document_is_deleted_while_it_begins_does_nothing(
+    engine_of: Callable[[str], Engine], steps_before: int
+) -> None:
+    """It is no failure of the document: nothing is left to process, and nothing to tell anybody of."""
+    engine = engine_of("postgresql")
+    empty_tables(engine)
+    steps: list[Callable[[Session, int], object]] = [
+        pipeline.admit,
+        pipeline.parse,
+        partial(pipeline.split, counter_of=counter_of, batch_chunks=3),
+    ]
+    with Session(engine) as session:
+        document_id = add(session, "text", recipe=KEYWORDS).document_id
+        for step in steps[:steps_before]:
+            step(session, document_id)
+        session.commit()
+
+    with DeletedMeanwhile(engine) as session:
+        assert not steps[steps_before](session, document_id)
+        session.commit()
+
+    with Session(engine) as session:
+        assert session.scalars(select(Document)).all() == []
+        assert audit(session) == []
 
 
 class Crowd:

@@ -47,6 +47,12 @@ def outcomes(tmp_path: Path) -> dict[str, Outcome]:
     return ingestion.take_in_files([folder], NO_EMBEDDER, CONSOLE)
 
 
+@pytest.fixture(autouse=True)
+def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no worker is done between two looks."""
+    monkeypatch.setattr(ingestion, "LOOK_SECONDS", 0.05)
+
+
 @contextmanager
 def worker() -> Iterator[Popen[bytes]]:
     """A worker of two processes."""

@@ -39,9 +39,10 @@ def admit(session: Session, document_id: int) -> bool:
         DocumentError: it can never be processed; the text says why.
     """
     document = _expect(session, document_id, State.QUEUED)
-    if document is None:
+    data = None if document is None else _bytes(session, document)
+    if document is None or data is None:
         return False
-    data, name = _bytes(session, document), document.name
+    name = document.name
     with released(session):
         if data.strip():  # the parser says more about an empty one
             detect_format(data, name)
@@ -66,6 +67,8 @@ def parse(session: Session, document_id: int) -> bool:
     parsed = _parsed_before(session, document)
     if parsed is None:
         data, name = _bytes(session, document), document.name
+        if data is None:
+            return False
         with released(session):
             parsed = parse_document(data, name)
     if not move(session, document_id, State.SPLITTING, ~is_parsed):
@@ -105,6 +108,8 @@ def split(
         moved = move(session, document_id, State.EMBEDDING, is_split)
         return _batches_to_embed(session, document_id) if moved else []
     parsed, embedder = _parsed(session, document_id), document.embedder
+    if parsed is None:
+        return []
     with released(session):
         chunks = split_text(parsed, counter_of(embedder))
     lock_sources(session, document_id)
@@ -195,8 +200,9 @@ def _expect(session: Session, document_id: int, state: State) -> Document | None
     return document if document is not None and document.state is state else None
 
 
-def _bytes(session: Session, document: Document) -> bytes:
-    return session.execute(select(Original.data).where(Original.digest == document.digest)).scalar_one()
+def _bytes(session: Session, document: Document) -> bytes | None:
+    """The document's bytes; None if it was deleted since it was read, which READ COMMITTED lets be seen."""
+    return session.scalar(select(Original.data).where(Original.digest == document.digest))
 
 
 def _parsed_before(session: Session, document: Document) -> ParsedText | None:
@@ -211,8 +217,10 @@ def _parsed_before(session: Session, document: Document) -> ParsedText | None:
     return None if row is None else _text(row)
 
 
-def _parsed(session: Session, document_id: int) -> ParsedText:
-    return _text(session.get_one(DocumentText, document_id))
+def _parsed(session: Session, document_id: int) -> ParsedText | None:
+    """The document's text; None if it was deleted since it was read, which READ COMMITTED lets be seen."""
+    row = session.get(DocumentText, document_id)
+    return None if row is None else _text(row)
 
 
 def _text(row: DocumentText) -> ParsedText:
