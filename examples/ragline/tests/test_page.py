@@ -23,9 +23,8 @@ from pipelines import long_text
 from servers import Answer, Question, serving
 
 TOKEN = "a token of the tests"
-CHROMIUM = (
-    os.environ.get("RAGLINE_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = os.environ.get("RAGLINE_TEST_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
 PATIENT_MS = 60_000
 
 
@@ -100,7 +99,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def browser() -> Iterator[Browser]:
     """Debian's chromium."""
     if CHROMIUM is None:
-        pytest.skip("no chromium is installed (Debian: apt install chromium)")
+        reason = "no chromium is installed (Debian: apt install chromium)"
+        if os.environ.get("CI"):
+            pytest.fail(f"{reason} (CI is set: a missing browser is a failure)", pytrace=False)
+        pytest.skip(reason)
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield browser
