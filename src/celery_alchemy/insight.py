@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
 from types import FrameType
 from typing import Any
 from weakref import ref
 
+from celery import Task
+from celery.signals import task_postrun
 from sqlalchemy import Connection
 
 from .ledger import REPEATS_REPORTED, first_use_reporters, idle_reporters, repeat_reporters
@@ -23,6 +28,13 @@ logger: logging.Logger = logging.getLogger(__name__)
 _NOT_THE_USERS = ("sqlalchemy.", "celery_alchemy.", "celery.", "kombu.", "contextlib", "functools", "asyncio.")
 #: Who calls the task: no frame further out belongs to it.
 _CALLERS = ("celery.app.trace", "asyncio.events")
+
+#: What of a task runs after its body, and may close what the body has left open. Flask's documented ``__call__`` does.
+_HOOKS = ("__call__", "on_success", "on_failure", "on_retry", "after_return")
+#: Hooks are over by then, also those that store something or tell somebody.
+HOOKS_SECONDS = 1.0
+#: When to look again at a connection that hooks may close, and what reports it.
+_doubtful: deque[tuple[float, Callable[[], None]]] = deque()
 
 
 def switch_on() -> None:
@@ -65,19 +77,47 @@ def _look_at_the_end(connection: Connection) -> None:
     place = _users_place()
     if place is None:  # The library's own, at the end of a task.
         return
+    _look_again()
     unit, watched = held, ref(connection)
 
     def look() -> None:
+        report = _reporter(watched, unit.owner(), place)
+        if _has_hooks(unit.task):
+            _doubtful.append((monotonic() + HOOKS_SECONDS, report))
+        else:
+            report()
+
+    unit.send_after_end(look)
+
+
+def _reporter(watched: Callable[[], Connection | None], owner: str, place: str) -> Callable[[], None]:
+    def report() -> None:
         left = watched()
         if left is not None and not left.closed and not left.invalidated:
             logger.warning(
                 "%s ended and left a connection open that it had used at %s: the pool goes without it. Write"
                 " `with engine.connect() as connection:`, or use the task's session.",
-                unit.owner(),
+                owner,
                 place,
             )
 
-    unit.send_after_end(look)
+    return report
+
+
+def _has_hooks(asked: object) -> bool:
+    """Tell whether code of the user's runs between the end of the body and that of the task."""
+    task = getattr(asked, "of", asked)  # That of an async request stands in for its task.
+    return bool(task_postrun.receivers) or any(getattr(type(task), hook, None) is not getattr(Task, hook) for hook in _HOOKS)
+
+
+def _look_again() -> None:
+    """Report what hooks have not closed; asked by the next task that uses a connection of its own, so others pay nothing."""
+    while _doubtful and _doubtful[0][0] <= monotonic():
+        try:
+            _, report = _doubtful.popleft()
+        except IndexError:  # Another thread was faster.
+            return
+        report()
 
 
 def _owner() -> str:

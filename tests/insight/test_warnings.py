@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from celery.signals import task_postrun
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from celery_alchemy import released
+from celery_alchemy import SessionTask, released
 from celery_alchemy.loop import process_loop
 from tests.insight.clock import Clock
 from tests.unit.conftest import MakeShop
@@ -238,6 +239,102 @@ def test_connection_that_was_closed_is_not_reported(shop: Shop, caplog: pytest.L
     assert shop.trace(works).state == "SUCCESS"
     if outside is not None:
         outside.close()
+    assert held_by(caplog) == []
+
+
+class ClosesInCall(SessionTask):
+    """As Flask's documented FlaskTask: the context around the call takes the session away at its end."""
+
+    abstract = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.run(*args, **kwargs)
+        finally:
+            self.close_those()
+
+    def close_those(self) -> None:
+        while LEFT and self.name == "closed":
+            LEFT.pop().close()
+
+
+class ClosesAfterReturn(ClosesInCall):
+    """As the hand-written base classes with before_start."""
+
+    abstract = True
+    __call__ = SessionTask.__call__
+
+    def after_return(self, *args: Any) -> None:
+        self.close_those()
+
+
+#: What bodies have left open.
+LEFT: list[Any] = []
+
+
+@pytest.fixture
+def left() -> Iterator[list[Any]]:
+    """What bodies have left open; closed with the test."""
+    yield LEFT
+    while LEFT:
+        LEFT.pop().close()
+
+
+@pytest.fixture
+def _close_in_signal() -> Iterator[None]:
+    """Close it in task_postrun, as a scoped_session is removed."""
+
+    def close(task: Any, **_: Any) -> None:
+        ClosesInCall.close_those(task)
+
+    task_postrun.connect(close)
+    yield
+    task_postrun.disconnect(close)
+
+
+@pytest.mark.databases("postgresql")  # SQLite would have the tasks wait for each other.
+@pytest.mark.parametrize("base", [ClosesInCall, ClosesAfterReturn])
+def test_connection_that_a_hook_closes_is_not_reported(
+    shop: Shop, clock: Clock, caplog: pytest.LogCaptureFixture, left: list[Any], base: type[SessionTask]
+) -> None:
+    """Tasks that were there before the library keep their sessions by hand; what their hooks leave open is reported later."""
+
+    def uses() -> None:
+        left.append(Session(shop.alchemy.engine))
+        left[-1].execute(text("SELECT 1"))
+
+    closed = shop.task(name="closed", base=base)(uses)
+    open_ = shop.task(name="left", base=base)(uses)
+
+    for _ in range(2):
+        shop.trace(closed)
+        clock.move_on(2.0)
+    shop.trace(open_, request={"id": "a-request"})
+    assert held_by(caplog) == []
+    clock.move_on(2.0)
+    shop.trace(open_, request={"id": "another"})
+
+    [warning] = held_by(caplog)
+    assert "Task left[a-request] ended and left a connection open" in warning
+    assert " in uses" in warning
+
+
+@pytest.mark.usefixtures("_close_in_signal")
+def test_connection_that_a_signal_closes_is_not_reported(
+    shop: Shop, clock: Clock, caplog: pytest.LogCaptureFixture, left: list[Any]
+) -> None:
+    """A scoped_session is removed by task_postrun, after the end of the body."""
+
+    @shop.task(name="closed")
+    def closed() -> None:
+        left.append(Session(shop.alchemy.engine))
+        left[-1].execute(text("SELECT 1"))
+
+    for _ in range(3):
+        shop.trace(closed)
+        clock.move_on(2.0)
+
+    assert left == []
     assert held_by(caplog) == []
 
 
