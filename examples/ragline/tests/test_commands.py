@@ -8,10 +8,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from ragline import ingestion
 from ragline.errors import ConfigurationError
 from ragline.settings import settings_from
 
@@ -77,6 +80,18 @@ def test_a_document_is_listed_paused_resumed_and_deleted_from_the_command_line(t
     assert resumed.stdout == "whale.md (1): queued again.\n"
     assert deleted.stdout == "whale.md (1): deleted.\nbee.md (2): deleted.\n"
     assert nothing.stdout == "No documents.\n"
+
+
+def test_progress_shows_whole_numbers_on_a_narrow_terminal() -> None:
+    """The bar gives way: 80 columns have room for the counts, the time and the states of documents."""
+    console = Console(width=80, record=True, file=StringIO())
+    bar = ingestion.progress_bar(console)
+    note = "17 embedding, 3 failed, 20 ready, 53 splitting"
+    bar.add_task("documents", total=1093, completed=1023, note=note)
+
+    console.print(bar.get_renderable())
+
+    assert f"1023/1093 0:00:00 {note}" in console.export_text()
 
 
 def test_the_demo_ends_well_without_the_model(tmp_path: Path) -> None:

@@ -79,7 +79,9 @@ def run(console: Console) -> list[str]:
             problems.append(f"Nothing was found for {question!r}.")
     verdict = "[green]The counts add up" if not problems else f"[red]{len(problems)} counts do not add up"
     killed = f"{len(killer.killed)} worker processes were killed with SIGKILL"
-    console.print(f"{verdict}[/]: {killed}, {time.monotonic() - started:.0f} seconds in all.")
+    if not problems:
+        killed += ", and no document was lost or taken in twice"
+    console.print(f"{verdict}[/]: {killed}; {time.monotonic() - started:.0f} seconds in all.")
     return problems
 
 

@@ -18,6 +18,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.table import Column
 
 from ragline import controls
 from ragline.app import alchemy, create_tables, settings
@@ -42,13 +43,13 @@ def choose_embedder(console: Console) -> str:
 
 
 def progress_bar(console: Console) -> Progress:
-    """A progress bar as all commands show it."""
+    """A progress bar as all commands show it: where there is little room the bar gives way, not the numbers."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description:<10}"),
         BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeElapsedColumn(table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[note]}"),
         console=console,
         transient=False,
