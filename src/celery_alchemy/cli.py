@@ -98,7 +98,7 @@ def revive(ids: tuple[str, ...], everything: bool) -> None:
     if bool(ids) == everything:
         raise click.UsageError("Name dead tasks by their ids, or give --all.")
     revived = _call(upkeep.revive, _home().engine, None if everything else ids)
-    click.echo(f"{revived} revived; a relay sends them.")
+    click.echo(f"{revived} revived; a relay sends them." if revived else "0 revived.")
     if ids and revived < len(ids):
         raise click.ClickException(f"{len(ids) - revived} of the ids are not those of dead tasks with a message.")
 

@@ -143,6 +143,7 @@ def test_revive_refuses_what_it_cannot_do(celery: Celery, database: Database, br
     assert (nothing.returncode, both.returncode, unknown.returncode, everything.returncode) == (2, 2, 1, 0)
     assert "--all" in nothing.stderr
     assert "1 of the ids" in unknown.stderr
+    assert unknown.stdout == everything.stdout == "0 revived.\n"
 
 
 @pytest.mark.databases("sqlite")
