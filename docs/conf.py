@@ -3,6 +3,7 @@ import importlib.metadata
 import urllib.request
 
 from celery import Task
+from docutils import nodes
 from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 
@@ -19,6 +20,8 @@ myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "celery-alchemy"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
@@ -52,7 +55,15 @@ def skip_celerys_options(app: Sphinx, what: str, name: str, value: object, skip:
     return True if is_celerys and not isinstance(value, property) else None
 
 
+def strip_code(app: Sphinx, document: nodes.document) -> None:
+    """Take away the empty lines between the end of what is shown of an example and the comment behind it."""
+    for block in document.findall(nodes.literal_block):
+        block.rawsource = block.astext().rstrip("\n")
+        block[:] = [nodes.Text(block.rawsource)]
+
+
 def setup(app: Sphinx) -> None:
     """Let drawings be shown as the text that they are; code hosts and editors draw them."""
     app.add_lexer("mermaid", TextLexer)
     app.connect("autodoc-skip-member", skip_celerys_options)
+    app.connect("doctree-read", strip_code)

@@ -219,7 +219,7 @@ class Alchemy:
 
     @property
     def metadata(self) -> MetaData:
-        """The library's own tables, for Alembic: ``target_metadata = [Base.metadata, alchemy.metadata]``."""
+        """The library's own tables; for Alembic ``target_metadata = [Base.metadata, alchemy.metadata]``."""
         return tables.metadata
 
     def create_tables(self) -> None:

@@ -115,6 +115,19 @@ def withdraw(session: Session, book_id: int) -> bool:
     return session.is_active
 
 
+typed_app = Celery("typed", task_cls=SessionTask)
+
+
+@typed_app.task(once=True)
+def lend(session: Session, book_id: int) -> bool:
+    return session.is_active
+
+
+@typed_app.task(bind=True)
+def return_(self: SessionTask, book_id: int) -> bool:
+    return self.session.is_active
+
+
 def callers_leave_the_session_out(test_session: Session) -> None:
     rename.delay(7, "Emma")
     rename.si(7, title="Emma")
@@ -141,6 +154,8 @@ async def a_coroutine_awaits_a_direct_call(test_session: AsyncSession) -> None:
 def sending_on_commit_returns_a_result(session: Session, asynchronous: AsyncSession, book: Book) -> None:
     assert_type(withdraw.delay_on_commit(7), AsyncResult[Any])
     assert_type(withdraw.apply_async_on_commit((7,), session=asynchronous, countdown=5), AsyncResult[Any])
+    assert_type(lend.delay_on_commit(7), AsyncResult[Any])
+    assert_type(return_.delay_on_commit(7), AsyncResult[Any])
     enqueue(session, shelve.s(book, [book], None, book))
     enqueue(asynchronous, summarise.s(7))
 

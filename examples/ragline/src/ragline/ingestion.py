@@ -43,7 +43,7 @@ def choose_embedder(console: Console) -> str:
 
 
 def progress_bar(console: Console) -> Progress:
-    """A progress bar as all commands show it: where there is little room the bar gives way, not the numbers."""
+    """A progress bar as all commands show it; where there is little room it gives way, not the numbers."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description:<10}"),
