@@ -92,8 +92,9 @@ class SessionTask(_Task):
     read_only: bool = False
 
     #: Commit the writes once over any number of deliveries: True for one task id, or a callable that makes a key (str) of the
-    #: task's arguments. Implies late acknowledgement and ``reject_on_worker_lost``.
-    once: Any = False
+    #: task's arguments. Implies late acknowledgement and ``reject_on_worker_lost``. Without a value here: celery-once keeps its
+    #: own settings, a dict, under this name in its class, and that class may stand behind this one.
+    once: Any
 
     #: Seconds after which an owed ``once`` task is sent again. None for the Alchemy's; never shorter than the hard time limit.
     redeliver_after: float | None = None
@@ -146,7 +147,7 @@ class SessionTask(_Task):
         # A class-based task has no app when it is made.
         has_app = "app" in vars(type(self)) or cast("Any", self).__bound__
         named = self.named_databases if has_app or len(self._injection.parameters) > 1 else ()
-        promise = "once" if _static(type(self), "once") else "transient_retries" if self.transient_retries else None
+        promise = "once" if _once_of(type(self)) else "transient_retries" if self.transient_retries else None
         if not named or promise is None:
             return
         raise ConfigurationError(
@@ -202,7 +203,7 @@ class SessionTask(_Task):
 
     @classmethod
     def _bind_once(cls, name: str) -> None:
-        once = _static(cls, "once")
+        once = _once_of(cls)
         cls.is_once = bool(once)
         cls.may_run_again = cls.is_once or bool(cls.transient_retries)
         if not once:
@@ -427,7 +428,7 @@ class SessionTask(_Task):
     @property
     def once_key(self) -> Callable[..., Any] | None:
         """The callable that makes the key of a ``once`` task; None where the key is the task id."""
-        once = _static(type(self), "once")
+        once = _once_of(type(self))
         return None if once is True else cast("Callable[..., Any]", once)
 
     def row_key(self) -> str | None:
@@ -578,8 +579,14 @@ class OtherDatabase:
 
 def _static(cls: type, name: str) -> Any:
     """Return a class attribute that may be a function, without making a method of it."""
-    value = inspect.getattr_static(cls, name)
+    value = inspect.getattr_static(cls, name, None)
     return value.__func__ if isinstance(value, staticmethod) else value
+
+
+def _once_of(cls: type) -> Any:
+    """Return the option ``once`` of a task class; a dict is celery-once's and says nothing here."""
+    once = _static(cls, "once")
+    return False if isinstance(once, dict) else once
 
 
 def _without_placeholders(dump: Callable[..., Any], injection: Injection) -> Callable[..., Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import flask
 import pytest
@@ -132,6 +133,49 @@ def test_flask_task_of_celerys_documentation_mixes_in(database: Database) -> Non
     assert app.task_cls is ShopTask
     assert database.scalar("SELECT count(*) FROM book") == 2
     alchemy.engine.dispose()
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_celery_once_mixes_in_with_its_own_option_named_once(shop: Shop, order: str) -> None:
+    """Its dict of settings reaches its methods, also from behind SessionTask, and is not taken for `once=True`."""
+
+    class QueueOnce(Task):
+        abstract = True
+        once = {"graceful": False, "unlock_before_run": False}  # noqa: RUF012 - as celery_once.tasks has it.
+        locks: ClassVar[set[str]] = set()
+
+        def __init__(self) -> None:
+            self._arguments = inspect.signature(self.run)
+            super().__init__()
+
+        def __call__(self, *args: object, **kwargs: object) -> object:
+            assert not self.once.get("unlock_before_run", False)
+            return super().__call__(*args, **kwargs)
+
+        def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+            assert isinstance(self.once.get("graceful", False), bool)
+            self.locks.add(str(self._arguments.bind(*args, **kwargs).arguments))
+            return super().apply_async(args, kwargs, **options)
+
+    bases = (QueueOnce, SessionTask) if order == "before" else (SessionTask, QueueOnce)
+    base: Any = type("ShopTask", bases, {"abstract": True})
+    shop.app.conf.task_always_eager = True
+
+    @shop.task(base=base)
+    def add(session: Session, title: str) -> None:
+        add_books(session, [title])
+
+    @shop.task(base=base, once={"graceful": True})
+    def add_gracefully(session: Session, title: str) -> None:
+        add_books(session, [title])
+
+    add.delay("Emma").get()
+    add_gracefully.delay(title="Persuasion").get()
+
+    assert shop.titles() == ["Emma", "Persuasion"]
+    assert base.locks == {"{'title': 'Emma'}", "{'title': 'Persuasion'}"}
+    assert not add.is_once
+    assert not add_gracefully.is_once
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
