@@ -123,8 +123,11 @@ class SessionArgumentError(CeleryAlchemyError, TypeError):
         )
 
 
-class NoSessionError(CeleryAlchemyError):
+class NoSessionError(CeleryAlchemyError, AttributeError):
     """A session was asked for where none is at hand.
+
+    Also an AttributeError, as it is the attribute ``self.session`` that is not there: what looks at all attributes of a task, such as
+    ``mock.create_autospec()`` and ``inspect.getmembers()``, passes over it.
 
     Args:
         what: What asked for it: ``"self.session"``, ``"delay_on_commit"``, ...
@@ -135,6 +138,8 @@ class NoSessionError(CeleryAlchemyError):
         super().__init__(what, remedy)
         self.what = what
         self.remedy = remedy
+        # Else Python notes the task here, and ends the traceback with a similar attribute: "Did you mean: ...?"
+        self.obj = None
 
     def __str__(self) -> str:
         return f"{self.what} needs a session and none is at hand here. {self.remedy}"

@@ -162,6 +162,8 @@ class SessionTask(_Task):
         self._injection = injection_of(body, bound=bound, task_name=str(self.name or type(self).__name__))
         self.refuse_spanning()
         if self._injection.parameters:
+            # inspect.signature() and what builds on it would follow __wrapped__ to the body's own.
+            self.__signature__ = self._injection.signature
             if hasattr(type(self), "__header__"):
                 header = caller_header(body, self._injection)
                 if header is not None:

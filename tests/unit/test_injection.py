@@ -164,6 +164,7 @@ def test_callers_never_see_the_session(shop: Shop, body: Callable[..., Any]) -> 
 
     assert next(iter(inspect.signature(task.run).parameters)) == "left"
     assert "session" not in inspect.signature(task.run).parameters
+    assert inspect.signature(task) == inspect.signature(task.run)
     assert shop.waiting() == 1
     with pytest.raises(TypeError, match="left"):
         task.delay()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
+import traceback
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, create_autospec
 
 import pytest
 from celery import Celery, Task
@@ -174,6 +176,33 @@ def test_no_session_outside_of_a_request(shop: Shop) -> None:
     rename()
     with pytest.raises(NoSessionError):
         rename.session  # noqa: B018
+
+
+def test_tasks_can_be_looked_over_attribute_by_attribute(shop: Shop) -> None:
+    """What reads every attribute of a task, as mocks with a spec do, is not stopped by the session that is not there."""
+
+    @shop.task(name="rename")
+    def rename(session: Session, title: str) -> str:
+        return title
+
+    mocked = create_autospec(rename)
+    mocked.delay("Emma")
+
+    mocked.delay.assert_called_once_with("Emma")
+    assert dict(inspect.getmembers(rename._get_current_object()))["name"] == "rename"
+    assert not hasattr(rename, "session")
+
+
+def test_missing_session_suggests_no_similar_attribute(shop: Shop) -> None:
+    """Python ends the traceback of an AttributeError with a guess, which would contradict the message."""
+
+    @shop.task(name="rename", bind=True)
+    def rename(self: SessionTask) -> None: ...
+
+    with pytest.raises(NoSessionError) as caught:
+        rename.session  # noqa: B018
+
+    assert traceback.format_exception(caught.value)[-1].endswith("as session:`.\n")
 
 
 def test_helper_thread_of_a_body_has_no_session(shop: Shop) -> None:
