@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from celery.app.task import Context
 from celery.exceptions import Reject, SoftTimeLimitExceeded
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection, Row, inspect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -358,22 +358,28 @@ def _invalidate(session: Session, owner: Callable[[], str]) -> None:
 
 PLAIN_TYPES = frozenset({type(None), bool, int, float, str, bytes})
 
+_CONTAINERS = (list, tuple, set, frozenset, Mapping, Row)
+
 
 def refuse_entities(result: object, owner: Callable[[], str]) -> None:
-    """Raise if a task's result is an ORM object, or a list, tuple, set or dict that holds one.
+    """Raise if a task's result is an ORM object, or holds one: in lists, tuples, sets, dicts and rows, however deep.
 
     Raises:
         EntityReturnedError: It names the class and the primary key.
     """
-    if type(result) in PLAIN_TYPES:
-        return
-    values: Any = (result,)
-    if isinstance(result, Mapping):
-        values = result.values()
-    elif isinstance(result, (list, tuple, set, frozenset)):
-        values = result
-    for value in values:
+    # Without recursion: what a task returns may be nested deeper than Python's stack is.
+    waiting = [result]
+    seen: set[int] = set()
+    while waiting:
+        value: Any = waiting.pop()
         if is_entity(value):
             state = inspect(value)
             key = state.identity if state.identity is not None else "not saved yet"
             raise EntityReturnedError(owner(), f"{type(value).__name__}({key})")
+        # The type, for a mock with a spec gives its spec out for its class.
+        kind = type(value)
+        if not issubclass(kind, _CONTAINERS) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        inside = value.values() if issubclass(kind, Mapping) else value
+        waiting.extend(item for item in inside if type(item) not in PLAIN_TYPES)

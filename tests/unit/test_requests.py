@@ -241,7 +241,7 @@ def test_session_closed_by_the_body_is_no_trouble(shop: Shop) -> None:
     assert shop.titles() == ["Emma"]
 
 
-@pytest.mark.parametrize("shape", ["bare", "list", "tuple", "set", "dict"])
+@pytest.mark.parametrize("shape", ["bare", "list", "tuple", "set", "dict", "deep", "row", "rows"])
 def test_returned_entity_is_refused_by_name_and_key(shop: Shop, shape: str) -> None:
     """It belongs to a session that ends with the task; its work is not committed as if it had succeeded."""
 
@@ -250,7 +250,17 @@ def test_returned_entity_is_refused_by_name_and_key(shop: Shop, shape: str) -> N
         book = Book(title="Emma")
         session.add(book)
         session.flush()
-        return {"bare": book, "list": [book], "tuple": (1, book), "set": {book}, "dict": {"book": book}}[shape]
+        rows = session.execute(select(Book, Book.title)).all()
+        return {
+            "bare": book,
+            "list": [book],
+            "tuple": (1, book),
+            "set": {book},
+            "dict": {"book": book},
+            "deep": {"shelves": [{"books": (1, [book])}]},
+            "row": rows[0],
+            "rows": {"rows": rows},
+        }[shape]
 
     with pytest.raises(EntityReturnedError, match=r"Task find\[.*Book\(\(1,\)\).*primary key"):
         find()
@@ -266,6 +276,18 @@ def test_returned_mock_is_no_entity(shop: Shop) -> None:
         return answer
 
     assert ask() is answer
+
+
+def test_returned_list_that_holds_itself_is_looked_through_once(shop: Shop) -> None:
+    """A result that only pickle can carry does not stop the task for ever."""
+    knot: list[Any] = [1]
+    knot.append({"knot": knot})
+
+    @shop.task()
+    def tie() -> Any:
+        return knot
+
+    assert tie() is knot
 
 
 def test_returned_unsaved_entity_is_refused(shop: Shop) -> None:
