@@ -20,7 +20,7 @@ from .databases import database_of
 from .engine import ForeignEngine, pool_defaults
 from .errors import ConfigurationError
 from .ledger import keep_ledger, observe
-from .sessions import Asks, kept_class
+from .sessions import Asks, joined_class, kept_class
 
 __all__ = ["AsyncSource", "OwnAsyncEngines", "async_source_of", "sync_url_of"]
 
@@ -178,6 +178,24 @@ class AsyncSource:
         self._keywords: dict[str, Any] = {"expire_on_commit": False} if maker is None else dict(maker.kw)
         sync_class: type[Session] = self._keywords.pop("sync_session_class", None) or self._class.sync_session_class
         self._sync_class = kept_class(sync_class)
+        self._of_class: dict[type[AsyncSession], AsyncSource] = {}
+
+    def of_class(self, class_: type[AsyncSession], asker: str) -> AsyncSource:
+        """Return a source of the same sessions, but of a class that a task's parameter is annotated with.
+
+        Raises:
+            ConfigurationError: The class is not related to the source's own.
+        """
+        if issubclass(self._class, class_):
+            return self
+        if class_ not in self._of_class:
+            source = AsyncSource(self._engine)
+            source._class, source._keywords = joined_class(class_, self._class, asker), self._keywords
+            # A sync class that the sessionmaker was given stays; else each class has its own.
+            inherited = self._sync_class is kept_class(self._class.sync_session_class)
+            source._sync_class = kept_class(class_.sync_session_class) if inherited else self._sync_class
+            self._of_class[class_] = source
+        return self._of_class[class_]
 
     def bound_to(self, bind: Any, **options: Any) -> AsyncSource:
         """Return a source of the same sessions, bound to something else and with more options.

@@ -323,7 +323,7 @@ def record_failure(task: Any, record: Callable[..., Any], exc: BaseException, ar
     try:
         injection = injection_of(record, bound=False, task_name=f"record_failure of {task.name}")
         call = _caller(record, injection) if injection.parameters else _session_first(record)
-        unit = UnitOfWork(_FailureRecord(task), outer)
+        unit = UnitOfWork(_FailureRecord(task, injection), outer)
         at_hand.set(unit)
         try:
             call(unit, (exc, *args), kwargs)
@@ -340,8 +340,9 @@ def record_failure(task: Any, record: Callable[..., Any], exc: BaseException, ar
 class _FailureRecord:
     """Runs a task's ``record_failure``: the task's sessions, but always committed, and without a time limit."""
 
-    def __init__(self, task: Any) -> None:
+    def __init__(self, task: Any, injection: Injection) -> None:
         self._task = task
+        self._injection = injection
         self.request = task.request
         self.name = f"record_failure of {task.name}"
         self.uses_session = False
@@ -350,7 +351,11 @@ class _FailureRecord:
 
     def open_session(self, unit: UnitOfWork, *, deferred: bool = False) -> Session:
         # Always deferred: a session that the task opens at once is given the task's own policy and limits.
-        session: Session = self._task.home().source.session(unit)
+        source = self._task.home().source
+        class_ = self._injection.session_class(None, named=self.has_named_databases or len(self._injection.parameters) > 1)
+        if class_ is not None:
+            source = source.of_class(class_, self.name)
+        session: Session = source.session(unit)
         return session
 
     def outcomes_to_commit(self) -> CommitOn:

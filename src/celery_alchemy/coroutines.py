@@ -64,7 +64,7 @@ class AsyncTask:
         """Return the AsyncSession of the request, made at the first use."""
         session = self.async_session
         if session is None:
-            made: AsyncSession = self.of.home().async_source.session(unit)
+            made: AsyncSession = self._source().session(unit)
             session = self.async_session = made
             unit.use(made.sync_session)
         return session
@@ -72,7 +72,8 @@ class AsyncTask:
     def other_session_of(self, unit: UnitOfWork, database: str) -> AsyncSession:
         """Return the AsyncSession of another of the app's databases, made at the first use."""
         other = unit.other(database)
-        made: AsyncSession = other.task.home().async_source.session(other)
+        source = self.of.of_asked_class(other.task.home().async_source, database)
+        made: AsyncSession = source.session(other)
         other.use(made.sync_session)
         return made
 
@@ -80,8 +81,11 @@ class AsyncTask:
         """Return the sync half of a new AsyncSession; the first one is the request's."""
         if self.async_session is None:
             return self.session_of(unit).sync_session
-        session: Session = self.of.home().async_source.session(unit).sync_session
+        session: Session = self._source().session(unit).sync_session
         return session
+
+    def _source(self) -> Any:
+        return self.of.of_asked_class(self.of.home().async_source)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.of, name)

@@ -33,11 +33,13 @@ class SessionParameter:
         name: Its name in the signature.
         index: Its place among the positional parameters, ``self`` of a bound task not counted; None if it is keyword-only.
         database: The name of the Alchemy it asks for, from ``Annotated[Session, "name"]``; None for the app's default.
+        class_: The subclass of Session or AsyncSession that it is annotated with; None for one of these two.
     """
 
     name: str
     index: int | None
     database: str | None = None
+    class_: type[Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,16 @@ class Injection:
                 filled[parameter.name] = value
         return args, filled
 
+    def session_class(self, database: str | None, *, named: bool) -> type[Any] | None:
+        """Return the subclass of which a database's session shall be; None if any will do.
+
+        Args:
+            database: Its name; None for the app's default.
+            named: The text in ``Annotated[Session, "text"]`` is a name, and no comment.
+        """
+        asking = (p for p in self.parameters if (p.database if named else None) == database)
+        return next((parameter.class_ for parameter in asking), None)
+
     def given(self, kwargs: Mapping[str, Any]) -> str | None:
         """Return the name of a session parameter that the caller passed, None if it passed none."""
         for parameter in self.parameters:
@@ -102,9 +114,10 @@ def injection_of(body: Body, *, bound: bool, task_name: str) -> Injection:
     found: list[SessionParameter] = []
     for index, parameter in enumerate(parameters):
         annotation = hints.get(parameter.name, parameter.annotation)
-        kind = _session_kind(annotation, parameter.name, task_name)
-        if kind is None:
+        class_ = _session_class(annotation, parameter.name, task_name)
+        if class_ is None:
             continue
+        kind: Literal["Session", "AsyncSession"] = "Session" if issubclass(class_, Session) else "AsyncSession"
         _refuse_wrong_kind(kind, parameter.name, task_name, is_async=is_async)
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise SessionParameterError(
@@ -112,7 +125,8 @@ def injection_of(body: Body, *, bound: bool, task_name: str) -> Injection:
             )
         keyword_only = parameter.kind is parameter.KEYWORD_ONLY
         place = None if keyword_only else index
-        found.append(SessionParameter(parameter.name, place, _database_of(annotation)))
+        subclass = None if class_.__module__.startswith("sqlalchemy.") else class_
+        found.append(SessionParameter(parameter.name, place, _database_of(annotation), subclass))
     _refuse_twins(found, task_name)
     names = {p.name for p in found}
     visible = signature.replace(parameters=[p for p in parameters if p.name not in names])
@@ -156,8 +170,8 @@ def _hints(body: Body) -> dict[str, Any]:
     return hints
 
 
-def _session_kind(annotation: Any, name: str, task_name: str) -> Literal["Session", "AsyncSession"] | None:
-    """Return which kind of session an annotation asks for, None if for none."""
+def _session_class(annotation: Any, name: str, task_name: str) -> type[Any] | None:
+    """Return the class of session that an annotation asks for, None if for none."""
     if isinstance(annotation, str):
         if annotation.split("[")[0].split(".")[-1].strip() in ("Session", "AsyncSession"):
             raise SessionParameterError(
@@ -169,12 +183,10 @@ def _session_kind(annotation: Any, name: str, task_name: str) -> Literal["Sessio
         annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, types.UnionType):
         members = [a for a in get_args(annotation) if a is not type(None)]
-        return _session_kind(members[0], name, task_name) if len(members) == 1 else None
+        return _session_class(members[0], name, task_name) if len(members) == 1 else None
     if not isinstance(annotation, type):
         return None
-    if issubclass(annotation, Session):
-        return "Session"
-    return "AsyncSession" if is_async_session_class(annotation) else None
+    return annotation if issubclass(annotation, Session) or is_async_session_class(annotation) else None
 
 
 def is_async_session_class(class_: type) -> bool:

@@ -85,6 +85,10 @@ class LabelledSource:
         self._source = source
         self._labels = labels
 
+    def of_class(self, class_: type[Session], asker: str) -> LabelledSource:
+        """Return a source of labelled sessions of a class."""
+        return LabelledSource(self._source.of_class(class_, asker), self._labels)
+
     def session(self, asks: Asks = NOTHING) -> Any:
         """Return a session of the source."""
         return self._source.session(_LabelledAsks(asks, self._labels))

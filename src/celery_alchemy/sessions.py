@@ -59,6 +59,18 @@ class SessionSource(Protocol):
         """Return the same for one who is going to use it: it is not deferred. It has no connection yet either."""
         ...
 
+    def of_class(self, class_: type[Session], asker: str) -> SessionSource:
+        """Return a source of the same sessions, but of a class that a task's parameter is annotated with.
+
+        Args:
+            class_: The class; derived from the source's own, or a base of it.
+            asker: The task, for messages.
+
+        Raises:
+            ConfigurationError: The classes are not related.
+        """
+        ...
+
     def engine(self) -> Engine | None:
         """Return this process's engine; None where the source does not know one."""
         ...
@@ -187,6 +199,8 @@ class SessionmakerSource:
 
     def __init__(self, makers: Makers, class_: type[Session] = Session) -> None:
         self._makers = makers
+        self._given_class = class_
+        self._of_class: dict[type[Session], SessionmakerSource] = {}
         self.class_: type[Session] = kept_class(class_)
         self.deferred_class: type[Session] = _subclass(self.class_, {**_FIRST_USES, _SOURCE: self})
         self._listeners = _usual_listeners(self.class_)
@@ -201,6 +215,14 @@ class SessionmakerSource:
         """Return the engine that the sessionmaker is bound to, if it is bound to one."""
         bind = self.maker.kw.get("bind")
         return bind.engine if isinstance(bind, (Engine, Connection)) else None
+
+    def of_class(self, class_: type[Session], asker: str) -> SessionmakerSource:
+        """Return a source of sessions of a class, from the same sessionmaker."""
+        if issubclass(self._given_class, class_):
+            return self
+        if class_ not in self._of_class:
+            self._of_class[class_] = SessionmakerSource(self._makers, joined_class(class_, self._given_class, asker))
+        return self._of_class[class_]
 
     def session(self, asks: Asks = NOTHING) -> Session:
         """Return a deferred session; nothing is connected, nothing is made before its first use."""
@@ -248,6 +270,30 @@ class SessionmakerSource:
         return optioned
 
 
+def joined_class(wanted: type[Any], given: type[Any], asker: str) -> type[Any]:
+    """Return a class of sessions for a parameter, from which the sessionmaker's listeners hear too.
+
+    Args:
+        wanted: The class of the parameter's annotation.
+        given: The ``class_`` of a sessionmaker, which derives a class of its own from the one it is given and listens on that; or
+            Session or AsyncSession itself.
+        asker: The task, for messages.
+
+    Raises:
+        ConfigurationError: ``wanted`` has nothing of the class that the sessionmaker was given.
+    """
+    if issubclass(wanted, given):
+        return wanted
+    told = given.__mro__[1]
+    if not issubclass(wanted, told):
+        raise ConfigurationError(
+            f"{asker} asks for a {wanted.__module__}.{wanted.__qualname__}, and the sessionmaker makes a"
+            f" {told.__module__}.{told.__qualname__}.",
+            f"Give the sessionmaker class_={wanted.__qualname__}, or annotate the parameter with {told.__qualname__}.",
+        )
+    return type(wanted.__name__, (wanted, given), {"__module__": wanted.__module__, "__doc__": wanted.__doc__})
+
+
 class CallableSource:
     """Sessions from a user's own zero-argument callable, one call for each request.
 
@@ -260,6 +306,10 @@ class CallableSource:
     def __init__(self, make: Callable[[], Session]) -> None:
         #: The user's callable.
         self.make = make
+
+    def of_class(self, class_: type[Session], asker: str) -> CallableSource:
+        """Return the source: what class its sessions have is the callable's affair."""
+        return self
 
     def engine(self) -> Engine | None:
         """Return the engine of a session from the callable, if all of it is bound to one."""

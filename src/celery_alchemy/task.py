@@ -123,6 +123,7 @@ class SessionTask(_Task):
 
     _factory_home: FactoryHome | None = None
     _injection: Injection = Injection((), inspect.Signature())
+    _asks_class: bool = False
     _options: SessionOptions | None = None
     _policy: CommitOn | None = None
     _opening: Opening | None = None
@@ -160,6 +161,7 @@ class SessionTask(_Task):
         body = self.run
         bound = not inspect.ismethod(body) and not isinstance(inspect.getattr_static(type(self), "run"), staticmethod)
         self._injection = injection_of(body, bound=bound, task_name=str(self.name or type(self).__name__))
+        self._asks_class = any(parameter.class_ is not None for parameter in self._injection.parameters)
         self.refuse_spanning()
         if self._injection.parameters:
             # inspect.signature() and what builds on it would follow __wrapped__ to the body's own.
@@ -492,15 +494,28 @@ class SessionTask(_Task):
     def _find_opening(self) -> Opening:
         home = self.home()
         policy = home.commit_on if self._policy is None else self._policy
-        self._opening = (home.source.opened, policy, home.session_listeners)
+        self._opening = (self.of_asked_class(home.source).opened, policy, home.session_listeners)
         return self._opening
 
     def deferred_session(self, unit: UnitOfWork) -> Session:
         """Return a session for a unit of work that may not use it."""
-        source = self.home().source
+        source = self.of_asked_class(self.home().source)
         if not self.may_run_again:
             self.deferred_class = source.deferred_class
-        return source.session(unit)
+        session: Session = source.session(unit)
+        return session
+
+    def of_asked_class(self, source: Any, database: str | None = None) -> Any:
+        """Return a source of sessions of the class that the body's parameter is annotated with.
+
+        Raises:
+            ConfigurationError: The source cannot give such sessions.
+        """
+        if not self._asks_class:
+            return source
+        named = len(self._injection.parameters) > 1 or self.has_named_databases
+        class_ = self._injection.session_class(database, named=named)
+        return source if class_ is None else source.of_class(class_, f"Task {self.name!r}")
 
     def forget_home(self) -> None:
         """Ask anew for what serves this task with sessions."""
@@ -551,6 +566,7 @@ class OtherDatabase:
             )
         self._task = task
         self._home = home
+        self._database = database
         self.request: Context = task.request
         self.name: str = f"{task.name} ({database})"
 
@@ -560,7 +576,8 @@ class OtherDatabase:
 
     def open_session(self, unit: UnitOfWork, *, deferred: bool = False) -> Session:
         """Return a deferred session of that database."""
-        return self._home.source.session(unit)
+        session: Session = self._task.of_asked_class(self._home.source, self._database).session(unit)
+        return session
 
     def session_listeners(self) -> Sequence[SessionListener]:
         """Return who wants to know of this database's sessions."""

@@ -19,7 +19,7 @@ from celery.worker.request import Request
 
 from .body import failed_for_good
 from .engine import WorkerPool, pool_findings, set_worker_pool, worker_pool
-from .errors import ConfigurationError, NotConfiguredError
+from .errors import ConfigurationError
 from .once import count_lost_start, give_up
 from .registry import homes_of
 from .relay import RelayThread, relay_of
@@ -55,13 +55,15 @@ def _refuse_homeless_tasks(app: Any) -> None:
     """Refuse to start a worker in which a task with a session parameter would fail at its first request.
 
     Raises:
-        NotConfiguredError: It names the task.
+        SystemExit: It names the task.
     """
     for task in app.tasks.values():
         if isinstance(task, SessionTask) and task.injects_sessions:
             try:
-                task.home()
-            except NotConfiguredError as exc:
+                home = task.home()
+                if not task.is_async:
+                    task.of_asked_class(home.source)
+            except ConfigurationError as exc:
                 # Celery prints a SystemExit and stops; of any other exception it would go on without this step.
                 raise SystemExit(f"celery-alchemy: {exc}") from exc
 
@@ -92,7 +94,8 @@ def _refuse_async_tasks(app: Any, pool: WorkerPool) -> None:
     for task in tasks:
         if task.injects_sessions or task.is_once:
             try:
-                task.home().async_source  # noqa: B018 - it is made here, so that a driver that is not installed is noticed now.
+                # Made here, so that a driver that is not installed is noticed now.
+                task.of_asked_class(task.home().async_source)
             except ConfigurationError as exc:
                 raise SystemExit(f"celery-alchemy: task {task.name!r}: {exc}") from exc
 

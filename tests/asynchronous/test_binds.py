@@ -72,6 +72,20 @@ def test_each_kind_of_bind_gives_async_sessions(app: Celery, database: Database,
     assert titles() == ["Emma"]
 
 
+@pytest.mark.parametrize("kind", ["URL", "AsyncEngine", "plain async_sessionmaker"])
+def test_async_session_is_of_the_class_of_the_annotation(app: Celery, database: Database, kind: str) -> None:
+    """A subclass has methods of its own, such as SQLModel's `exec()`."""
+    binds = {**BINDS, "plain async_sessionmaker": lambda url: async_sessionmaker(create_async_engine(url))}
+    Alchemy(app, binds[kind](database.url))
+
+    @task_of(app, bind=True)
+    async def add(self: Any, session: OwnAsyncSession, title: str) -> tuple[str, str]:
+        session.add(Book(title=title))
+        return type(session).__name__, type(self.session).__name__
+
+    assert add("Emma") == ("OwnAsyncSession", "OwnAsyncSession")
+
+
 def test_url_of_the_settings_gives_async_sessions(app: Celery, database: Database) -> None:
     """`sqlalchemy_url` may name the synchronous driver; an async one that is installed is taken for async tasks."""
     app.conf.sqlalchemy_url = database.engine.url.render_as_string(hide_password=False)

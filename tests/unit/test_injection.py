@@ -11,10 +11,12 @@ import celery
 import pytest
 from celery import signature
 from pydantic import BaseModel
-from sqlalchemy.orm import Session
+from sqlalchemy import event
+from sqlalchemy.orm import Session, sessionmaker
 
-from celery_alchemy import ConfigurationError, SessionArgumentError, SessionParameterError, SessionTask
-from tests.unit.shop import Shop, add_books
+from celery_alchemy import Alchemy, ConfigurationError, SessionArgumentError, SessionParameterError, SessionTask
+from tests.services.databases import Database
+from tests.unit.shop import Base, Shop, add_books, task_of
 
 if TYPE_CHECKING:
     from nowhere import Nothing  # type: ignore[import-not-found] # pyright: ignore[reportMissingImports]
@@ -153,6 +155,68 @@ def test_session_is_injected_among_keywords(shop: Shop, body: Callable[..., Any]
     ]
 
     assert results == [(True, 1, 2)] * 5
+
+
+def test_session_is_of_the_class_of_the_annotation(shop: Shop) -> None:
+    """A subclass has methods of its own, such as SQLModel's `exec()`; the body gets what its annotation says, from a URL too."""
+
+    @shop.task(bind=True)
+    def work(self: Any, session: ShopSession) -> tuple[bool, bool, bool]:
+        fresh = isinstance(session, ShopSession)
+        add_books(session, ["Emma"])
+        return fresh, type(session) is type(self.session), isinstance(self.session, ShopSession)
+
+    @shop.task()
+    def plain(session: Session) -> bool:
+        return isinstance(session, ShopSession)
+
+    assert work() == (True, True, True)
+
+    assert shop.titles() == ["Emma"]
+    assert not plain()
+
+
+def test_record_failure_gets_the_class_of_its_annotation(shop: Shop) -> None:
+    """The rules of a task's body hold for it."""
+    classes: list[bool] = []
+
+    def record(session: ShopSession, exc: Exception) -> None:
+        classes.append(isinstance(session, ShopSession))
+
+    @shop.task(record_failure=record)
+    def work(session: Session) -> None:
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        work()
+
+    assert classes == [True]
+
+
+def test_sessionmaker_of_a_base_class_makes_sessions_of_the_annotation(database: Database) -> None:
+    """With its options and its listeners; one of another class cannot, and the error says what to change."""
+    Base.metadata.create_all(database.engine)
+    app = celery.Celery("shop", broker="memory://", set_as_current=False)
+    maker = sessionmaker(database.engine, autoflush=False)
+    heard: list[Session] = []
+    event.listen(maker, "after_begin", lambda session, *_: heard.append(session))
+    alchemy = Alchemy(app, maker)
+
+    class OtherSession(Session):
+        pass
+
+    other = celery.Celery("other", broker="memory://", set_as_current=False)
+    Alchemy(other, sessionmaker(database.engine, class_=OtherSession))
+
+    def work(session: ShopSession) -> tuple[bool, bool]:
+        session.connection()
+        return isinstance(session, ShopSession), session.autoflush
+
+    assert task_of(app)(work)() == (True, False)
+    assert alchemy.engine is database.engine
+    assert len(heard) == 1
+    with pytest.raises(ConfigurationError, match=r"asks for a .*ShopSession, and the sessionmaker makes a .*OtherSession"):
+        task_of(other)(work)()
 
 
 @pytest.mark.parametrize("body", [*PLAIN, *BOUND])
