@@ -5,9 +5,11 @@ Underneath the request: ``request.py`` and ``alchemy.py`` ask a source for a ses
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import repeat
+from types import FunctionType
 from typing import Any, Protocol, cast
 from weakref import WeakKeyDictionary
 
@@ -110,6 +112,22 @@ _FIRST_USES = {
     "__setattr__": _open_at_first_assignment,
 }
 
+
+def _first_reads(class_: type[Session]) -> dict[str, property]:
+    """Return properties for what a class has of its own, such as ``info`` or a user's default, and ``__init__`` may set anew.
+
+    Python finds it without ``__getattr__``. Methods, and ``dispatch`` for listeners, open the session by what they do.
+    """
+    names = (name for name in dir(class_) if not name.startswith("__") and name != "dispatch")
+    values = {name: inspect.getattr_static(class_, name) for name in names}
+    methods = (FunctionType, staticmethod, classmethod)
+    return {name: _first_read(name) for name, value in values.items() if not isinstance(value, methods)}
+
+
+def _first_read(name: str) -> property:
+    return property(lambda session: _open_at_first_use(session, name))
+
+
 _kept_classes: WeakKeyDictionary[type[Session], type[Session]] = WeakKeyDictionary()
 
 
@@ -202,7 +220,7 @@ class SessionmakerSource:
         self._given_class = class_
         self._of_class: dict[type[Session], SessionmakerSource] = {}
         self.class_: type[Session] = kept_class(class_)
-        self.deferred_class: type[Session] = _subclass(self.class_, {**_FIRST_USES, _SOURCE: self})
+        self.deferred_class: type[Session] = _subclass(self.class_, {**_first_reads(self.class_), **_FIRST_USES, _SOURCE: self})
         self._listeners = _usual_listeners(self.class_)
         self._optioned: dict[tuple[Engine, str], Engine] = {}
 

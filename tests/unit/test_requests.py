@@ -301,6 +301,29 @@ def test_returned_unsaved_entity_is_refused(shop: Shop) -> None:
         find()
 
 
+class TenantSession(Session):
+    """A user's class with a default of its own."""
+
+    tenant = "nobody"
+
+    def __init__(self, *args: Any, tenant: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.tenant = tenant
+
+
+@pytest.mark.parametrize("name", ["info", "tenant"])
+def test_what_the_sessionmaker_sets_is_there_at_the_first_look(database: Database, name: str) -> None:
+    """Also where the class has a value of that name, which a session that nobody has used yet would show."""
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    Alchemy(app, sessionmaker(database.engine, class_=TenantSession, info={"shop": 1}, tenant="Emma"))
+
+    @task_of(app)
+    def work(session: Session) -> Any:
+        return getattr(session, name)
+
+    assert work() == {"info": {"shop": 1}, "tenant": "Emma"}[name]
+
+
 def test_objects_stay_usable_after_a_commit(shop: Shop) -> None:
     """Sessions of Alchemy do not expire objects, so that a title can be read after the commit without a reload."""
 
