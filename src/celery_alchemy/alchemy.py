@@ -29,7 +29,7 @@ from .publisher import Publisher
 from .registry import Home, homes_of
 from .request import AtHand, at_hand
 from .sending import intercept
-from .sessions import NOTHING, CallableSource, OneMaker, SessionmakerSource, SessionSource
+from .sessions import NOTHING, CallableSource, OneMaker, SessionmakerSource, SessionSource, refuse_unfit
 from .task import SessionTask
 
 if TYPE_CHECKING:
@@ -158,8 +158,13 @@ class Alchemy:
 
         Raises:
             TasksAlreadyBoundError: Tasks of the app are in use already, with a class that knows no sessions.
-            ConfigurationError: This Alchemy serves another app.
+            ConfigurationError: This Alchemy serves another app, or this is no app.
         """
+        if not isinstance(cast("object", app), Celery):
+            raise ConfigurationError(
+                f"An Alchemy was given {type(app).__name__!r} for its app, which is no Celery app.",
+                "Write Alchemy(celery_app, url), or alchemy.init_app(celery_app).",
+            )
         if self.app is not None and self.app is not app:
             raise ConfigurationError(
                 f"This Alchemy serves the app {self.app.main!r} already.", "Make another Alchemy for another app."
@@ -261,6 +266,9 @@ class Alchemy:
         return self._async_source
 
     def _source_of(self, bind: object) -> SessionSource:
+        if isinstance(bind, scoped_session) or _is_async(bind, "async_scoped_session"):
+            # Its own sessions are one for each thread; each request has one of its own.
+            bind = cast("Any", bind).session_factory
         self._bind = bind
         url = self._url_of(bind)
         if url is not None:
@@ -279,12 +287,12 @@ class Alchemy:
             if isinstance(engine, Engine):
                 self._engine_home = ForeignEngine(engine)
             return SessionmakerSource(OneMaker(bind), bind.class_)
-        if callable(bind) and not isinstance(bind, (scoped_session, type)):
+        if callable(bind) and not isinstance(bind, type):
+            refuse_unfit(bind, "The callable given to Alchemy")
             return CallableSource(cast("Callable[[], Session]", bind))
         raise ConfigurationError(
             f"bind is a {type(bind).__name__!r}.",
-            "Give a URL, an Engine, a sessionmaker, or a callable that takes no arguments and returns a new Session"
-            " (for a scoped_session: its session_factory).",
+            "Give a URL, an Engine, a sessionmaker, or a callable that takes no arguments and returns a new Session.",
         )
 
     def _url_of(self, bind: object) -> URL | None:

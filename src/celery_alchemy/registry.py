@@ -11,13 +11,13 @@ from typing import Any, Protocol, cast
 
 from celery import Celery
 from sqlalchemy import Engine
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from .errors import ConfigurationError
 from .events import SessionListener
 from .outbox import Outbox
 from .outcome import SUCCESS, CommitOn
-from .sessions import CallableSource, OneMaker, SessionmakerSource, SessionSource
+from .sessions import CallableSource, OneMaker, SessionmakerSource, SessionSource, refuse_unfit
 
 __all__ = ["FactoryHome", "Home", "home_of", "homes_of"]
 
@@ -77,9 +77,12 @@ class FactoryHome:
 
     def __init__(self, factory: object, task_name: str) -> None:
         self.session_listeners: list[SessionListener] = []
+        if isinstance(factory, scoped_session):
+            factory = factory.session_factory
         if isinstance(factory, sessionmaker):
             self.source: SessionSource = SessionmakerSource(OneMaker(factory), factory.class_)
         elif callable(factory):
+            refuse_unfit(factory, f"session_factory of task {task_name!r}")
             self.source = CallableSource(cast("Callable[[], Any]", factory))
         else:
             raise ConfigurationError(

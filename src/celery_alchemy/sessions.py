@@ -19,7 +19,17 @@ from sqlalchemy.orm import Session, sessionmaker
 from .errors import ConfigurationError
 from .ledger import LEDGER, NO_OPTIONS, Ledger, SessionOptions, keep_ledger, listen, observe
 
-__all__ = ["DEFERRED", "CallableSource", "OneMaker", "SessionOptions", "SessionSource", "SessionmakerSource", "is_open"]
+__all__ = [
+    "DEFERRED",
+    "CallableSource",
+    "OneMaker",
+    "SessionOptions",
+    "SessionSource",
+    "SessionmakerSource",
+    "is_open",
+    "joined_class",
+    "refuse_unfit",
+]
 
 #: A key of the __dict__ of sessions that have not been used; its value says what they need when they are.
 DEFERRED = "_celery_alchemy_open"
@@ -312,11 +322,37 @@ def joined_class(wanted: type[Any], given: type[Any], asker: str) -> type[Any]:
     return type(wanted.__name__, (wanted, given), {"__module__": wanted.__module__, "__doc__": wanted.__doc__})
 
 
+def refuse_unfit(make: Callable[..., Any], what: str) -> None:
+    """Refuse a callable that can be seen to return no Session, such as a FastAPI dependency that yields one.
+
+    Args:
+        make: The callable.
+        what: What it is, for messages.
+
+    Raises:
+        ConfigurationError: It needs arguments, or it is a generator or a coroutine function.
+    """
+    if inspect.isgeneratorfunction(make) or inspect.isasyncgenfunction(make):
+        problem = f"{what} yields its session, and so would close it by itself."
+    elif inspect.iscoroutinefunction(make):
+        problem = f"{what} is an `async def`."
+    else:
+        try:
+            inspect.signature(make).bind()
+        except TypeError as exc:
+            problem = f"{what} cannot be called without arguments: {exc}."
+        except ValueError:
+            return  # Written in C, without a signature.
+        else:
+            return
+    raise ConfigurationError(problem, "Give a callable that takes no arguments and returns a new Session, such as a sessionmaker.")
+
+
 class CallableSource:
     """Sessions from a user's own zero-argument callable, one call for each request.
 
     Args:
-        make: Returns a new Session. A ``scoped_session`` is refused: it returns the same session to everyone in a thread.
+        make: Returns a new Session.
     """
 
     deferred_class = None

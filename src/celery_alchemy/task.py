@@ -196,8 +196,18 @@ class SessionTask(_Task):
                 f"missing={cls.missing!r} of task {name!r} is unknown.",
                 f"Use one of {', '.join(map(repr, get_args(Missing)))}.",
             )
+        retries: object = cls.transient_retries
+        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+            raise ConfigurationError(
+                f"transient_retries={retries!r} of task {name!r} is no number of retries.", "Give a whole number, 0 for none."
+            )
         cls._bind_once(name)
         record = _static(cls, "record_failure")
+        if record is not None and not callable(record):
+            raise ConfigurationError(
+                f"record_failure={record!r} of task {name!r} cannot be called.",
+                "Give a function: def failed(session: Session, exc: Exception, *args, **kwargs).",
+            )
         if inspect.iscoroutinefunction(record):
             raise ConfigurationError(
                 f"record_failure of task {name!r} is an `async def`.",

@@ -11,7 +11,18 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from celery_alchemy import Alchemy, ConfigurationError, SessionTask, TasksAlreadyBoundError
+from tests.services.databases import Database
 from tests.unit.shop import task_of
+
+
+def _dependency() -> Iterator[Session]:
+    """What FastAPI calls a dependency: it closes the session when its caller is done."""
+    with Session() as session:
+        yield session
+
+
+async def _coroutine() -> Session:
+    return Session()
 
 
 @pytest.fixture
@@ -45,7 +56,9 @@ def test_wrong_url_is_refused_when_alchemy_is_made(app: Celery, url: str, messag
         (3, "bind is a 'int'.*Give a URL, an Engine"),
         ({"url": "sqlite://"}, "bind is a 'dict'"),
         (Session, "bind is a 'type'"),
-        (scoped_session(sessionmaker()), "bind is a 'scoped_session'.*session_factory"),
+        (_dependency, "yields its session"),
+        (_coroutine, "is an `async def`"),
+        (lambda url: Session(create_engine(url)), "cannot be called without arguments.*'url'"),
     ],
 )
 def test_bind_of_the_wrong_kind_is_refused(app: Celery, bind: Any, message: str) -> None:
@@ -64,6 +77,38 @@ def test_connection_and_session_are_no_bind(app: Celery) -> None:
         Alchemy(app, session)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize("where", ["alchemy", "session_factory"])
+def test_scoped_session_gives_each_request_its_own_session(app: Celery, database: Database, where: str) -> None:
+    """As Flask-SQLAlchemy's `db.session` is one: a task inside of a task must not share its session, nor remove it."""
+    scoped = scoped_session(sessionmaker(database.engine, info={"made by": "scoped"}))
+    options: dict[str, Any] = {}
+    if where == "alchemy":
+        assert Alchemy(app, scoped).engine is database.engine
+    else:
+        options["base"] = type("ScopedTask", (SessionTask,), {"abstract": True, "session_factory": scoped})
+        Alchemy(app, "sqlite://")
+
+    @task_of(app, **options)
+    def inner(session: Session) -> Session:
+        return seen(session)
+
+    @task_of(app, **options)
+    def outer(session: Session) -> None:
+        inner()
+        seen(session)
+
+    sessions: list[Session] = []
+
+    def seen(session: Session) -> None:
+        assert session.info["made by"] == "scoped"
+        sessions.append(session)
+
+    outer()
+
+    assert sessions[0] is not sessions[1]
+    assert not scoped.registry.has()
+
+
 def test_callable_that_returns_no_session_says_so(app: Celery) -> None:
     """It can only be seen at the first use, and is named there."""
     Alchemy(app, lambda: "session")  # type: ignore[arg-type, return-value] # pyright: ignore[reportArgumentType]
@@ -73,6 +118,29 @@ def test_callable_that_returns_no_session_says_so(app: Celery) -> None:
 
     with pytest.raises(ConfigurationError, match="returned 'str', which is no Session"):
         work()
+
+
+@pytest.mark.parametrize("given", [3, Celery, object()])
+def test_what_is_no_celery_app_is_refused(given: Any) -> None:
+    """Flask's own app is easily given for Celery's."""
+    with pytest.raises(ConfigurationError, match="which is no Celery app"):
+        Alchemy(given, "sqlite://")
+    with pytest.raises(ConfigurationError, match="which is no Celery app"):
+        Alchemy(bind="sqlite://").init_app(given)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("transient_retries", -1), ("transient_retries", "3"), ("transient_retries", True), ("record_failure", "save")],
+)
+def test_option_of_a_task_that_cannot_work_is_refused(app: Celery, option: str, value: Any) -> None:
+    """When the task is made, not when it first fails."""
+    Alchemy(app, "sqlite://")
+
+    def work(session: Session) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=f"{option}={value!r}"):
+        app.task(lazy=False, shared=False, **{option: value})(work)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("first", ["sqlite://", sessionmaker(), create_engine("sqlite://")])
