@@ -146,11 +146,25 @@ def _refuse_twins(found: list[SessionParameter], task_name: str) -> None:
 
 def _database_of(annotation: Any) -> str | None:
     """Return the name in ``Annotated[Session, "name"]``."""
+    annotation = _stands_for(annotation)
     if get_origin(annotation) in (Union, types.UnionType):
-        annotation = next(member for member in get_args(annotation) if member is not type(None))
+        annotation = _stands_for(next(member for member in get_args(annotation) if member is not type(None)))
     if get_origin(annotation) is not Annotated:
         return None
     return next((extra for extra in get_args(annotation)[1:] if isinstance(extra, str)), None)
+
+
+def _stands_for(annotation: Any) -> Any:
+    """Return what a name stands for: that of a ``type`` statement, of a NewType, or of a type variable with a bound."""
+    while True:
+        if type(annotation).__name__ == "TypeAliasType":  # From Python 3.12 on; typing_extensions has one for older ones.
+            annotation = annotation.__value__
+        elif isinstance(annotation, typing.NewType):
+            annotation = annotation.__supertype__
+        elif isinstance(annotation, typing.TypeVar) and annotation.__bound__ is not None:
+            annotation = annotation.__bound__
+        else:
+            return annotation
 
 
 def _hints(body: Body) -> dict[str, Any]:
@@ -172,6 +186,7 @@ def _hints(body: Body) -> dict[str, Any]:
 
 def _session_class(annotation: Any, name: str, task_name: str) -> type[Any] | None:
     """Return the class of session that an annotation asks for, None if for none."""
+    annotation = _stands_for(annotation)
     if isinstance(annotation, str):
         if annotation.split("[")[0].split(".")[-1].strip() in ("Session", "AsyncSession"):
             raise SessionParameterError(
@@ -180,7 +195,7 @@ def _session_class(annotation: Any, name: str, task_name: str) -> type[Any] | No
             )
         return None
     if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
+        annotation = _stands_for(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
         members = [a for a in get_args(annotation) if a is not type(None)]
         return _session_class(members[0], name, task_name) if len(members) == 1 else None

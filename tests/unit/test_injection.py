@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, NewType, Optional, TypeVar
 
 import celery
 import pytest
@@ -13,6 +13,7 @@ from celery import signature
 from pydantic import BaseModel
 from sqlalchemy import event
 from sqlalchemy.orm import Session, sessionmaker
+from typing_extensions import TypeAliasType
 
 from celery_alchemy import Alchemy, ConfigurationError, SessionArgumentError, SessionParameterError, SessionTask
 from tests.services.databases import Database
@@ -155,6 +156,23 @@ def test_session_is_injected_among_keywords(shop: Shop, body: Callable[..., Any]
     ]
 
     assert results == [(True, 1, 2)] * 5
+
+
+TheSession = NewType("TheSession", Session)
+AnySession = TypeVar("AnySession", bound=Session)
+ShopDatabase = TypeAliasType("ShopDatabase", Annotated[Session, "the shop's"])
+
+
+@pytest.mark.parametrize("name", [TheSession, AnySession, ShopDatabase, ShopDatabase | None], ids=str)
+def test_names_for_an_annotation_are_followed(shop: Shop, name: Any) -> None:
+    """A `type` statement gives a project one name for `Annotated[Session, ...]`."""
+
+    def work(left: int, session: Any, right: int = 2) -> Values:
+        return isinstance(session, Session), left, right
+
+    work.__annotations__["session"] = name
+
+    assert as_task(shop, work)(1) == (True, 1, 2)
 
 
 def test_session_is_of_the_class_of_the_annotation(shop: Shop) -> None:
