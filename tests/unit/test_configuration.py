@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +12,18 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from celery_alchemy import Alchemy, ConfigurationError, SessionTask, TasksAlreadyBoundError
+from celery_alchemy.engine import set_worker_pool
+from celery_alchemy.worker import SessionStep
 from tests.services.databases import Database
 from tests.unit.shop import task_of
+
+
+class ShopSession(Session):
+    """A user's class."""
+
+
+class OtherSession(Session):
+    """Another one."""
 
 
 def _dependency() -> Iterator[Session]:
@@ -141,6 +152,21 @@ def test_option_of_a_task_that_cannot_work_is_refused(app: Celery, option: str, 
 
     with pytest.raises(ConfigurationError, match=f"{option}={value!r}"):
         app.task(lazy=False, shared=False, **{option: value})(work)  # type: ignore[call-overload]
+
+
+def test_worker_refuses_a_task_whose_class_of_sessions_cannot_be_had(app: Celery) -> None:
+    """It would fail at its first request."""
+    Alchemy(app, sessionmaker(class_=OtherSession))
+
+    @task_of(app)
+    def work(session: ShopSession) -> None: ...
+
+    worker: Any = SimpleNamespace(app=app, pool_cls="celery.concurrency.solo:TaskPool", concurrency=1)
+    try:
+        with pytest.raises(SystemExit, match=r"work' asks for a .*ShopSession, and the sessionmaker makes a .*OtherSession"):
+            SessionStep(worker)
+    finally:
+        set_worker_pool(None)
 
 
 @pytest.mark.parametrize("first", ["sqlite://", sessionmaker(), create_engine("sqlite://")])
