@@ -188,10 +188,13 @@ def _session_class(annotation: Any, name: str, task_name: str) -> type[Any] | No
     """Return the class of session that an annotation asks for, None if for none."""
     annotation = _stands_for(annotation)
     if isinstance(annotation, str):
-        if annotation.split("[")[0].split(".")[-1].strip() in ("Session", "AsyncSession"):
+        text = annotation.split("[")[0].split(".")[-1].strip()
+        # A name such as ShopSession may be anything; of a parameter named session it is hardly the caller's to give.
+        if text in ("Session", "AsyncSession") or (name == "session" and text.endswith("Session")):
             raise SessionParameterError(
                 f"The annotation {annotation!r} of parameter {name!r} of task {task_name!r} cannot be resolved at run time.",
-                "Import the class outside of `if TYPE_CHECKING:` (with ruff, list it in runtime-evaluated names).",
+                "Import the class outside of `if TYPE_CHECKING:` (with ruff, list it in runtime-evaluated names); with"
+                " `from __future__ import annotations` it cannot be a function's local name.",
             )
         return None
     if get_origin(annotation) is Annotated:

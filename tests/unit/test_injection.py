@@ -175,6 +175,18 @@ def test_names_for_an_annotation_are_followed(shop: Shop, name: Any) -> None:
     assert as_task(shop, work)(1) == (True, 1, 2)
 
 
+def test_local_class_that_cannot_be_resolved_is_no_silent_argument(shop: Shop) -> None:
+    """With postponed annotations nobody can find a function's local name; the caller must not be asked for a session."""
+
+    class LocalSession(Session):
+        pass
+
+    def rename(session: LocalSession, title: str) -> None: ...
+
+    with pytest.raises(SessionParameterError, match=r"'LocalSession'.*cannot be resolved.*local name"):
+        shop.task(lazy=False)(rename)
+
+
 def test_session_is_of_the_class_of_the_annotation(shop: Shop) -> None:
     """A subclass has methods of its own, such as SQLModel's `exec()`; the body gets what its annotation says, from a URL too."""
 
