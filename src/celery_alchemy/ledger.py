@@ -24,6 +24,7 @@ __all__ = [
     "NO_OPTIONS",
     "Ledger",
     "SessionOptions",
+    "ask_after_failure",
     "has_sent_writes",
     "keep_ledger",
     "ledger_of",
@@ -83,6 +84,7 @@ class Ledger:
         writes: That transaction sent a statement that changes rows or tables.
         in_flight: A statement was sent whose end was not seen. At the end of a request this means that it was interrupted, and
             that nobody knows in what state its connection is.
+        failed_on: Weak reference to the connection whose statement failed in the open transaction; None if none did.
         statements: How many statements were sent since the session was made.
         options: What the task asks of its session.
         ended_at: ``time.monotonic()`` seconds at which the open transaction's last statement ended; None before its first.
@@ -97,6 +99,7 @@ class Ledger:
     __slots__ = (
         "database_seconds",
         "ended_at",
+        "failed_on",
         "idle_limit_seconds",
         "idle_seconds",
         "in_flight",
@@ -112,6 +115,7 @@ class Ledger:
         self.transaction: Callable[[], SessionTransaction | None] | None = None
         self.writes: bool = False
         self.in_flight: bool = False
+        self.failed_on: Callable[[], Connection | None] | None = None
         self.statements: int = 0
         self.options: SessionOptions = options
         self.ended_at: float | None = None
@@ -169,6 +173,25 @@ def has_sent_writes(ledger: Ledger, transaction: SessionTransaction) -> bool:
     return ledger.writes and ledger.transaction is not None and ledger.transaction() is transaction
 
 
+def ask_after_failure(ledger: Ledger) -> None:
+    """Ask PostgreSQL, before a COMMIT, whether a statement that failed has taken the transaction with it.
+
+    It answers the COMMIT of an aborted transaction with ROLLBACK and no error: a body that caught the error of its statement would
+    be a success, and its rows lost. Any statement but COMMIT and ROLLBACK is refused there, with an error that says why.
+    Source: https://www.postgresql.org/docs/current/sql-commit.html, PQTRANS_INERROR of
+    https://www.postgresql.org/docs/current/libpq-status.html
+
+    Raises:
+        DBAPIError: The transaction is aborted; nobody went back to a SAVEPOINT before the statement.
+    """
+    failed_on, ledger.failed_on = ledger.failed_on, None
+    connection = failed_on() if failed_on is not None else None
+    if connection is None or connection.dialect.name != "postgresql":
+        return
+    if connection.in_transaction() and not connection.invalidated:
+        connection.exec_driver_sql("SELECT 1")
+
+
 def listen(target: type[Session] | Session) -> None:
     """Have a Session class, or one session, keep its ledger."""
     event.listen(target, "after_begin", _after_begin)
@@ -184,6 +207,7 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
             ledger.transaction = ref(transaction)
             ledger.writes = False
             ledger.ended_at = None
+            ledger.failed_on = None
         if ledger.options.has_settings:
             _apply_settings(ledger.options, connection)
     if _OBSERVED not in connection.dialect.__dict__:
@@ -258,6 +282,7 @@ def _reporting(execute: Callable[..., None], driver_error: type[Exception]) -> C
         except driver_error:
             # The driver says that the statement has ended. Anything else (a soft time limit, KeyboardInterrupt) broke into it.
             ledger.in_flight = False
+            ledger.failed_on = ref(context.root_connection)
             raise
         ledger.in_flight = False
         ledger.ended_at = ended = monotonic()

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
 from .errors import ConfigurationError, PublishError, UncommittedChangesError
-from .ledger import has_sent_writes, ledger_of
+from .ledger import LEDGER, Ledger, ask_after_failure, has_sent_writes, ledger_of
 from .sessions import is_open
 
 __all__ = [
@@ -139,6 +139,9 @@ def on_commit(session: AnySession, callable: Callable[[], object], *, what: str 
 
 
 def _before_commit(session: Session) -> None:
+    ledger: Ledger | None = session.__dict__.get(LEDGER)
+    if ledger is not None and ledger.failed_on is not None and not session.in_nested_transaction():
+        ask_after_failure(ledger)
     waiting: _Waiting | None = session.__dict__.get(WAITING)
     if waiting is None or session.in_nested_transaction():
         return

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.signals import before_task_publish
-from sqlalchemy import event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import event, text
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from celery_alchemy import Alchemy, ConfigurationError, SessionTask
@@ -294,6 +295,32 @@ def test_replace_commits_and_then_sends_the_replacement(shop: Shop) -> None:
     assert shop.trace(work).state == "IGNORED"
     assert shop.titles() == ["Emma"]
     assert shop.waiting() == 1
+
+
+@pytest.mark.databases("postgresql")
+def test_commit_of_an_aborted_transaction_fails_the_task(shop: Shop) -> None:
+    """PostgreSQL answers it with ROLLBACK and no error: a body that caught its statement's error would lose its rows as a success."""
+    insert = text("INSERT INTO book (title) VALUES (:title)")
+
+    @shop.task()
+    def work(session: Session) -> None:
+        for title in ("Emma", "Emma"):
+            with suppress(IntegrityError):
+                session.execute(insert, {"title": title})
+
+    @shop.task()
+    def recover(session: Session) -> None:
+        for title in ("Emma", "Emma"):
+            with suppress(IntegrityError), session.begin_nested():
+                session.execute(insert, {"title": title})
+
+    outcome = shop.trace(work)
+    assert outcome.state == "FAILURE"
+    assert "aborted" in str(outcome.value)
+    assert shop.titles() == []
+
+    assert shop.trace(recover).state == "SUCCESS"
+    assert shop.titles() == ["Emma"]
 
 
 def test_base_exceptions_roll_back_and_come_through(shop: Shop) -> None:
