@@ -193,6 +193,24 @@ class UnitOfWork:
             self._unsent = []
         self._unsent.append(send)
 
+    def hand_over(self) -> None:
+        """End the transaction as after a success, but keep the session: another task is about to run inside of this one.
+
+        That of a ``once`` task goes on: its record and its writes are committed together, at its end.
+
+        Raises:
+            Exception: What the database raised at the commit.
+        """
+        for other in (self.others or {}).values():
+            other.hand_over()
+        session = self.used_session
+        if session is None or self._borrowed or self.is_once or DEFERRED in session.__dict__:
+            return
+        if "success" in self.task.outcomes_to_commit():
+            self._commit(session)
+        else:
+            session.rollback()
+
     def succeed(self) -> None:
         """End after the body returned: commit or roll back, close, send.
 
@@ -286,10 +304,7 @@ class UnitOfWork:
         # Without a commit, closing is the rollback: on a dead connection it fails, and the work is none the worse.
         if commit and (session.in_transaction() or session.new):
             try:
-                if WAITING in session.__dict__:
-                    set_owner(session, self.owner())
-                self.commit_is_uncertain = True
-                session.commit()
+                self._commit(session)
             except BaseException as exc:
                 self._unsent = None
                 self._abandon(session, exc)
@@ -299,6 +314,12 @@ class UnitOfWork:
         except Exception:  # noqa: BLE001 - every error must be seen here.
             _drop(session, self.owner)
         return ledger
+
+    def _commit(self, session: Session) -> None:
+        if WAITING in session.__dict__:
+            set_owner(session, self.owner())
+        self.commit_is_uncertain = True
+        session.commit()
 
     def _abandon(self, session: Session, exc: BaseException) -> None:
         """Roll back and close, or drop the connection where it may be in the middle of a statement.

@@ -297,6 +297,31 @@ def test_replace_commits_and_then_sends_the_replacement(shop: Shop) -> None:
     assert shop.waiting() == 1
 
 
+def test_eager_replacement_sees_the_committed_rows_and_can_write(shop: Shop) -> None:
+    """Celery runs it inside of the replaced task, whose share is done: its transaction holds no lock any more."""
+
+    @shop.task(name="next")
+    def next_one(session: Session, title: str) -> int:
+        add_books(session, [title])
+        return session.query(Book).count()
+
+    @shop.task(bind=True, commit_on=("success", "ignore"))
+    def work(self: SessionTask, session: Session) -> Any:
+        add_books(session, ["Emma"])
+        return self.replace(next_one.s("Persuasion"))
+
+    @shop.task(bind=True, commit_on=())
+    def drop(self: SessionTask, session: Session) -> Any:
+        add_books(session, ["Sanditon"])
+        return self.replace(next_one.si("Lady Susan"))
+
+    assert work.apply().get() == 2
+    assert drop.apply().get() == 3
+
+    assert shop.titles() == ["Emma", "Persuasion", "Lady Susan"]
+    assert shop.checked_out() == 0
+
+
 @pytest.mark.databases("postgresql")
 def test_commit_of_an_aborted_transaction_fails_the_task(shop: Shop) -> None:
     """PostgreSQL answers it with ROLLBACK and no error: a body that caught its statement's error would lose its rows as a success."""
