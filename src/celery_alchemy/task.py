@@ -75,7 +75,8 @@ class SessionTask(_Task):
     #: Outcomes that commit: any of ``"success"``, ``"retry"``, ``"ignore"``, ``"reject"``. None for the Alchemy's.
     commit_on: Any = None
 
-    #: ``fn(session, exc, *args, **kwargs)``, run in a transaction of its own when the task has failed for good.
+    #: ``fn(session, exc, *args, **kwargs)``, run in a transaction of its own when the task has failed for good. In a class it may
+    #: be a method: ``def record_failure(self, session, exc, ...)``.
     record_failure: Any = None
 
     #: Isolation level of the transaction, such as ``"SERIALIZABLE"``. None for the engine's.
@@ -202,7 +203,8 @@ class SessionTask(_Task):
                 f"transient_retries={retries!r} of task {name!r} is no number of retries.", "Give a whole number, 0 for none."
             )
         cls._bind_once(name)
-        record = _static(cls, "record_failure")
+        record = inspect.getattr_static(cls, "record_failure")
+        record = getattr(record, "__func__", record)
         if record is not None and not callable(record):
             raise ConfigurationError(
                 f"record_failure={record!r} of task {name!r} cannot be called.",
@@ -558,7 +560,9 @@ class SessionTask(_Task):
 
     def run_record_failure(self, exc: BaseException, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Run the task's ``record_failure`` in a session and transaction of its own; its failure is logged, never raised."""
-        record = _static(type(self), "record_failure")
+        record: Any = inspect.getattr_static(type(self), "record_failure")
+        if isinstance(record, (staticmethod, classmethod)) or _is_method(record):
+            record = record.__get__(self, type(self))
         if record is not None:
             record_failure(self, record, exc, args, kwargs)
 
@@ -607,6 +611,11 @@ class OtherDatabase:
     def in_database(self, database: str) -> OtherDatabase:
         """Return the task on yet another database."""
         return OtherDatabase(self._task, database)
+
+
+def _is_method(record: Any) -> bool:
+    """Tell whether a ``record_failure`` was written as a method of a task's class, by the name of its first parameter."""
+    return inspect.isfunction(record) and next(iter(inspect.signature(record).parameters), None) == "self"
 
 
 def _static(cls: type, name: str) -> Any:

@@ -11,7 +11,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from celery_alchemy import SessionTask
+from celery_alchemy import ConfigurationError, SessionTask
 from tests.unit.shop import Book, Shop, add_books
 
 pytestmark = pytest.mark.databases("sqlite")
@@ -200,6 +200,42 @@ def test_record_failure_as_method_of_a_class(shop: Shop) -> None:
     shop.trace(work)
 
     assert shop.titles() == ["no such page"]
+
+
+def test_record_failure_as_method_has_the_task(shop: Shop) -> None:
+    """In a class it may be written as Celery's own handlers are, with `self`, or as a class method."""
+
+    class Method(SessionTask):
+        abstract = True
+
+        def record_failure(self, session: Session, exc: BaseException, document: int) -> None:
+            add_books(session, [f"{self.name} {document} {exc}"])
+
+    class OfTheClass(SessionTask):
+        abstract = True
+
+        @classmethod
+        def record_failure(cls, exc: BaseException, document: int, *, db: Session) -> None:
+            add_books(db, [f"{cls.name} {document} {exc}"])
+
+    for base in (Method, OfTheClass):
+
+        @shop.task(name=base.__name__, base=base)
+        def work(session: Session, document: int) -> None:
+            raise LookupError("no such page")
+
+        shop.trace(work, 7)
+
+    assert shop.titles() == ["Method 7 no such page", "OfTheClass 7 no such page"]
+
+
+def test_record_failure_that_is_no_function_is_refused(shop: Shop) -> None:
+    """When the task is made, not when its first failure cannot be recorded."""
+
+    def work(session: Session) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="'failed' of task 'work' is no function"):
+        shop.task(name="work", record_failure="failed")(work).delay()
 
 
 def test_failure_with_an_own_session_is_recorded_apart_from_it(shop: Shop) -> None:
