@@ -145,6 +145,9 @@ class NoSessionError(CeleryAlchemyError, AttributeError):
         return f"{self.what} needs a session and none is at hand here. {self.remedy}"
 
 
+OPEN_SAVEPOINT = "an open SAVEPOINT"
+
+
 class UncommittedChangesError(CeleryAlchemyError):
     """``released()`` would have lost or published work that was not committed.
 
@@ -157,10 +160,13 @@ class UncommittedChangesError(CeleryAlchemyError):
         self.what = what
 
     def __str__(self) -> str:
-        return (
-            f"released() found {self.what} in the session. Giving the connection back now would lose it."
-            " Commit first, or use released(session, commit=True)."
+        # released(commit=True) refuses a SAVEPOINT too: it cannot be committed without the transaction around it.
+        way_out = (
+            "Leave the `with session.begin_nested():` block first."
+            if self.what == OPEN_SAVEPOINT
+            else "Commit first, or use released(session, commit=True)."
         )
+        return f"released() found {self.what} in the session. Giving the connection back now would lose it. {way_out}"
 
 
 class EntityReturnedError(CeleryAlchemyError):

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
-from .errors import ConfigurationError, PublishError, UncommittedChangesError
+from .errors import OPEN_SAVEPOINT, ConfigurationError, PublishError, UncommittedChangesError
 from .ledger import LEDGER, Ledger, ask_after_failure, has_sent_writes, ledger_of
 from .sessions import is_open
 
@@ -295,7 +295,7 @@ def uncommitted_changes(session: Session) -> str | None:
     if not is_open(session):
         return None
     if session.in_nested_transaction():
-        return "an open SAVEPOINT"
+        return OPEN_SAVEPOINT
     if session.new or session.deleted or any(session.is_modified(entity) for entity in session.dirty):
         return "unflushed changes"
     waiting: _Waiting | None = session.__dict__.get(WAITING)
