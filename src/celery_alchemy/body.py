@@ -30,7 +30,7 @@ from .request import PLAIN_TYPES, UnitOfWork, Works, at_hand, refuse_entities
 from .sessions import DEFERRED, SessionOptions
 from .transient import is_lost_connection, is_transient
 
-__all__ = ["failed_for_good", "in_unit_of_work", "record_failure"]
+__all__ = ["began_at", "failed_for_good", "in_unit_of_work", "record_failure"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -178,11 +178,12 @@ def is_final(task: Any, exc: BaseException) -> bool:
 
 @dataclass(slots=True)
 class _Runs:
-    """A request that ``transient_retries`` runs, and how often it may still be run again."""
+    """A request that ``transient_retries`` runs, how often it may still be run again, and since when it runs."""
 
     task: Any
     request: Context
     left: int
+    began: float
 
     def seconds_until_next(self, exc: Exception) -> float | None:
         """Return how long to wait until the body runs again after this error; None if it does not."""
@@ -206,11 +207,17 @@ def runs_again(request: Context) -> bool:
     return runs is not None and runs.request is request
 
 
+def began_at(unit: UnitOfWork, request: Context) -> float:
+    """Return ``time.monotonic()`` seconds at which a request began: its time limit counts from its first run."""
+    runs = _runs.get()
+    return runs.began if runs is not None and runs.request is request else unit.started
+
+
 @contextmanager
 def transient_runs(task: Any, request: Context) -> Iterator[_Runs]:
     """Count the runs of a request, inside the block."""
     before = _runs.get()
-    runs = _Runs(task, request, task.transient_retries)
+    runs = _Runs(task, request, task.transient_retries, monotonic())
     _runs.set(runs)
     try:
         yield runs

@@ -20,7 +20,7 @@ from celery.exceptions import Reject, Retry
 from celery.result import AsyncResult
 from sqlalchemy.orm import Session
 
-from .body import failed_for_good, in_unit_of_work, record_failure
+from .body import began_at, failed_for_good, in_unit_of_work, record_failure
 from .completion import key_of
 from .entities import EntityParameter, Missing, encoded
 from .errors import ConfigurationError, NoSessionError, NotConfiguredError, SessionArgumentError
@@ -556,7 +556,7 @@ class SessionTask(_Task):
         limit = hard or self.time_limit
         if limit is None and (soft := soft or self.soft_time_limit) is not None:
             limit = soft + SOFT_GRACE_SECONDS
-        return replace(options, timeout_at=unit.started + limit) if limit else options
+        return replace(options, timeout_at=began_at(unit, request) + limit) if limit else options
 
     def run_record_failure(self, exc: BaseException, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Run the task's ``record_failure`` in a session and transaction of its own; its failure is logged, never raised."""

@@ -107,6 +107,28 @@ def test_backoff_is_random_and_grows(shop: Shop) -> None:
     assert max(by_try[3]) <= running.BACKOFF_MAX_SECONDS
 
 
+@pytest.mark.databases("postgresql+psycopg")
+@pytest.mark.parametrize("is_async", [False, True])
+def test_time_limit_of_statements_counts_from_the_first_run(shop: Shop, is_async: bool) -> None:
+    """The worker's limit is for all runs together, and a run's statements have what is left of it."""
+    limits: list[float] = []
+    show = text("SELECT setting::int FROM pg_settings WHERE name = 'statement_timeout'")
+    lose = text("DO $$ BEGIN PERFORM pg_sleep(0.5); RAISE 'lost' USING ERRCODE = '40001'; END $$")
+
+    def work(session: Session) -> None:
+        limits.append(session.execute(show).scalar_one())
+        if len(limits) == 1:
+            session.execute(lose)
+
+    async def async_work(session: AsyncSession) -> None:
+        await session.run_sync(work)
+
+    task = shop.task(time_limit=100, transient_retries=1)(async_work if is_async else work)
+
+    assert shop.trace(task).state == "SUCCESS"
+    assert limits[1] <= limits[0] - 500
+
+
 def test_error_that_does_not_pass_is_not_run_again(shop: Shop, waits: list[float]) -> None:
     """A duplicate is one the next time too, and an exception of the body's own says nothing of a transaction."""
     runs: list[str] = []
