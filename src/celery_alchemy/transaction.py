@@ -332,6 +332,9 @@ class released:  # noqa: N801 - used as a function: with released(session): ...
     Ends the transaction, which must only have read. Objects stay loaded and usable; the next use of the session, inside the block
     or after it, begins a new transaction, which may see what others have committed meanwhile. ``async with`` for an AsyncSession.
 
+    Of a session that celery-alchemy did not make, only what the unit of work has flushed is known as a write: what Core and textual
+    statements wrote is committed.
+
     Args:
         session: A Session, AsyncSession or scoped_session.
         commit: Commit what was written first.
