@@ -234,7 +234,7 @@ def test_record_failure_that_is_no_function_is_refused(shop: Shop) -> None:
 
     def work(session: Session) -> None: ...
 
-    with pytest.raises(ConfigurationError, match="'failed' of task 'work' is no function"):
+    with pytest.raises(ConfigurationError, match="'failed' of task 'work' cannot be called"):
         shop.task(name="work", record_failure="failed")(work).delay()
 
 
