@@ -159,6 +159,16 @@ def test_a_first_visitor_adds_watches_searches_and_reads(page: Page) -> None:
     expect(page.locator("#vital-workers dd")).to_have_text("1", timeout=PATIENT_MS)
 
 
+def test_words_are_marked_where_there_are_no_spaces(page: Page) -> None:
+    """A question in Chinese marks what the passage shares with it."""
+    add(page, "蜜蜂.md", "蜜蜂用舞蹈告诉同伴花在哪里。")
+    is_in_state(page, "蜜蜂.md", "Ready")
+    page.get_by_label("A question, or words").fill("蜜蜂的舞蹈")
+    page.keyboard.press("Enter")
+
+    expect(page.locator("#passages > li").first.locator("mark")).to_have_text(["蜜蜂", "舞蹈"])
+
+
 def test_an_answer_leads_to_its_passages(page: Page) -> None:
     """A citation that does not exist is not shown, and what nobody wrote is marked."""
     add(page, "dance.md", "Bees dance to tell where flowers are, says this one.")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
+from io import StringIO
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
@@ -15,8 +18,9 @@ from conftest import LetterEmbedder
 from pipelines import LETTERS, add, long_text, process
 from ragline.databases import index_of
 from ragline.databases.sqlite import match_expression
+from ragline.presentation import print_passages
 from ragline.ranking import VectorIndex, bm25, fuse
-from ragline.searching import Mode, load_index, passages, rank
+from ragline.searching import Mode, Passage, load_index, passages, rank
 from ragline.tables import DocumentText
 
 
@@ -47,6 +51,30 @@ def test_a_query_finds_its_passage_in_any_script(session: Session, content: str,
     found = passages(session, rank(session, query, None, None, mode=Mode.KEYWORD))
 
     assert [passage.quote for passage in found] == [content]
+
+
+@pytest.mark.parametrize(
+    ("query", "quote", "marked"),
+    [
+        (
+            "how do savepoints behave?",
+            "A SAVEPOINT nests; savepointing is no word.",
+            "SAVEPOINT savepointing",
+        ),
+        ("事务隔离级别", "数据库的事务隔离由它保证。", "事务隔离"),
+        ("Käfer", "Viele Käfer laufen.", "Käfer"),
+        ("the of", "Nothing of the query tells.", ""),
+    ],
+)
+def test_the_words_of_a_query_are_marked_in_quotes(query: str, quote: str, marked: str) -> None:
+    """In their other forms too, and inside of a run of characters where there are no spaces."""
+    console = Console(file=StringIO(), force_terminal=True, color_system="standard", width=200)
+    passage = Passage(1, 1, "a.md", "file:///a.md", "", None, 0, len(quote), quote, 1.0)
+
+    print_passages([passage], query, console)
+
+    printed = console.file.getvalue()
+    assert " ".join(re.findall(r"\x1b\[1;33m(.*?)\x1b\[0m", printed)) == marked
 
 
 def test_stop_words_do_not_decide() -> None:

@@ -24,6 +24,7 @@ from ragline.retrieval import search_embedder, telling_words
 from ragline.searching import Passage
 from ragline.states import State
 from ragline.transactions import in_transaction
+from ragline.words import is_unspaced
 from ragline.workers import running_workers
 
 
@@ -54,16 +55,32 @@ def print_passages(found: list[Passage], query: str, console: Console) -> None:
     """Print passages with their citations, the words of the query marked in the quotes."""
     if not found:
         console.print("Nothing found.")
-    words = telling_words(query)
+    marks = _marks(query)
     for number, passage in enumerate(found, start=1):
         heading = Text(f"{number}. ", style="bold").append(passage.citation, style="bold cyan")
         if passage.heading:
             heading.append(f"  {passage.heading}", style="italic")
         console.print(heading, soft_wrap=True)
         quote = Text(passage.quote)
-        if words:
-            quote.highlight_regex(rf"(?i)\b(?:{'|'.join(map(re.escape, words))})\w*", "bold yellow")
+        if marks:
+            quote.highlight_regex(marks, "bold yellow")
         console.print(Padding(quote, (0, 0, 1, 3)))
+
+
+_ENDING = re.compile(r"(?<=\w{3})(?:ing|ed|es|s|e)$")
+
+
+def _marks(query: str) -> re.Pattern[str] | None:
+    """The words of a query in a text, also in their other forms: "savepoints" marks SAVEPOINT."""
+    words = telling_words(query)
+    stems = [re.escape(_ENDING.sub("", word)) for word in words if not is_unspaced(word)]
+    alone = [re.escape(word) for word in words if is_unspaced(word)]
+    parts = []
+    if stems:
+        parts.append(rf"\b(?:{'|'.join(stems)})\w*")
+    if alone:
+        parts.append(f"(?:{'|'.join(alone)})+")
+    return re.compile("|".join(parts), re.IGNORECASE) if parts else None
 
 
 def print_answer(answer: Answer, console: Console) -> None:

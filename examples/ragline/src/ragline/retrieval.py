@@ -19,7 +19,7 @@ from ragline.minilm.embedder import MiniLM
 from ragline.minilm.files import is_fetched
 from ragline.ranking import VectorIndex
 from ragline.searching import DatabaseIndex, Mode, Passage, index_version, load_index, passages, rank
-from ragline.words import STOP_WORDS
+from ragline.words import STOP_WORDS, paired
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,11 @@ def find(query: str, *, limit: int, mode: Mode = Mode.HYBRID) -> Found:
 
 
 def telling_words(query: str) -> list[str]:
-    """The words of a query that tell what it is about: those to mark in quotes."""
-    return [word for word in re.findall(r"\w+", query.lower()) if word not in STOP_WORDS]
+    """The words of a query that tell what it is about: those to mark in quotes.
+
+    Pairs of characters where there are no spaces, as in the index; all others as they were typed.
+    """
+    return [word for word in re.findall(r"\w+", paired(query).lower()) if word not in STOP_WORDS]
 
 
 def search_embedder() -> tuple[Embedder | None, str | None]:

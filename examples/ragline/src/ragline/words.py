@@ -41,6 +41,11 @@ def words(text: str) -> list[str]:
     return found
 
 
+def is_unspaced(word: str) -> bool:
+    """Whether it is of a script without spaces, so that it may stand anywhere in a run of letters."""
+    return _CJK_RUN.match(word) is not None
+
+
 def telling_words(query: str) -> list[str]:
     """The words of a query that say what it is about, each once, in order; all of them if none does."""
     every = dict.fromkeys(words(query))

@@ -23,12 +23,18 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+const UNSPACED = /^[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}]/u;
+
 /** Text with the words marked, also in their other forms: "dances" marks "dance" and "dancing". */
 export function marked(text, words) {
-  const stems = words.map(stem).filter(Boolean).map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
-  if (!stems.length) return [text];
+  const any = (some) => some.map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).join("|");
+  const stems = any(words.filter((word) => !UNSPACED.test(word)).map(stem));
+  const pairs = any(words.filter((word) => UNSPACED.test(word)));
   // Scripts without spaces have no word to begin at.
-  const pattern = new RegExp(`(?<![\\p{L}\\p{N}])(?:${stems.join("|")})[\\p{L}\\p{N}]{0,6}|(?:${stems.join("|")})(?=\\p{Lo})`, "giu");
+  const patterns = stems ? [`(?<![\\p{L}\\p{N}])(?:${stems})[\\p{L}\\p{N}]{0,6}`, `(?:${stems})(?=\\p{Lo})`] : [];
+  if (pairs) patterns.push(`(?:${pairs})+`);
+  if (!patterns.length) return [text];
+  const pattern = new RegExp(patterns.join("|"), "giu");
   const pieces = [];
   let end = 0;
   for (const match of text.matchAll(pattern)) {
