@@ -38,21 +38,25 @@ def test_a_folder_is_ingested_and_searched_with_one_command_each(tmp_path: Path)
     (folder / "whale.md").write_text("# Whales\n\nThe blue whale is the largest animal.\n")
     (folder / "bee.html").write_text("<h1>Bees</h1><p>Bees dance to tell where flowers are.")
     (folder / "bad.txt").write_bytes(b"\x7fELF" + bytes(range(256)))
+    (folder / "table.csv").write_text("left,out")
 
     ingested = ragline(home, "ingest", str(folder))
     again = ragline(home, "ingest", str(folder))
     found = ragline(home, "search", "where do bees dance?", "--json")
     read = ragline(home, "search", "whale")
+    asked = ragline(home, "search", " ")
     status = ragline(home, "status", "--json")
 
     assert ingested.returncode == 1, ingested.stdout + ingested.stderr
     assert "3 files: 2 added, 1 failed." in ingested.stdout
     assert "bad.txt: This is a program" in ingested.stdout
+    assert "1 file of another kind was left out (.csv); a file that is named is taken." in ingested.stdout
     assert "3 files: 2 unchanged, 1 failed." in again.stdout
     (passage,) = json.loads(found.stdout)
     assert passage["quote"] == "Bees\n\nBees dance to tell where flowers are."
     assert (passage["name"], passage["start"], passage["heading"]) == ("bee.html", 0, "Bees")
     assert "1. whale.md, characters 0-47" in read.stdout
+    assert (asked.stdout, asked.stderr) == ("Nothing found.\n", "Nothing was asked.\n")
     report = json.loads(status.stdout)
     assert report["documents"]["ready"] == 2
     assert report["documents"]["failed"] == 1

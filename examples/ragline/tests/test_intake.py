@@ -233,14 +233,16 @@ def test_a_file_that_is_too_large_is_refused_unread_until_the_limit_allows_it(
 
 
 def test_folders_give_their_documents_in_order(tmp_path: Path) -> None:
-    """Known formats only, no hidden files; a file that is named is taken whatever it is."""
+    """Known formats only, no hidden files, and what else is left out is told; a file that is named is taken."""
     for name in ("b.md", "a.txt", "skip.exe", ".hidden.md", "sub/c.PDF", ".git/d.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
 
-    names = [file.name for file in find_files([tmp_path, tmp_path / "skip.exe"])]
+    left_out: list[Path] = []
+    names = [file.name for file in find_files([tmp_path, tmp_path / "skip.exe"], left_out)]
 
     assert names == ["a.txt", "b.md", "c.PDF", "skip.exe"]
+    assert left_out == [tmp_path / "skip.exe"]
 
 
 def test_taking_in_is_undone_by_a_rollback(session: Session) -> None:

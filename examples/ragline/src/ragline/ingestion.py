@@ -65,14 +65,23 @@ def take_in_files(paths: Sequence[Path], embedder: str, console: Console) -> dic
     create_tables(alchemy)
     recipe = recipe_for(embedder)
     outcomes: dict[str, Outcome] = {}
+    left_out: list[Path] = []
     with progress_bar(console) as bar:
-        files = list(find_files(paths))
+        files = list(find_files(paths, left_out))
         task = bar.add_task("taking in", total=len(files), note="")
         for file in files:
             offer = read_file(file, max_bytes=settings.max_bytes)
             outcomes[str(file)] = in_transaction(partial(controls.add, offer=offer, recipe=recipe))
             bar.advance(task)
+    if left_out:
+        console.print(_left_out(left_out), soft_wrap=True)
     return outcomes
+
+
+def _left_out(files: Sequence[Path]) -> str:
+    kinds = [kind for kind, _ in Counter(file.suffix.lower() or file.name for file in files).most_common(5)]
+    were = "1 file of another kind was" if len(files) == 1 else f"{len(files)} files of other kinds were"
+    return escape(f"{were} left out ({', '.join(kinds)}); a file that is named is taken.")
 
 
 def unsettled(outcomes: dict[str, Outcome]) -> bool:

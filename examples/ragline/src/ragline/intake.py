@@ -75,10 +75,14 @@ class Outcome:
     reason: str | None = None
 
 
-def find_files(paths: Iterable[Path]) -> Iterator[Path]:
+def find_files(paths: Iterable[Path], left_out: list[Path] | None = None) -> Iterator[Path]:
     """The files to ingest, in order: those named, whatever they are, and those of known formats in folders.
 
     Hidden files and folders inside a folder are left out, links to folders are not followed.
+
+    Args:
+        paths: files and folders.
+        left_out: is given those files of folders that are of no known format and not hidden.
     """
     for path in paths:
         if not path.is_dir():
@@ -87,8 +91,12 @@ def find_files(paths: Iterable[Path]) -> Iterator[Path]:
         for folder, folders, files in os.walk(path):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(files):
-                if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS:
+                if name.startswith("."):
+                    continue
+                if Path(name).suffix.lower() in EXTENSIONS:
                     yield Path(folder, name)
+                elif left_out is not None:
+                    left_out.append(Path(folder, name))
 
 
 def read_file(path: Path, *, max_bytes: int) -> Offer:
@@ -101,9 +109,7 @@ def read_file(path: Path, *, max_bytes: int) -> Offer:
                 digest = hashlib.sha256()
                 while block := stream.read(1 << 20):
                     digest.update(block)
-            problem = TooLargeError(
-                f"It has {size_bytes / 1e6:.0f} MB; the limit is {max_bytes / 1e6:.0f} MB."
-            )
+            problem = TooLargeError(f"It is larger than the limit of {max_bytes / 1e6:g} MB.")
             return Offer(path.as_uri(), path.name, digest.hexdigest(), size_bytes, None, problem)
         data = path.read_bytes()
     except OSError as error:

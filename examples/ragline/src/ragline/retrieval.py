@@ -42,6 +42,8 @@ def find(query: str, *, limit: int, mode: Mode = Mode.HYBRID) -> Found:
         No transaction is open while the query is embedded. A model that cannot be had makes it a search by
         keywords with a note, never an error.
     """
+    if not query.strip():
+        return Found([], "Nothing was asked.")
     embedder, note = None, None
     if mode is not Mode.KEYWORD:
         embedder, note = search_embedder()
