@@ -142,6 +142,10 @@ def is_in_state(page: Page, name: str, state: str) -> None:
 def test_a_first_visitor_adds_watches_searches_and_reads(page: Page) -> None:
     """From nothing to a highlighted passage in its place, without a word of explanation."""
     expect(page.get_by_text("Drop files or a folder here")).to_be_visible()
+    expect(page.locator("body.bare")).to_have_count(1)
+    page.get_by_label("A question, or words").fill("anything")
+    page.keyboard.press("Enter")
+    expect(page.locator("#search-note")).to_have_text("There are no documents to search yet: add some first.")
     add(page, "bees.md", "# Bees\n\nBees dance to tell where flowers are.\n\nWasps do not.\n")
 
     is_in_state(page, "bees.md", "Ready")
@@ -151,6 +155,9 @@ def test_a_first_visitor_adds_watches_searches_and_reads(page: Page) -> None:
     passage = page.locator("#passages > li").first
     expect(passage.locator("mark").first).to_have_text("Bees")
     expect(passage).to_contain_text(re.compile(r"bees\.mdcharacters \d+–\d+"))
+    add(page, "bees.md", "# Bees\n\nBees dance to tell where flowers are.\n\nWasps do not.\n")
+    add(page, "copy.md", "# Bees\n\nBees dance to tell where flowers are.\n\nWasps do not.\n")
+    expect(page.locator("#uploads > li")).to_have_text(["2 files are here already.Dismiss"])
     passage.get_by_role("button").click()
     expect(page.locator("#excerpt-text mark")).to_contain_text("Bees dance")
     page.keyboard.press("Escape")
@@ -207,7 +214,7 @@ def test_uploads_that_are_refused_say_why(page: Page) -> None:
     add(page, "picture.md", b"\x89PNG\r\n\x1a\n" + bytes(99))
 
     tray = page.locator("#uploads > li")
-    expect(tray.filter(has_text="large.md")).to_contain_text("the limit is 200 kB")
+    expect(tray.filter(has_text="large.md")).to_contain_text("larger than the limit of 200 kB")
     expect(tray.filter(has_text="picture.md")).to_contain_text("PNG picture")
     for _ in range(2):
         page.get_by_role("button", name="Dismiss").first.click()

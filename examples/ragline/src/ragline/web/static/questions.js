@@ -7,6 +7,7 @@ const passages = byId("passages");
 const answer = byId("answer");
 const note = byId("search-note");
 let working = 0;
+let isEmpty = false;
 let latest = 0; // answers of questions that were overtaken are not shown
 
 export function start() {
@@ -16,8 +17,9 @@ export function start() {
 
 export function update({ is_keyword_only: isKeywordOnly, can_ask: canAsk, documents }) {
   working = ["queued", "parsing", "splitting", "embedding"].reduce((sum, state) => sum + documents[state], 0);
+  isEmpty = !Object.values(documents).some(Boolean);
   byId("ask").hidden = !canAsk;
-  byId("search-hint").hidden = !isKeywordOnly || !Object.values(documents).some(Boolean);
+  byId("search-hint").hidden = !isKeywordOnly || isEmpty;
   setText(byId("search-hint"), "Keyword search only: there is no embedding model, so ask in the words of the documents.");
 }
 
@@ -54,7 +56,8 @@ async function search(query) {
   return () => {
     clear();
     passages.append(...results.passages.map((passage, at) => card(passage, at + 1, results.words)));
-    const found = results.passages.length ? plural(results.passages.length, "passage") : `Nothing found for “${query}”.`;
+    const none = isEmpty ? "There are no documents to search yet: add some first." : `Nothing found for “${query}”.`;
+    const found = results.passages.length ? plural(results.passages.length, "passage") : none;
     const soon = !results.passages.length && working ? `${plural(working, "document is", "documents are")} still on the way.` : "";
     setText(note, [found, soon, results.note].filter(Boolean).join(" "));
   };

@@ -10,6 +10,7 @@ const waiting = [];
 let running = 0;
 let limits = { max_bytes: Infinity, extensions: [] };
 let added = () => {};
+let here = null;
 
 export function start(whenAdded) {
   added = whenAdded;
@@ -73,7 +74,7 @@ function offer(files, skipped) {
   if (files.length) announce(`${plural(files.length, "file")} to upload.`);
   for (const { file, name } of files) {
     const row = line(name);
-    if (file.size > limits.max_bytes) refuse(row, file, name, `It has ${bytes(file.size)}; the limit is ${bytes(limits.max_bytes)}.`, false);
+    if (file.size > limits.max_bytes) refuse(row, file, name, `It is larger than the limit of ${bytes(limits.max_bytes)}.`, false);
     else waiting.push({ file, name, row });
   }
   go();
@@ -90,7 +91,7 @@ async function upload({ file, name, row }) {
   try {
     const { outcome, document } = await send(file, name, (share) => { row.progress.value = share; });
     row.element.remove();
-    if (outcome === "unchanged" || outcome === "duplicate") note(`${document.name} is here already.`);
+    if (outcome === "unchanged" || outcome === "duplicate") noteHere(document.name);
     added(document);
   } catch (error) {
     refuse(row, file, name, error.message, error.status === 0 || error.status >= 500);
@@ -126,6 +127,13 @@ function note(text) {
   element.append(dismiss(element, text));
   tray.append(element);
   announce(text);
+  return element;
+}
+
+/** One line for all that were here, or a folder that is dropped again would fill the page with them. */
+function noteHere(name) {
+  if (!here?.element.isConnected) here = { element: note(`${name} is here already.`), count: 1 };
+  else setText(here.element.firstChild, `${plural(here.count += 1, "file")} are here already.`);
 }
 
 function dismiss(element, what) {
