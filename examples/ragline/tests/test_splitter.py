@@ -190,3 +190,15 @@ def test_real_documents_are_split_exactly(documents: Path, word_pieces: WordPiec
 
         check(parsed, chunks, word_pieces, MAX_TOKENS)
         assert all((chunk.pages is not None) is bool(parsed.page_starts) for chunk in chunks), file.name
+
+
+def test_the_row_of_a_table_is_no_sentence_that_ends_within_it() -> None:
+    """A cell may end in a full stop; a quotation that begins with the rest of its row says nothing."""
+    rows = [f"MODE {number} EXCL. |   | X | ROW EXCL. | what? | no" for number in range(40)]
+
+    chunks = split(ParsedText(text="\n".join(rows)), EstimatedTokens(), max_tokens=64)
+
+    text = "\n".join(rows)
+    quotes = [text[chunk.start : chunk.end] for chunk in chunks]
+    assert len(quotes) > 1
+    assert all(line in rows for quote in quotes for line in quote.split("\n"))

@@ -16,15 +16,16 @@ MIN_SECTION_TOKENS = 64
 """A section shorter than this is joined to the next one: a heading alone is no passage."""
 MAX_CHARACTERS_PER_TOKEN = 16
 """A word of more than 100 letters is one unknown token to MiniLM, however long."""
-SPLITTER_VERSION = "1"
+SPLITTER_VERSION = "2"
 """Raised whenever the same text is cut in another way: documents are then split again."""
 
 Span = tuple[int, int]
 
 _PARAGRAPH_END = re.compile(r"\n[ \t]*\n\s*")
 # The sentence ends with its closing quotes and brackets; full-width marks need no space after them. The
-# look-behind keeps a run of a hundred thousand dots from being tried from each dot.
-_SENTENCE_END = re.compile(r"""(?<![.!?…])[.!?…]+["'”’»)\]]*\s+|[。！？｡]+[”’」』）】》]*\s*""")
+# look-behind keeps a run of a hundred thousand dots from being tried from each dot. Before the next cell of a
+# table's row no sentence ends: half a row says nothing.
+_SENTENCE_END = re.compile(r"""(?<![.!?…])[.!?…]+["'”’»)\]]*\s+(?![\s|])|[。！？｡]+[”’」』）】》]*\s*""")
 _LINE_END = re.compile(r"\n\s*")
 _WORD_END = re.compile(r"\s+|(?<=[、，；：,;/|\-_])(?=\S)")
 
