@@ -77,10 +77,11 @@ def test_restructuredtext_ranks_its_headings_by_first_use() -> None:
 
 
 def test_html_gives_what_a_reader_sees() -> None:
-    """Scripts, styles, comments and navigation are left out; entities, tables and line breaks are kept apart."""
+    """Scripts, styles, comments, menus and permalinks are left out; tables and line breaks are kept apart."""
     source = (
         "<!doctype html><html><head><title>no</title><script>bad()</script></head><body><nav>menu</nav>"
-        "<h1>Title &amp; more</h1><p>One <b>bold</b>\n word.<!-- no --><br>Line</p><style>p{}</style>"
+        "<div role=navigation><h3>Table of Contents</h3></div>"
+        "<h1>Title &amp; more<a class=headerlink href=#>¶</a></h1><p>One <b>bold</b>\n word.<!-- no --><br>Line</p><style>p{}</style>"
         "<ul><li>first<li>second</ul><table><tr><th>a<th>b</tr><tr><td>1<td>2</tr></table><pre>x\n  y</pre></body>"
     )
 

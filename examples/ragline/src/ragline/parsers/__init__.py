@@ -12,7 +12,7 @@ from ragline.parsers.markup import parse_markdown, parse_plain, parse_restructur
 from ragline.parsers.pdf import parse_pdf
 from ragline.text import ParsedText
 
-PARSER_VERSION = "1"
+PARSER_VERSION = "2"
 """Raised whenever a parser gives other text for the same bytes: documents are then parsed again."""
 
 _PARSERS: dict[Format, Callable[[bytes], ParsedText]] = {

@@ -86,12 +86,18 @@ def _walk(root: Tag, writer: _Writer) -> None:
         if isinstance(node, Tag):
             if leaving:
                 writer.leave(node.name)
-            elif node.name not in _SKIPPED:
+            elif not _is_skipped(node):
                 writer.enter(node.name)
                 stack.append((node, True))
                 stack.extend((child, False) for child in reversed(node.contents))
         elif isinstance(node, NavigableString) and not isinstance(node, PreformattedString):
             writer.write(str(node))
+
+
+def _is_skipped(tag: Tag) -> bool:
+    # Menus that are no <nav>, and the ¶ beside each heading, as Sphinx and MkDocs write them: they would be
+    # passages of their own, full of the words that people search for, and part of every heading.
+    return tag.name in _SKIPPED or tag.get("role") == "navigation" or "headerlink" in (tag.get("class") or ())
 
 
 class _Writer:
