@@ -98,6 +98,27 @@ def test_progress_shows_whole_numbers_on_a_narrow_terminal() -> None:
     assert f"1023/1093 0:00:00 {note}" in console.export_text()
 
 
+def test_servers_that_are_away_are_told_in_a_line(tmp_path: Path) -> None:
+    """Without the broker everything is taken in and counted; without the database nothing is."""
+    file = tmp_path / "whale.md"
+    file.write_text("The blue whale is the largest animal.")
+    broker = {"RAGLINE_BROKER_URL": "amqp://guest@127.0.0.1:1//"}
+    database = {"RAGLINE_DATABASE_URL": "postgresql://postgres:secret@127.0.0.1:1/none"}
+
+    taken = ragline(tmp_path / "home", "ingest", "--no-wait", str(file), **broker)
+    status = ragline(tmp_path / "home", "status", **broker)
+    nothing = ragline(tmp_path / "home", "status", **database)
+
+    assert "1 file: 1 added." in taken.stdout
+    assert (status.returncode, nothing.returncode) == (0, 1)
+    # Owed while the hand-over that failed holds it, then waiting.
+    assert re.search(r"Messages: (1 waiting, 0 owed|0 waiting, 1 owed), 0 dead\.", status.stdout)
+    assert "Workers: unknown, the broker does not answer." in status.stdout
+    assert nothing.stderr.startswith("The database does not answer: ")
+    assert "Traceback" not in status.stderr + nothing.stderr
+    assert "secret" not in nothing.stderr
+
+
 def test_the_demo_ends_well_without_the_model(tmp_path: Path) -> None:
     """Worker processes are killed, the counts add up, and cited passages are found, by keywords alone."""
     result = ragline(tmp_path, "demo")

@@ -28,12 +28,28 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def main() -> None:
-    """Run the command line; an error of ragline's own is told in one line."""
+    """Run the command line; an error of ragline's own, or a server that is away, is told in one line."""
     try:
         cli()
-    except RaglineError as error:
-        errors.print(f"[red]{escape(str(error))}[/red]")
+    except Exception as error:
+        text = _told(error)
+        if text is None:
+            raise
+        errors.print(f"[red]{escape(text)}[/red]")
         raise SystemExit(1) from error
+
+
+def _told(error: Exception) -> str | None:
+    from kombu.exceptions import OperationalError as BrokerError
+    from sqlalchemy.exc import OperationalError as DatabaseError
+
+    if isinstance(error, RaglineError):
+        return str(error)
+    if isinstance(error, DatabaseError):
+        return f"The database does not answer: {error.orig}"
+    if isinstance(error, BrokerError):
+        return f"The broker does not answer: {error}"
+    return None
 
 
 @cli.command()
@@ -54,8 +70,12 @@ def ingest(
     outcomes = ingestion.take_in_files(paths, embedder, console)
     with ExitStack() as stack:
         if wait and ingestion.unsettled(outcomes):
-            if worker and settings.has_own_broker and not running_workers(app):
-                stack.enter_context(temporary_worker(home=settings.home, processes=processes))
+            if not (workers := running_workers(app)):
+                if worker and settings.has_own_broker:
+                    stack.enter_context(temporary_worker(home=settings.home, processes=processes))
+                else:
+                    missing = "The broker does not answer" if workers is None else "No worker is running"
+                    console.print(f"[yellow]{missing}: the documents wait.[/yellow]")
             ingestion.follow(outcomes, console)
     if ingestion.print_summary(outcomes, console):
         raise typer.Exit(1)

@@ -35,7 +35,7 @@ class Status:
     progress: Progress
     failures: list[Failure]
     messages: dict[str, Any]
-    workers: list[str]
+    workers: list[str] | None
     search: str
 
     def as_json(self) -> dict[str, object]:
@@ -122,9 +122,13 @@ def print_status(status: Status, console: Console) -> None:
     progress = status.progress
     console.print(f"{progress.chunks} chunks, {progress.embedded} with a vector; search by {status.search}.")
     counts = status.messages
-    console.print(f"Messages: {counts['waiting']} waiting, {counts['owed']} owed, {counts['dead']} dead.")
-    names = ", ".join(status.workers) or "none is running (`ragline worker` starts one)"
-    console.print(f"Workers: {names}.")
+    owed = counts["owed"] + counts["leased"]  # leased: some process is about to hand it over, or was
+    console.print(f"Messages: {counts['waiting']} waiting, {owed} owed, {counts['dead']} dead.")
+    if status.workers is None:
+        console.print("Workers: unknown, the broker does not answer.")
+    else:
+        names = ", ".join(status.workers) or "none is running (`ragline worker` starts one)"
+        console.print(f"Workers: {names}.")
     for failure in status.failures:
         line = Text("  failed ", style="red").append(failure.name, style="bold").append(f": {failure.reason}")
         console.print(line, soft_wrap=True)

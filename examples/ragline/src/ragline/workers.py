@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
+from kombu.exceptions import OperationalError as BrokerError
+
+logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 1.0
 """How long a worker may take to answer a ping before it counts as absent."""
@@ -35,9 +39,13 @@ def worker_arguments(*, processes: int, log_level: str = "warning", queues: Sequ
     ]
 
 
-def running_workers(app: Celery) -> list[str]:
-    """The names of the workers that answer."""
-    answers: list[dict[str, Any]] = app.control.ping(timeout=ANSWER_SECONDS) or []
+def running_workers(app: Celery) -> list[str] | None:
+    """The names of the workers that answer, or None where the broker does not."""
+    try:
+        answers: list[dict[str, Any]] = app.control.ping(timeout=ANSWER_SECONDS) or []
+    except (BrokerError, OSError) as error:
+        logger.warning("The workers cannot be asked, the broker does not answer: %s", error)
+        return None
     return sorted(name for answer in answers for name in answer)
 
 

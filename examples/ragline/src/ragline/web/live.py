@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator
 
 from anyio.to_thread import run_sync
 from celery_alchemy.upkeep import status as count_messages
-from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy.exc import SQLAlchemyError
 
 from ragline.app import alchemy, app, settings
@@ -143,11 +142,7 @@ def _count_messages() -> Messages | None:
 
 
 def _ask_workers() -> list[str] | None:
-    try:
-        return running_workers(app)
-    except (BrokerError, OSError) as error:
-        logger.warning("The workers cannot be asked, the broker does not answer: %s", error)
-        return None
+    return running_workers(app)
 
 
 def _is_keyword_only() -> bool:
