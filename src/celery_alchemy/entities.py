@@ -12,7 +12,7 @@ import enum
 import inspect as python_inspect
 import types
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, MutableSequence, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 Missing = Literal["fail", "ignore", "retry"]
+Many = type[list[Any]] | type[tuple[Any, ...]] | type[dict[Any, Any]]
 
 MARK = "__celery_alchemy_entity__"
 
@@ -52,17 +53,23 @@ class EntityParameter:
         name: Its name in the signature.
         index: Its place among the positional parameters that callers see; None if it is keyword-only.
         entity: The mapped class.
-        is_list: It takes a list of entities.
-        is_optional: None is a value, and takes the place of a missing row.
+        many: How the body gets several entities: ``list``, ``tuple`` or ``dict``; None for one entity.
+        is_optional: None is a value. It takes the place of a missing row; of several entities the missing ones are left out.
+        items_optional: None is a value beside several entities, and takes the place of a missing row.
         for_update: The rows are locked.
+        rest: It is ``*name`` or ``**name``.
+        named_elsewhere: The parameters whose keywords ``**name`` does not take.
     """
 
     name: str
     index: int | None
     entity: type[Any]
-    is_list: bool = False
+    many: Many | None = None
     is_optional: bool = False
+    items_optional: bool = False
     for_update: bool = False
+    rest: bool = False
+    named_elsewhere: frozenset[str] = frozenset()
 
 
 def is_entity(value: object) -> bool:
@@ -151,33 +158,55 @@ def entity_parameters(signature: python_inspect.Signature, hints: Mapping[str, A
         hints: The resolved annotations, with ``Annotated``.
     """
     found = []
+    names = frozenset(signature.parameters)
     for index, parameter in enumerate(signature.parameters.values()):
-        wanted = _entity_annotation(hints.get(parameter.name, parameter.annotation))
-        if wanted is None or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        wanted = _wanted(hints.get(parameter.name, parameter.annotation))
+        if wanted is None:
             continue
-        place = None if parameter.kind is parameter.KEYWORD_ONLY else index
-        found.append(EntityParameter(parameter.name, place, *wanted))
+        place = None if parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD) else index
+        named = replace(wanted, name=parameter.name, index=place)
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            if wanted.many is not None:
+                continue
+            many: Many = tuple if parameter.kind is parameter.VAR_POSITIONAL else dict
+            named = replace(_several(named, many), rest=True, named_elsewhere=names - {parameter.name})
+        found.append(named)
     return tuple(found)
 
 
-def _entity_annotation(annotation: Any) -> tuple[type[Any], bool, bool, bool] | None:
-    """Return class, is_list, is_optional and for_update of an annotation; None if it names no mapped class."""
+#: The annotations of several entities, and what the body gets.
+_SEVERAL: dict[Any, Many] = {
+    **dict.fromkeys((list, Sequence, MutableSequence, Collection, Iterable), list),
+    **dict.fromkeys((dict, Mapping, MutableMapping), dict),
+    tuple: tuple,
+}
+
+
+def _wanted(annotation: Any) -> EntityParameter | None:
+    """Return what an annotation asks for, as a parameter without a name; None if it names no mapped class."""
     origin = get_origin(annotation)
     if origin is Annotated:
         inner, *extras = get_args(annotation)
-        wanted = _entity_annotation(inner)
+        wanted = _wanted(inner)
         locks = any(extra is ForUpdate or isinstance(extra, ForUpdate) for extra in extras)
-        return None if wanted is None else (*wanted[:3], wanted[3] or locks)
+        return replace(wanted, for_update=True) if wanted is not None and locks else wanted
     if origin in (Union, types.UnionType):
         members = [member for member in get_args(annotation) if member is not type(None)]
-        wanted = _entity_annotation(members[0]) if len(members) == 1 else None
-        return None if wanted is None else (wanted[0], wanted[1], True, wanted[3])
-    if origin is list:
-        wanted = _entity_annotation(get_args(annotation)[0])
-        return None if wanted is None or wanted[1] else (wanted[0], True, wanted[2], wanted[3])
+        wanted = _wanted(members[0]) if len(members) == 1 else None
+        return None if wanted is None else replace(wanted, is_optional=True)
+    if origin in _SEVERAL:
+        many, inner = _SEVERAL[origin], get_args(annotation)
+        if many is tuple and inner[1:] != (...,):
+            return None
+        wanted = _wanted(inner[-1] if many is dict else inner[0])
+        return None if wanted is None or wanted.many is not None else _several(wanted, many)
     if isinstance(annotation, type) and _mapper(annotation) is not None:
-        return (annotation, False, False, False)
+        return EntityParameter("", None, annotation)
     return None
+
+
+def _several(one: EntityParameter, many: Many) -> EntityParameter:
+    return replace(one, many=many, is_optional=False, items_optional=one.is_optional)
 
 
 def _mapper(class_: type) -> Mapper[Any] | None:
@@ -214,7 +243,13 @@ def _replaced(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     positional, named = list(args), dict(kwargs)
     for parameter in parameters:
-        if parameter.index is not None and parameter.index < len(positional):
+        if parameter.rest:
+            if parameter.index is not None:
+                positional[parameter.index :] = replacement(parameter, positional[parameter.index :])
+            else:
+                rest = {name: value for name, value in named.items() if name not in parameter.named_elsewhere}
+                named.update(replacement(parameter, rest))
+        elif parameter.index is not None and parameter.index < len(positional):
             positional[parameter.index] = replacement(parameter, positional[parameter.index])
         elif parameter.name in named:
             named[parameter.name] = replacement(parameter, named[parameter.name])
@@ -222,21 +257,35 @@ def _replaced(
 
 
 def _loaded(session: Session, parameter: EntityParameter, value: Any) -> Any:
-    if parameter.is_list and isinstance(value, (list, tuple)):
-        found = [_as_reference(item) for item in value]
-        references = [reference for reference in found if reference is not None]
-        if not references:
-            return value
-        if len(references) < len(found):
-            raise EntityReferenceError(
-                parameter.entity.__name__, f"the list {parameter.name!r} holds other values beside entities", "Pass entities alone."
-            )
-        rows = _rows(session, parameter, references)
-        return [row for row in rows if row is not None]
+    if _is_several(parameter, value):
+        return _loaded_several(session, parameter, value)
     reference = _as_reference(value)
     if reference is None:
         return value
     return _rows(session, parameter, [reference])[0]
+
+
+def _is_several(parameter: EntityParameter, value: Any) -> bool:
+    """Tell whether a value is what comes in a message, or in a direct call, for several entities."""
+    return isinstance(value, Mapping if parameter.many is dict else (list, tuple)) and parameter.many is not None
+
+
+def _loaded_several(session: Session, parameter: EntityParameter, value: Any) -> Any:
+    names, items = (list(value), list(value.values())) if parameter.many is dict else (range(len(value)), list(value))
+    found = [_as_reference(item) for item in items]
+    references = [reference for reference in found if reference is not None]
+    if not references:
+        return value
+    if any(
+        reference is None and not (item is None and parameter.items_optional) for item, reference in zip(items, found, strict=True)
+    ):
+        raise EntityReferenceError(
+            parameter.entity.__name__, f"{parameter.name!r} holds other values beside entities", "Pass entities alone."
+        )
+    rows = iter(_rows(session, parameter, references))
+    filled = [(name, None if reference is None else next(rows)) for name, reference in zip(names, found, strict=True)]
+    kept = [(name, row) for name, row in filled if row is not None or parameter.items_optional]
+    return dict(kept) if parameter.many is dict else cast("Any", parameter.many)(row for _, row in kept)
 
 
 class KeyOnly:
@@ -268,8 +317,12 @@ def key_arguments(
 
 
 def _key_only(parameter: EntityParameter, value: Any) -> Any:
-    if parameter.is_list and isinstance(value, (list, tuple)):
-        return [_key_only(replace(parameter, is_list=False), item) for item in value]
+    many: Any = parameter.many
+    if _is_several(parameter, value):
+        one = replace(parameter, many=None)
+        if many is dict:
+            return {name: _key_only(one, item) for name, item in value.items()}
+        return many(_key_only(one, item) for item in value)
     reference = _as_reference(value)
     if reference is None:
         return value
@@ -297,7 +350,7 @@ def _rows(session: Session, parameter: EntityParameter, references: list[dict[st
         statement = statement.with_for_update().execution_options(populate_existing=True)
     found = {inspect(row).identity: row for row in session.scalars(statement).unique()}
     missing = [key for key in keys if key not in found]
-    if missing and not parameter.is_optional:
+    if missing and not (parameter.is_optional or parameter.items_optional):
         raise EntityNotFoundError(mapper.class_.__name__, tuple(missing[0]))
     return [found.get(key) for key in keys]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -93,6 +93,64 @@ def test_list_with_composite_keys_is_loaded_with_one_select(library: Library) ->
 
     assert ended.value == ["B2", "A1"]
     assert len(seen) == 1
+
+
+def test_several_are_loaded_with_one_select_in_every_shape(library: Library) -> None:
+    """A dict keeps its keys, a tuple is one again, and `*works` and `**works` take no more SELECTs than a list."""
+    library.stored(*(works := [Work(title=title) for title in "abc"]))
+    a, b, c = works
+
+    @library.task()
+    def of_dict(works: dict[str, Work]) -> str:
+        return "".join(f"{name}={work.title} " for name, work in works.items())
+
+    @library.task()
+    def of_tuple(works: tuple[Work, ...], others: Sequence[Work] = ()) -> str:
+        assert isinstance(works, tuple)
+        return "".join(work.title for work in (*works, *others))
+
+    @library.task()
+    def of_rest(session: Session, sign: str, *works: Work) -> str:
+        assert all(work in session for work in works)
+        return sign.join(work.title for work in works)
+
+    @library.task()
+    def of_keywords(sign: str, **works: Work) -> str:
+        return "".join(f"{name}{sign}{work.title} " for name, work in works.items())
+
+    calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], str, int]] = [
+        (of_dict, ({"x": c, "y": a, "z": c},), {}, "x=c y=a z=c ", 1),
+        (of_tuple, ((c, a),), {}, "ca", 1),
+        (of_tuple, ([c],), {"others": [b, a]}, "cba", 2),
+        (of_rest, ("-", b, a, b), {}, "b-a-b", 1),
+        (of_rest, ("-",), {}, "", 0),
+        (of_keywords, ("=",), {"x": c, "y": a}, "x=c y=a ", 1),
+    ]
+    for task, args, kwargs, expected, count in calls:
+        task.delay(*args, **kwargs)
+        with selects(library) as seen:
+            [ended] = library.deliver()
+        assert (ended.value, len(seen)) == (expected, count)
+
+
+def test_none_beside_several_keeps_its_place(library: Library) -> None:
+    """In a list of optional entities a row that is gone is None too, where an optional list leaves it out."""
+    library.stored(*(works := [Work(title=title) for title in "abc"]))
+
+    @library.task()
+    def places(works: list[Work | None]) -> str:
+        return "".join(work.title if work else "-" for work in works)
+
+    @library.task()
+    def left(works: list[Work] | None, more: dict[str, Work] | None) -> str:
+        return "".join(work.title for work in works or ()) + "".join(more or ())
+
+    places.delay([works[2], None, works[1], works[0]])
+    left.delay(works, {"x": works[0], "y": works[1]})
+    left.delay(None, None)
+    library.database.execute("DELETE FROM work WHERE title = 'b'")
+
+    assert [ended.value for ended in library.deliver()] == ["c--a", "acx", ""]
 
 
 def test_empty_list_stays_one_without_a_select(library: Library) -> None:
