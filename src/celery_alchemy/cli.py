@@ -11,10 +11,12 @@ import threading
 from typing import Any
 
 import click
+from sqlalchemy.exc import DBAPIError
 
 from . import upkeep
 from .check import check
 from .errors import CeleryAlchemyError
+from .outbox import missing_table
 from .registry import home_of
 from .relay import relay_of
 
@@ -23,7 +25,20 @@ __all__ = ["alchemy"]
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 
-@click.group(name="alchemy", help="The outbox, once tasks and the relay of celery-alchemy.")
+class _Sentences(click.Group):
+    """Commands that say in a sentence, without a traceback, what of the set-up keeps them from their work."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except CeleryAlchemyError as exc:
+            raise click.ClickException(str(exc)) from exc
+        except DBAPIError as exc:
+            raise click.ClickException(str(missing_table(exc) or f"The database cannot be used: {exc.orig}")) from exc
+
+
+@click.group(name="alchemy", cls=_Sentences, help="The outbox, once tasks and the relay of celery-alchemy.")
 @click.pass_context
 def alchemy(context: click.Context) -> None:
     """Find the Alchemy of the app that ``celery -A`` names."""
@@ -46,11 +61,13 @@ def _print(as_json: bool, data: Any, text: str) -> None:
 
 
 @alchemy.command("create-tables")
-def create_tables() -> None:
+@_JSON
+def create_tables(as_json: bool) -> None:
     """Make the library's tables where they do not exist."""
     home = _home()
     home.create_tables()
-    click.echo(f"The table {', '.join(sorted(home.metadata.tables))} is there.")
+    tables = sorted(home.metadata.tables)
+    _print(as_json, {"tables": tables}, f"The table {', '.join(tables)} is there.")
 
 
 @alchemy.command("check")
@@ -68,7 +85,7 @@ def run_checks(as_json: bool) -> None:
 @_JSON
 def status(as_json: bool) -> None:
     """Count what waits, is owed, completed and dead."""
-    counts = _call(upkeep.status, _home().engine)
+    counts = upkeep.status(_home().engine)
     lines = [
         f"waiting    {counts['waiting']:>8}   messages that are to be sent now",
         f"leased     {counts['leased']:>8}   messages that a process is handing over",
@@ -85,7 +102,7 @@ def status(as_json: bool) -> None:
 @_JSON
 def dead(limit: int, as_json: bool) -> None:
     """List dead tasks with their errors."""
-    rows = _call(upkeep.dead, _home().engine, limit)
+    rows = upkeep.dead(_home().engine, limit)
     text = "\n".join(f"{row['id']}  {row['task_name']}  {row['died_at']}\n    {row['error']}" for row in rows)
     _print(as_json, rows, text or "No dead tasks.")
 
@@ -93,44 +110,41 @@ def dead(limit: int, as_json: bool) -> None:
 @alchemy.command()
 @click.argument("ids", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every dead task.")
-def revive(ids: tuple[str, ...], everything: bool) -> None:
+@_JSON
+def revive(ids: tuple[str, ...], everything: bool, as_json: bool) -> None:
     """Send dead tasks again, by their ids or all of them."""
     if bool(ids) == everything:
         raise click.UsageError("Name dead tasks by their ids, or give --all.")
-    revived = _call(upkeep.revive, _home().engine, None if everything else ids)
-    click.echo(f"{revived} revived; a relay sends them." if revived else "0 revived.")
+    revived = upkeep.revive(_home().engine, None if everything else ids)
+    _print(as_json, {"revived": revived}, f"{revived} revived; a relay sends them." if revived else "0 revived.")
     if ids and revived < len(ids):
         raise click.ClickException(f"{len(ids) - revived} of the ids are not those of dead tasks with a message.")
 
 
 @alchemy.command()
-def prune() -> None:
+@_JSON
+def prune(as_json: bool) -> None:
     """Delete completion records that are older than the once window."""
     home = _home()
-    click.echo(f"{_call(upkeep.prune_all, home.engine, home.once_window_seconds)} deleted.")
+    deleted = upkeep.prune_all(home.engine, home.once_window_seconds)
+    _print(as_json, {"deleted": deleted}, f"{deleted} deleted.")
 
 
 @alchemy.command()
 @click.option("--once", "one_pass", is_flag=True, help="Send what is due and end.")
-def relay(one_pass: bool) -> None:
+@_JSON
+def relay(one_pass: bool, as_json: bool) -> None:
     """Send what the outbox holds, until stopped."""
     home = _home()
     worker = relay_of(home)
     if one_pass:
         sent = 0
-        while claimed := _call(worker.step):
+        while claimed := worker.step():
             sent += claimed
-        click.echo(f"{sent} handled.")
+        _print(as_json, {"handled": sent}, f"{sent} handled.")
         return
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopping.set())
     click.echo("The relay runs.")
     worker.run(stopping, home.relay_interval_seconds)
-
-
-def _call(function: Any, *args: Any) -> Any:
-    try:
-        return function(*args)
-    except CeleryAlchemyError as exc:
-        raise click.ClickException(str(exc)) from exc

@@ -32,11 +32,11 @@ Celery = Callable[..., "subprocess.CompletedProcess[str]"]
 def celery(database: Database, broker: Broker) -> Celery:
     """Run `celery -A <app> alchemy <arguments>` and return what it printed and its exit code."""
 
-    def run(*arguments: str, app: str = "tests.delivery.command_app") -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, app: str = "tests.delivery.command_app", url: str | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "celery", "-A", app, "alchemy", *arguments],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment(broker.settings, database.url)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment(broker.settings, url or database.url)},
             capture_output=True,
             text=True,
             timeout=60,
@@ -65,6 +65,53 @@ def test_missing_table_is_named_and_made(celery: Celery, database: Database) -> 
         "completed": 0,
         "dead": 0,
         "oldest_seconds": None,
+    }
+
+
+#: Every command that needs the table.
+NEEDING = ["check", "status", "dead", "revive --all", "prune", "relay --once"]
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("command", NEEDING)
+def test_every_command_says_in_a_sentence_that_the_table_is_missing(celery: Celery, command: str) -> None:
+    """And which command makes it; a person is shown no traceback."""
+    ended = celery(*command.split())
+
+    said = ended.stdout + ended.stderr
+    assert ended.returncode == 1
+    assert "celery_outbox" in said
+    assert "create-tables" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("command", [*NEEDING, "create-tables"])
+def test_every_command_says_in_a_sentence_that_the_database_is_away(celery: Celery, command: str) -> None:
+    """With the reason, and without the password of its URL."""
+    ended = celery(*command.split(), url="postgresql+psycopg://shop:hunter2@127.0.0.1:1/shop")
+
+    said = ended.stdout + ended.stderr
+    assert ended.returncode == 1
+    assert "The database cannot be used" in said
+    assert "Traceback" not in said
+    assert "hunter2" not in said
+
+
+@pytest.mark.databases("sqlite")
+def test_every_command_answers_programs(celery: Celery) -> None:
+    """`--json` prints one object, or one list."""
+    commands = ("create-tables", "check", "status", "dead", "revive --all", "prune", "relay --once")
+    answers = {command: json.loads(celery(*command.split(), "--json").stdout) for command in commands}
+
+    assert answers.pop("status")["waiting"] == 0
+    assert answers == {
+        "create-tables": {"tables": ["celery_outbox"]},
+        "check": answers["check"],
+        "dead": [],
+        "revive --all": {"revived": 0},
+        "prune": {"deleted": 0},
+        "relay --once": {"handled": 0},
     }
 
 
