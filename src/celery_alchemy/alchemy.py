@@ -5,6 +5,7 @@ At the edge: it checks what the user gives, makes the source of sessions and reg
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
@@ -41,6 +42,11 @@ __all__ = ["Alchemy", "Bind", "PublishInTransaction"]
 
 Bind = Union[str, URL, Engine, "AsyncEngine", "sessionmaker[Any]", "async_sessionmaker[Any]", Callable[[], Session]]
 PublishInTransaction = Literal["warn", "raise", "defer", "allow"]
+
+_REPLACED = (
+    "The app {app!r} had an Alchemy{named} already, and its tasks use this one from now on."
+    " For a second database give each further Alchemy a name: Alchemy(app, url, name='analytics')."
+)
 
 _DEFAULT_TASK_CLASS = "celery.app.task:Task"
 
@@ -151,7 +157,7 @@ class Alchemy:
                 "Give the URL as bind, or set sqlalchemy_engine_options in the app's configuration.",
             )
         if app is not None:
-            self.init_app(app)
+            self._tie(app)
 
     def init_app(self, app: Celery[Any]) -> None:
         """Serve the tasks of a Celery app; its default task class becomes SessionTask unless it was given one.
@@ -160,6 +166,9 @@ class Alchemy:
             TasksAlreadyBoundError: Tasks of the app are in use already, with a class that knows no sessions.
             ConfigurationError: This Alchemy serves another app, or this is no app.
         """
+        self._tie(app)
+
+    def _tie(self, app: Celery[Any]) -> None:
         if not isinstance(cast("object", app), Celery):
             raise ConfigurationError(
                 f"An Alchemy was given {type(app).__name__!r} for its app, which is no Celery app.",
@@ -174,6 +183,9 @@ class Alchemy:
         self.app = app
         self.outbox = Outbox(Publisher(app), lambda: self.engine, self._max_message_bytes)
         install(app, intercept)
+        if homes_of(app).get(self.name, self) is not self:
+            # Not refused: a test may give an app another database.
+            warnings.warn(_REPLACED.format(app=app.main, named=f" named {self.name!r}" if self.name else ""), stacklevel=3)
         homes_of(app)[self.name] = cast("Home", self)
         for task in cast("Any", app)._tasks.values():
             if isinstance(task, SessionTask):

@@ -297,3 +297,20 @@ def test_async_session_that_the_caller_gives_is_used_for_its_own_database(shop: 
     assert asyncio.run(call()) == given
     assert shop.titles() == ([] if "session" in given else ["Emma"])
     assert titles_in(analytics) == ([] if "analytics" in given else ["Emma in analytics"])
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("name", [None, "analytics"])
+def test_second_alchemy_of_the_same_name_is_warned_of(shop: Shop, analytics: Alchemy, tmp_path: Path, name: str | None) -> None:
+    """Whoever forgot the name would write everything to the wrong database, and hear nothing of it."""
+    with pytest.warns(UserWarning, match=r"had an Alchemy.* already.*name='analytics'") as caught:
+        Alchemy(shop.app, f"sqlite:///{tmp_path / 'other.db'}", name=name)
+
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.filterwarnings("error")
+def test_alchemy_that_is_initialised_twice_for_its_app_is_not_warned_of(shop: Shop, analytics: Alchemy) -> None:
+    """It replaces nothing."""
+    analytics.init_app(shop.app)
