@@ -23,7 +23,7 @@ from .completion import Ending, State
 from .errors import DeadTaskError, OnceCommitError
 from .ledger import ledger_of
 from .message import Message, recording
-from .outbox import Row
+from .outbox import Row, bind_of
 from .outcome import Replaced, outcome_of
 from .request import AtHand, UnitOfWork, close_quietly
 from .sending import hold
@@ -76,8 +76,10 @@ class OnceUnit(UnitOfWork):
 
         Raises:
             Overtaken: Another delivery completed the task just now.
+            ConfigurationError: The session knows no database for the library's table.
         """
         session = self.session
+        bind_of(session)
         attempt = 1
         while True:
             try:

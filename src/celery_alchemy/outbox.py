@@ -14,15 +14,15 @@ from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import Connection, Engine, bindparam, delete, insert, update
-from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, UnboundExecutionError
 from sqlalchemy.orm import Session
 
-from .errors import MessageTooLargeError, MissingTableError, UnsafeSerializerError
+from .errors import ConfigurationError, MessageTooLargeError, MissingTableError, UnsafeSerializerError
 from .message import Message
 from .publisher import Publisher, off_loop
 from .tables import from_now, outbox
 
-__all__ = ["HandOver", "Outbox", "Row", "missing_table"]
+__all__ = ["HandOver", "Outbox", "Row", "bind_of", "missing_table"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -247,6 +247,21 @@ def missing_table(exc: Exception) -> MissingTableError | None:
     if code == "42P01" or number == 1146 or "no such table" in str(original):
         return MissingTableError(outbox.name) if outbox.name in str(original) else None
     return None
+
+
+def bind_of(session: Session) -> Engine | Connection:
+    """Return where a session's transaction would write the rows; it may route them, or have ``binds``.
+
+    Raises:
+        ConfigurationError: It knows no database for the table.
+    """
+    try:
+        return session.get_bind(clause=_INSERT)
+    except UnboundExecutionError as exc:
+        raise ConfigurationError(
+            f"The session is bound to no database for the table {outbox.name!r}.",
+            "Beside binds=, bind its sessionmaker to the engine that has this table: sessionmaker(engine, binds=...).",
+        ) from exc
 
 
 _INSERT = insert(outbox).values(

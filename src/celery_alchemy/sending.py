@@ -26,7 +26,7 @@ from .errors import (
     UnknownTaskError,
 )
 from .message import Message, Recorder, recording
-from .outbox import HandOver, Row, unique_id
+from .outbox import HandOver, Row, bind_of, unique_id
 from .publisher import publish_directly
 from .registry import Home, home_of
 from .request import UnitOfWork, at_hand
@@ -138,7 +138,7 @@ def _refuse_other_database(home: Home, session: Session) -> None:
     Raises:
         ConfigurationError: It names both databases.
     """
-    bind = session.get_bind()
+    bind = bind_of(session)
     theirs = bind.engine if isinstance(bind, Connection) else bind
     ours = home.engine
     if theirs.url == ours.url or theirs.engine.pool is ours.pool:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from celery import Celery
+from sqlalchemy import create_engine, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from celery_alchemy import Alchemy, ConfigurationError, SessionReport, SessionTask
+from celery_alchemy import Alchemy, ConfigurationError, SessionReport, SessionTask, enqueue
 from celery_alchemy.loop import process_loop
+from tests.services.databases import Database
 from tests.unit.shop import Base, Book, Shop, add_books
 
 pytestmark = pytest.mark.databases("sqlite", "postgresql")
@@ -314,3 +317,58 @@ def test_second_alchemy_of_the_same_name_is_warned_of(shop: Shop, analytics: Alc
 def test_alchemy_that_is_initialised_twice_for_its_app_is_not_warned_of(shop: Shop, analytics: Alchemy) -> None:
     """It replaces nothing."""
     analytics.init_app(shop.app)
+
+
+class FactsBase(DeclarativeBase):
+    """Tables of a database beside the shop's."""
+
+
+class Fact(FactsBase):
+    """A row that stands in the other database."""
+
+    __tablename__ = "fact"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("has_default", [True, False])
+def test_outbox_with_binds_is_in_the_default_database(database: Database, tmp_path: Path, has_default: bool) -> None:
+    """Without one, whoever sends, and a `once` task, is told what to write."""
+    facts = create_engine(f"sqlite:///{tmp_path / 'facts.db'}")
+    FactsBase.metadata.create_all(facts)
+    Base.metadata.create_all(database.engine)
+    binds: dict[Any, Any] = {Base: database.engine, FactsBase: facts}
+    app = Celery("binds", broker="memory://", backend="cache+memory://", set_as_current=False)
+    maker = sessionmaker(database.engine if has_default else None, binds=binds)
+    alchemy = Alchemy(app, maker, outbox=True, publish_in_transaction="allow")
+    Alchemy(app, database.engine, name="making").create_tables()
+
+    @app.task(name="both", shared=False)
+    def both(session: Session) -> None:
+        add_books(session, ["Emma"])
+        session.add(Fact())
+
+    @app.task(name="twice", once=True, shared=False)
+    def twice(session: Session) -> None:
+        add_books(session, ["Letters"])
+
+    def send() -> None:
+        with alchemy.begin() as session:
+            session.add(Fact())  # a task is sent from a transaction that has used the other database only
+            session.flush()
+            enqueue(session, both.s())
+
+    assert both.apply().state == "SUCCESS"
+    if has_default:
+        send()
+        assert twice.apply().state == "SUCCESS"
+    else:
+        with pytest.raises(ConfigurationError, match=r"celery_outbox.*sessionmaker\(engine, binds="):
+            send()
+        with pytest.raises(ConfigurationError, match="celery_outbox"):
+            twice.apply().get()
+    with sessionmaker(binds=binds)() as session:
+        assert len(session.scalars(select(Fact)).all()) == 1 + has_default
+        assert sorted(session.scalars(select(Book.title))) == ["Emma", "Letters"][: 1 + has_default]
+    facts.dispose()
