@@ -226,9 +226,14 @@ def _fixed(signature: Any) -> Any:
 
 
 def _plain(properties: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what is not set, and name entities by their names."""
+    """Leave out what is not set, and name entities by their names.
+
+    A priority of None stays: kombu takes a message without one for one of priority 0.
+    """
     return {
-        name: value.name if isinstance(value, (Queue, Exchange)) else value for name, value in properties.items() if value is not None
+        name: value.name if isinstance(value, (Queue, Exchange)) else value
+        for name, value in properties.items()
+        if value is not None or name == "priority"
     }
 
 

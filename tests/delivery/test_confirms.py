@@ -43,6 +43,27 @@ def test_committed_messages_are_in_the_broker(stand: Stand, number: int) -> None
     assert stand.outbox() == []
 
 
+@pytest.mark.brokers("rabbitmq")
+@pytest.mark.parametrize("number", [1, 5])
+@pytest.mark.parametrize("priority", [None, 3])
+def test_properties_are_those_that_celery_gives(stand: Stand, number: int, priority: int | None) -> None:
+    """A message that Celery sends without a priority has none here either, alone and in a batch."""
+    options: dict[str, Any] = {"queue": stand.queue, "expires": 3600.4} | ({} if priority is None else {"priority": priority})
+    stand.effect.apply_async(("a",), **options)
+    with stand.alchemy.begin() as session:
+        for _ in range(number):
+            enqueue(session, stand.effect.s("a"), **options)
+
+    plain, *ours = ({**sent.properties, "headers": sorted(sent.headers)} for sent in stand.sent())
+    varying = ("correlation_id", "delivery_tag", "application_headers", "expiration")
+    expected = {name: value for name, value in plain.items() if name not in varying}
+    assert len(ours) == number
+    for properties in ours:
+        assert {name: value for name, value in properties.items() if name not in varying} == expected
+        assert abs(int(properties["expiration"]) - int(plain["expiration"])) < 60_000
+    assert plain.get("priority") == priority
+
+
 @pytest.mark.parametrize("number", [1, 5])
 def test_owed_tasks_are_sent_again_after_the_broker_came_back_empty(stand: Stand, broker: Broker, number: int) -> None:
     """Their queue is gone with everything else: the relay declares it again."""
