@@ -47,7 +47,8 @@ def enqueue(session: AnySession, signature: Signature, **options: Any) -> Any:
     committed transaction's messages are published at least once whatever happens to this process and to the broker.
 
     Args:
-        session: A Session, AsyncSession or scoped_session; a web request's, a script's, a task's.
+        session: A Session, an AsyncSession, or a registry of either (scoped_session, async_scoped_session); a web request's, a
+            script's, a task's.
         signature: A task's signature, chain, group, chord, with links and all.
         **options: As for ``Signature.apply_async``: ``countdown``, ``eta``, ``queue``, ``task_id``, ``headers`` ...
 

@@ -15,6 +15,7 @@ from weakref import WeakSet, ref
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction, scoped_session
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
+from sqlalchemy.util import ScopedRegistry
 
 from .errors import OPEN_SAVEPOINT, ConfigurationError, PublishError, UncommittedChangesError
 from .ledger import LEDGER, Ledger, ask_after_failure, has_sent_writes, ledger_of
@@ -35,7 +36,7 @@ __all__ = [
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-# A Session, a scoped_session, or an AsyncSession (named as Any so that greenlet is not needed to import this package).
+# A Session, a scoped_session, or their async twins (named as Any so that greenlet is not needed to import this package).
 AnySession = Union[Session, "scoped_session[Any]", Any]
 
 #: A key of the __dict__ of sessions for whose commit callables wait.
@@ -45,16 +46,21 @@ _FLUSHED = "celery_alchemy.flushed"
 
 
 def sync_session_of(session: AnySession) -> Session:
-    """Return the Session behind an AsyncSession or a scoped_session, or the Session itself."""
-    if isinstance(session, scoped_session):
-        session = session()
+    """Return the Session behind an AsyncSession, a scoped_session or an async_scoped_session, or the Session itself."""
+    session = _in_scope(session)
     sync: object = getattr(session, "sync_session", session) if not isinstance(session, Session) else session
     if not isinstance(sync, Session):
         raise ConfigurationError(
             f"A session was expected and {type(session).__name__!r} was given.",
-            "Give a sqlalchemy.orm.Session, a scoped_session or an AsyncSession.",
+            "Give a sqlalchemy.orm.Session, an AsyncSession, a scoped_session or an async_scoped_session.",
         )
     return sync
+
+
+def _in_scope(session: AnySession) -> Any:
+    """Return the session that a scoped_session or an async_scoped_session stands for here; any other session itself."""
+    registry = getattr(session, "registry", None)
+    return registry() if isinstance(registry, ScopedRegistry) else session
 
 
 def set_owner(session: Session, owner: str) -> None:
@@ -120,7 +126,8 @@ def on_commit(session: AnySession, callable: Callable[[], object], *, what: str 
     A session that is bound to a Connection whose transaction somebody else began has not committed until that one does.
 
     Args:
-        session: A Session, AsyncSession or scoped_session. A session without a transaction begins one, as any use of it would.
+        session: A Session, an AsyncSession, or a registry of either (scoped_session, async_scoped_session). One without a
+            transaction begins one, as any use of it would.
         callable: Takes no arguments. Under an AsyncSession it runs in the event loop's thread and must not block.
         what: A name for it in logs and errors.
     """
@@ -336,7 +343,7 @@ class released:  # noqa: N801 - used as a function: with released(session): ...
     statements wrote is committed.
 
     Args:
-        session: A Session, AsyncSession or scoped_session.
+        session: A Session, an AsyncSession, or a registry of either (scoped_session, async_scoped_session).
         commit: Commit what was written first.
 
     Raises:
@@ -355,7 +362,7 @@ class released:  # noqa: N801 - used as a function: with released(session): ...
         return None
 
     async def __aenter__(self) -> None:
-        await self._given.run_sync(_release, self._commit)
+        await _in_scope(self._given).run_sync(_release, self._commit)
 
     async def __aexit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
         return None

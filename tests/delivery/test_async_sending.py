@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from sqlalchemy import make_url
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from celery_alchemy import enqueue, on_commit
+from celery_alchemy import enqueue, on_commit, released
 from tests.delivery.conftest import MakeStand
 from tests.delivery.stand import Effect, Stand
 
@@ -144,3 +144,24 @@ def test_many_async_sessions_send_at_once(stand: Stand) -> None:
 
     assert sorted(sent.args[0] for sent in stand.sent()) == sorted(str(number) for number in range(count))
     assert stand.outbox() == []
+
+
+def test_async_scoped_session_sends_as_its_session_does(stand: Stand) -> None:
+    """Enqueue, on_commit and released take the registry itself, as web applications hold it."""
+    ran: list[str] = []
+
+    async def use(session: AsyncSession) -> Any:
+        registry = async_scoped_session(async_sessionmaker(session.bind), scopefunc=asyncio.current_task)
+        result = enqueue(registry, stand.effect.s("kept"))
+        on_commit(registry, lambda: ran.append("kept"))
+        async with released(registry, commit=True):
+            pass
+        enqueue(registry, stand.effect.s("ghost"))
+        await registry.rollback()
+        await registry.remove()
+        return result
+
+    result = in_session(stand, use)
+
+    assert [sent.id for sent in stand.sent()] == [result.id]
+    assert ran == ["kept"]
