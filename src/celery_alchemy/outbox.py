@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -156,6 +155,7 @@ class HandOver:
         self._outbox = outbox
         self._rows = rows
         self._claim = uuid4().hex
+        self.is_written = False
 
     def join(self, other: Any) -> HandOver:
         """Return one for the rows of both: one INSERT, one publish, one settlement for each commit."""
@@ -164,10 +164,18 @@ class HandOver:
     def before_commit(self, session: Session) -> None:
         """Write the rows."""
         self._outbox.write(session, self._rows, self._claim)
+        self.is_written = True
 
     def __call__(self) -> None:
         """Publish and settle the rows, which are committed now."""
-        off_loop(partial(self._outbox.hand_over, self._rows, self._claim))
+        off_loop(self._hand_over)
+
+    def _hand_over(self) -> None:
+        if not self.is_written:
+            # Sent by a listener after the COMMIT, where the session's transaction takes no more statements.
+            with Session(self._outbox.engine()) as session, session.begin():
+                self.before_commit(session)
+        self._outbox.hand_over(self._rows, self._claim)
 
 
 def settle(connection: Connection, rows: Sequence[Any], claim: str) -> None:
@@ -225,12 +233,14 @@ def unique_id() -> str:
 def insert_unless_there(session: Session, values: dict[str, Any]) -> bool:
     """Insert a row; return False if one with its id is there.
 
-    In a SAVEPOINT, because the statement fails on every database alike and must not take the caller's work with it. Not INSERT
-    IGNORE, which also shortens texts that are too long.
+    In a SAVEPOINT, because the statement fails on every database alike and must not take the caller's work with it; of the
+    connection, because the session's own would flush, which it must not in the middle of a flush. Not INSERT IGNORE, which also
+    shortens texts that are too long.
     """
+    connection = session.connection({"clause": _INSERT})
     try:
-        with session.begin_nested():
-            session.execute(_INSERT, [values])
+        with connection.begin_nested():
+            connection.execute(_INSERT, [values])
     except IntegrityError:
         return False
     return True

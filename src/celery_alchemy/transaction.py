@@ -43,6 +43,8 @@ AnySession = Union[Session, "scoped_session[Any]", Any]
 WAITING = "celery_alchemy.waiting"
 _OWNER = "celery_alchemy.owner"
 _FLUSHED = "celery_alchemy.flushed"
+_COMMITTING = "celery_alchemy.committing"
+_COMMITTED_NOW = "celery_alchemy.committed_now"
 
 
 def sync_session_of(session: AnySession) -> Session:
@@ -85,7 +87,13 @@ def is_joined(session: Session) -> bool:
 
 
 class Joint(Protocol):
-    """A callable for ``on_commit`` that has work to do in the transaction too; those of one commit are joined into one."""
+    """A callable for ``on_commit`` that has work to do in the transaction too; those of one commit are joined into one.
+
+    Attributes:
+        is_written: The work in the transaction is done.
+    """
+
+    is_written: bool
 
     def __call__(self) -> object: ...
 
@@ -108,11 +116,10 @@ class _Entry:
 class _Waiting:
     """The callables that wait for a session's outermost commit, each with the transaction it was given in."""
 
-    __slots__ = ("committed", "entries")
+    __slots__ = ("entries",)
 
     def __init__(self) -> None:
         self.entries: list[_Entry] = []
-        self.committed: SessionTransaction | None = None
 
 
 def on_commit(session: AnySession, callable: Callable[[], object], *, what: str | None = None) -> None:  # noqa: A002 - the field's word.
@@ -137,6 +144,10 @@ def on_commit(session: AnySession, callable: Callable[[], object], *, what: str 
     transaction = session.get_nested_transaction() or session.get_transaction()
     if transaction is None:  # pragma: no cover - begin() has just made one.
         raise RuntimeError("The session has no transaction after begin().")
+    if _COMMITTING in session.__dict__ and transaction.is_active and getattr(callable, "is_written", True) is False:
+        # Called by a listener, of the commit's own flush for example: the joint work of this commit is already done.
+        joint: Any = callable
+        joint.before_commit(session)
     waiting: _Waiting = session.__dict__.setdefault(WAITING, _Waiting())
     waiting.entries.append(_Entry(transaction, callable, what or str(getattr(callable, "__qualname__", callable))))
 
@@ -146,16 +157,19 @@ def on_commit(session: AnySession, callable: Callable[[], object], *, what: str 
 
 
 def _before_commit(session: Session) -> None:
+    if session.in_nested_transaction():
+        return
     ledger: Ledger | None = session.__dict__.get(LEDGER)
-    if ledger is not None and ledger.failed_on is not None and not session.in_nested_transaction():
+    if ledger is not None and ledger.failed_on is not None:
         ask_after_failure(ledger)
+    session.__dict__[_COMMITTING] = True
     waiting: _Waiting | None = session.__dict__.get(WAITING)
-    if waiting is None or session.in_nested_transaction():
+    if waiting is None:
         return
     joint: Any = None
     kept: list[_Entry] = []
     for entry in waiting.entries:
-        if not hasattr(entry.run, "before_commit"):
+        if getattr(entry.run, "is_written", True):
             kept.append(entry)
         elif joint is None:
             joint = entry
@@ -169,21 +183,21 @@ def _before_commit(session: Session) -> None:
 
 def _after_commit(session: Session) -> None:
     # SQLAlchemy fires this for a released SAVEPOINT as well as for the real COMMIT. It only says here how the transaction that
-    # ends next has ended.
-    waiting: _Waiting | None = session.__dict__.get(WAITING)
-    if waiting is not None:
-        waiting.committed = session.get_nested_transaction() or session.get_transaction()
+    # ends next has ended; also when nothing waits, because another listener of this event may send.
+    session.__dict__[_COMMITTED_NOW] = session.get_nested_transaction() or session.get_transaction()
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
+    if transaction.parent is None:
+        session.__dict__.pop(_COMMITTING, None)
+    committed = session.__dict__.pop(_COMMITTED_NOW, None) is transaction
     waiting: _Waiting | None = session.__dict__.get(WAITING)
     if waiting is not None:
-        _settle(session, transaction, waiting)
+        _settle(session, transaction, waiting, committed)
 
 
-def _settle(session: Session, transaction: SessionTransaction, waiting: _Waiting) -> None:
+def _settle(session: Session, transaction: SessionTransaction, waiting: _Waiting, committed: bool) -> None:
     mine = [entry for entry in waiting.entries if entry.transaction is transaction]
-    committed = waiting.committed is transaction
     if transaction.nested:
         if committed and transaction.parent is not None:
             outer = _outside(transaction.parent)
