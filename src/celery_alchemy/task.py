@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from .body import began_at, failed_for_good, in_unit_of_work, record_failure
 from .completion import key_of
 from .entities import EntityParameter, Missing, encoded
-from .errors import ConfigurationError, NoSessionError, NotConfiguredError, SessionArgumentError
+from .errors import ConfigurationError, DeadTaskError, NoSessionError, NotConfiguredError, SessionArgumentError
 from .events import SessionListener
 from .injection import Injection, caller_header, injection_of
 from .message import recording
@@ -298,12 +298,16 @@ class SessionTask(_Task):
                 return super().retry(*args, **kwargs)
             finally:
                 unit.deferring = False
+        # Autoretry, from outside of the unit of work. A retry would bring a dead task back to life.
+        exc = kwargs.get("exc")
+        if isinstance(exc, DeadTaskError) and exc.key == self.row_key():
+            raise exc
         try:
             return super().retry(*args, **kwargs)
         except (Retry, Reject):
             raise
         except Exception as exc:
-            # Autoretry, from outside of the unit of work, has no retries left: only now has the task failed for good.
+            # Autoretry has no retries left: only now has the task failed for good.
             request = self.request
             failed_for_good(self, exc, tuple(request.args or ()), request.kwargs or {})
             raise

@@ -72,6 +72,38 @@ def test_autoretry_keeps_the_task_owed_until_it_has_failed_for_good(stand: Stand
 
 
 @WAYS
+def test_autoretry_does_not_revive_a_dead_task(stand: Stand, begin: Start) -> None:
+    """A copy of the first message has retries left, and the error that it meets is an Exception too."""
+    runs: list[int] = []
+    told: list[str] = []
+
+    @stand.task(
+        name="fails",
+        once=True,
+        bind=True,
+        autoretry_for=(Exception,),
+        max_retries=1,
+        default_retry_delay=0,
+        record_failure=lambda session, exc: told.append(str(exc)),
+    )
+    def fails(self: Any, session: Session) -> None:
+        runs.append(self.request.retries)
+        raise LookupError("no such book")
+
+    first = begin(stand, fails)
+    stand.deliver(first)
+    [second] = stand.sent()
+    stand.deliver(second)
+    late = [stand.deliver(sent) for sent in (first, second)]
+
+    assert [(ended.state, type(ended.value)) for ended in late] == [("FAILURE", DeadTaskError)] * 2
+    assert runs == [0, 1]
+    assert told == ["no such book"]
+    assert [row["error"] for row in upkeep.dead(stand.alchemy.engine)] == ["LookupError: no such book"]
+    assert stand.sent() == []
+
+
+@WAYS
 def test_dead_task_is_not_run_until_it_is_revived(stand: Stand, begin: Start) -> None:
     """Its error is kept, a late copy reports it, and the revived one does the work once."""
     broken = [True]
