@@ -30,6 +30,9 @@ Ending = Literal["returned", "replaced", "ignored"]
 #: The message header that names the row of a task which was sent through the outbox.
 ROW_HEADER = "celery_alchemy_row"
 
+#: Where a request says that its start has been counted. A new delivery, or a new process, has a new request.
+_COUNTED = "celery_alchemy_counted"
+
 ERROR_MAX_LENGTH = 10_000
 
 
@@ -106,7 +109,8 @@ def once_row(task: Any, home: Home, message: Message) -> Row | None:
 def start(session: Session, key: str, wait_seconds: float, max_deliveries: int, request: Context) -> State | None:
     """Count a start and put the next delivery off, or say that there is nothing to run.
 
-    One statement for a task that was sent through the outbox, or that has never been seen.
+    One statement for a task that was sent through the outbox, or that has never been seen. A request that is run again in its own
+    process is counted once.
 
     Returns:
         None if another delivery completed the task between two of the statements: look again, in a new transaction.
@@ -116,14 +120,15 @@ def start(session: Session, key: str, wait_seconds: float, max_deliveries: int, 
     """
     try:
         sent_through_outbox = getattr(request, ROW_HEADER, None) == key
-        if sent_through_outbox and _begin(session, key, wait_seconds, max_deliveries):
+        begin = {"row_id": key, "wait": wait_seconds, "most": max_deliveries, "starts": 0 if was_counted(request) else 1}
+        if sent_through_outbox and _changed(session, _START, begin):
             return State("owed")
         state = look(session, key)
         if state.kind == "new" and (request.delivery_info or {}).get("redelivered"):
             # It was delivered before, by a worker that is gone. From now on its starts are counted.
             track(session, key, request, deliveries=2)
             return State("owed")
-        if state.kind != "owed" or (not sent_through_outbox and _begin(session, key, wait_seconds, max_deliveries)):
+        if state.kind != "owed" or (not sent_through_outbox and _changed(session, _START, begin)):
             return state
     except (OperationalError, ProgrammingError) as exc:
         raise missing_table(exc) or exc from exc
@@ -131,9 +136,19 @@ def start(session: Session, key: str, wait_seconds: float, max_deliveries: int, 
     return State("dead", error=error, fresh=True) if die(session, key, error) else None
 
 
-def _begin(session: Session, key: str, wait_seconds: float, max_deliveries: int) -> bool:
-    parameters = {"row_id": key, "wait": wait_seconds, "most": max_deliveries}
-    return _changed(session, _START, parameters)
+def was_counted(request: Context) -> bool:
+    """Tell whether this request's start has been counted."""
+    return getattr(request, _COUNTED, False)
+
+
+def note_counted(request: Context) -> None:
+    """Note that this request's start has been counted, and is committed."""
+    setattr(request, _COUNTED, True)
+
+
+def count_end(session: Session, key: str) -> None:
+    """Take back the count of a start that has ended, though the task is still to be done."""
+    session.execute(_END, {"row_id": key})
 
 
 def _changed(session: Session, statement: Any, parameters: dict[str, Any]) -> bool:
@@ -219,14 +234,16 @@ _OPEN = (outbox.c.id == bindparam("row_id"), outbox.c.completed_at.is_(None))
 
 _START = (
     update(outbox)
-    .where(*_OPEN, outbox.c.died_at.is_(None), outbox.c.deliveries < bindparam("most"))
+    .where(*_OPEN, outbox.c.died_at.is_(None), outbox.c.deliveries + bindparam("starts") <= bindparam("most"))
     # A row that only counts starts has no message: were it ever due, the relay would take it for a corrupt one.
     .values(
-        deliveries=outbox.c.deliveries + 1,
+        deliveries=outbox.c.deliveries + bindparam("starts"),
         claim=None,
         due_at=case((outbox.c.body.is_not(None), from_now(bindparam("wait")))),
     )
 )
+
+_END = update(outbox).where(*_OPEN, outbox.c.deliveries > 0).values(deliveries=outbox.c.deliveries - 1)
 
 _LOOK = select(outbox.c.completed_at, outbox.c.result, outbox.c.died_at, outbox.c.error).where(outbox.c.id == bindparam("row_id"))
 

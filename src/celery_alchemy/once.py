@@ -92,6 +92,8 @@ class OnceUnit(UnitOfWork):
                     raise
                 attempt += 1
         self._owed = state.kind == "owed"
+        if self._owed:
+            completion.note_counted(cast("Any", self.task).request)
         event.listen(session, "before_commit", self._refuse_commit)
         return state
 
@@ -248,7 +250,16 @@ class OnceUnit(UnitOfWork):
         self.fail(exc)
         if final or (isinstance(exc, Reject) and not getattr(exc, "requeue", False)):
             return record_death(self.task, self.key, exc, self.in_own_session)
+        if isinstance(exc, Reject) and self._owed:
+            self._count_end()
         return None
+
+    def _count_end(self) -> None:
+        """Say that this start has ended: the body asked the broker to deliver the message again, its process did not die."""
+        try:
+            self.in_own_session(lambda session: completion.count_end(session, self.key))
+        except Exception:
+            logger.warning("%s: its end could not be recorded; it counts as a start without an end", self.owner(), exc_info=True)
 
     def _complete_aside(self, ending: Ending) -> None:
         result = completion.encoded(ending, None)

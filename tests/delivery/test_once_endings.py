@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from celery.exceptions import Ignore, Reject
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from celery_alchemy import DeadTaskError, upkeep
@@ -179,6 +180,46 @@ def test_starts_that_ended_do_not_count(stand: Stand) -> None:
         [sent] = stand.sent()
 
     assert (ended.state, ended.value) == ("SUCCESS", 6)
+
+
+@WAYS
+def test_runs_again_in_a_living_process_do_not_count(stand: Stand, begin: Start) -> None:
+    """A body that is run again after a transient error has killed nothing."""
+    runs: list[str] = []
+
+    @stand.task(name="unlucky", once=True, transient_retries=6, max_deliveries=2)
+    def unlucky(session: Session, name: str) -> int:
+        runs.append(name)
+        session.add(Effect(name=name))
+        if len(runs) < 6:
+            raise DBAPIError("SELECT 1", {}, Exception("the server went away"), connection_invalidated=True)
+        return len(runs)
+
+    sent = begin(stand, unlucky, "a")
+    ended = stand.deliver(sent, delivery_info={"redelivered": True})
+
+    assert (ended.state, ended.value) == ("SUCCESS", 6)
+    assert stand.effects() == ["a"]
+
+
+@WAYS
+def test_message_that_is_requeued_again_and_again_does_not_count(stand: Stand, begin: Start) -> None:
+    """`Reject(requeue=True)` says "not now"; each of these starts has ended."""
+    runs: list[str] = []
+
+    @stand.task(name="busy", once=True, max_deliveries=2)
+    def busy(session: Session, name: str) -> int:
+        runs.append(name)
+        if len(runs) < 6:
+            raise Reject("not now", requeue=True)
+        session.add(Effect(name=name))
+        return len(runs)
+
+    sent = begin(stand, busy, "a")
+    states = [stand.deliver(sent, delivery_info={"redelivered": True}).state for _ in range(6)]
+
+    assert states == ["REJECTED"] * 5 + ["SUCCESS"]
+    assert stand.effects() == ["a"]
 
 
 @WAYS
