@@ -46,6 +46,7 @@ class State:
         value: What it returned.
         error: Why a dead task died.
         fresh: It died just now.
+        by: The task id of the run that committed, where tasks with other ids have the same key.
     """
 
     kind: Literal["new", "owed", "completed", "dead"]
@@ -53,6 +54,7 @@ class State:
     value: Any = None
     error: str = ""
     fresh: bool = False
+    by: str | None = None
 
 
 # --- whose row -------------------------------------------------------------------------------------------------------------
@@ -163,7 +165,7 @@ def look(session: Session, key: str) -> State:
         return State("new")
     if found.completed_at is not None:
         stored = json.loads(found.result) if found.result else {}
-        return State("completed", stored.get("ending", "returned"), stored.get("value"))
+        return State("completed", stored.get("ending", "returned"), stored.get("value"), by=stored.get("by"))
     if found.died_at is not None:
         return State("dead", error=found.error or "")
     return State("owed")
@@ -174,13 +176,19 @@ def track(session: Session, key: str, request: Context, deliveries: int) -> None
     session.execute(_TRACK, {"id": key, "task_id": request.id, "task_name": cast("Any", request).task, "deliveries": deliveries})
 
 
-def encoded(ending: Ending, value: Any) -> str:
+def encoded(ending: Ending, value: Any, by: str | None) -> str:
     """Return a result as it is kept.
+
+    Args:
+        ending: How the run ended.
+        value: What it returned.
+        by: The id of the task, if tasks with other ids may have the same key.
 
     Raises:
         TypeError: It is nothing that Celery's JSON can carry.
     """
-    return str(json.dumps({"ending": ending, "value": value}))
+    kept = {"ending": ending, "value": value}
+    return str(json.dumps(kept if by is None else {**kept, "by": by}))
 
 
 def complete(session: Session, key: str, task_id: str | None, task_name: str, result: str, *, owed: bool) -> bool:

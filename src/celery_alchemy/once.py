@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, cast
+from contextlib import suppress
+from typing import Any, TypeVar, cast
 from uuid import uuid4
 
 from celery.canvas import maybe_signature
@@ -41,6 +42,8 @@ __all__ = [
 ]
 
 logger: logging.Logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 #: How often a start is tried. On the stricter isolation levels all but one of several deliveries that start at once are refused by
 #: the database, which is no failure of the task; each refusal means that another one has got on.
@@ -122,7 +125,7 @@ class OnceUnit(UnitOfWork):
             Overtaken: The record changed and is open; nothing of this run was committed.
             Exception: What the database raised; nothing of this run was committed.
         """
-        result = completion.encoded(ending, value)
+        result = self._encoded(ending, value)
         session = self.session
         self._recording = True
         try:
@@ -155,6 +158,10 @@ class OnceUnit(UnitOfWork):
         if self._unsent is not None and not self.sends_elsewhere:
             self.send_unsent()
         return State("completed", ending, value)
+
+    def _encoded(self, ending: Ending, value: Any) -> str:
+        task: Any = self.task
+        return completion.encoded(ending, value, by=None if task.once_key is None else task.request.id)
 
     def _hold_continuation(self, session: Session, value: Any) -> None:
         """Send the callbacks and the next link of a chain from this transaction, in the place of Celery's tracer.
@@ -262,15 +269,20 @@ class OnceUnit(UnitOfWork):
             logger.warning("%s: its end could not be recorded; it counts as a start without an end", self.owner(), exc_info=True)
 
     def _complete_aside(self, ending: Ending) -> None:
-        result = completion.encoded(ending, None)
+        result = self._encoded(ending, None)
 
         def work(session: Session) -> None:
             completion.complete(session, self.key, self.task.request.id, self.task.name, result, owed=self._owed)
 
-        self.in_own_session(work)
+        # Another delivery that was ignored at the same time has written the record.
+        with suppress(IntegrityError):
+            insist(lambda: self.in_own_session(work))
 
     def replay(self, state: State) -> Any:
-        """Report what the run that committed reported; its callbacks and chain are in the outbox, not the tracer's to send.
+        """Report what the run that committed reported.
+
+        Its callbacks and chain are in the outbox, not the tracer's to send. Those of another task with the same key are: they were
+        not that run's.
 
         Raises:
             Ignore: That run replaced itself or raised Ignore; there is nothing to report.
@@ -281,9 +293,23 @@ class OnceUnit(UnitOfWork):
         if state.ending != "returned":
             raise Ignore(f"{self.owner()} was {state.ending} by the run that committed")
         request: Any = self.task.request
-        if not request.is_eager:
+        if not request.is_eager and state.by in (None, request.id):
             request.callbacks = request.chain = None
         return state.value
+
+
+def insist(act: Callable[[], _T]) -> _T:
+    """Do something that ends its own transaction, again if the database has refused it in favour of another delivery.
+
+    InnoDB chooses the victim of a deadlock among statements that write neighbours in an index, though no delivery waits for another.
+    """
+    for _ in range(START_ATTEMPTS - 1):
+        try:
+            return act()
+        except Exception as exc:
+            if is_lost_connection(exc) or not is_transient(exc):
+                raise
+    return act()
 
 
 def in_session_of(task: Any, work: Callable[[Session], Any]) -> Any:
@@ -316,8 +342,16 @@ def record_death(task: Any, key: str, exc: BaseException, in_own_session: Callab
             completion.insert_dead(session, _row_of_request(task, key), error)
         return State("dead", error=error)
 
+    def record() -> State:
+        try:
+            state: State = in_own_session(work)
+        except IntegrityError:
+            # Another delivery has written the record since we looked.
+            state = in_own_session(work)
+        return state
+
     try:
-        state = in_own_session(work)
+        state = insist(record)
     except Exception:
         logger.exception("Task %s[%s] failed for good and could not be recorded as dead", task.name, task.request.id)
         return None

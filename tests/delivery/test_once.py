@@ -153,6 +153,34 @@ def test_chain_goes_on_after_any_number_of_deliveries(stand: Stand, begin: Start
     assert stand.effects() == ["a", "b", "c"]
 
 
+@WAYS
+def test_chain_and_callbacks_of_another_task_with_the_same_key_go_on_too(stand: Stand, begin: Start) -> None:
+    """Each of two senders waits for what comes after its own task, whichever of the two does the work."""
+
+    @stand.task(name="keyed", once=lambda name: name)
+    def keyed(session: Session, name: str) -> str:
+        session.add(Effect(name=name))
+        return name
+
+    def chained(after: str) -> Sent:
+        signature = chain(keyed.s("a"), stand.effect.si(after))
+        if begin is start_past_outbox:
+            signature.apply_async()
+        else:
+            with stand.alchemy.begin() as session:
+                enqueue(session, signature)
+        [sent] = stand.sent()
+        return sent
+
+    first, second = chained("after the first"), chained("after the second")
+    for sent in (second, first, second):
+        stand.deliver(sent)
+    for sent in stand.sent():
+        stand.deliver(sent)
+
+    assert stand.effects() == ["a", "after the second", "after the first"]
+
+
 def test_next_link_is_kept_when_the_broker_is_down_at_the_commit(stand: Stand) -> None:
     """A chain does not end because the broker was away for the moment between two links."""
     with stand.alchemy.begin() as session:

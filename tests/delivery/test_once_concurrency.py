@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from celery.exceptions import Ignore
 from sqlalchemy.orm import Session
 
 from tests.delivery.stand import Effect, Stand
@@ -117,3 +118,26 @@ def test_loser_of_a_winner_that_rolls_back_does_the_work(stand: Stand, level: st
     assert sorted({one.state for one in ended} | {one.state for one in retries} - {"RETRY"}) in (["RETRY", "SUCCESS"], ["SUCCESS"])
     assert stand.effects() == ["a"]
     assert {one.value for one in [*ended, *retries] if one.state == "SUCCESS"} == {"done"}
+
+
+@WAYS
+@pytest.mark.parametrize("database", ["sqlite", "postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize(("ending", "state"), [(Ignore(), "IGNORED"), (LookupError("no such book"), "FAILURE")])
+def test_deliveries_that_end_without_success_at_the_same_time_leave_one_record(
+    stand: Stand, begin: Start, ending: Exception, state: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each writes the record; those that come too late neither fail by that nor complain."""
+    meeting = Meeting(3)
+
+    @stand.task(name="meets", once=True)
+    def meets(session: Session) -> None:
+        meeting.wait()
+        raise ending
+
+    sent = begin(stand, meets)
+    with ThreadPoolExecutor(3) as pool:
+        ended = [future.result(60) for future in [pool.submit(stand.deliver, sent) for _ in range(3)]]
+
+    assert [(one.state, type(one.value)) for one in ended] == [(state, type(ending))] * 3
+    assert stand.outbox("completed_at IS NOT NULL, died_at IS NOT NULL") == [(state == "IGNORED", state == "FAILURE")]
+    assert [record for record in caplog.records if record.name.startswith("celery_alchemy") and record.levelname == "ERROR"] == []
