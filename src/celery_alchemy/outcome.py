@@ -12,12 +12,15 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from .errors import ConfigurationError
 
-__all__ = ["SUCCESS", "CommitOn", "Outcome", "Replaced", "commit_on_from", "outcome_of"]
+__all__ = ["ONCE_COMMITS_ON", "SUCCESS", "CommitOn", "Outcome", "Replaced", "commit_on_from", "outcome_of"]
 
 Outcome = Literal["success", "retry", "ignore", "reject", "failure"]
 CommitOn = frozenset[Outcome]
 
 SUCCESS: CommitOn = frozenset({"success"})
+
+#: The outcomes that may commit a ``once`` task: those that end it.
+ONCE_COMMITS_ON: CommitOn = frozenset({"success", "ignore"})
 _ALLOWED: tuple[Outcome, ...] = tuple(o for o in get_args(Outcome) if o != "failure")
 
 

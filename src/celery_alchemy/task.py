@@ -28,7 +28,7 @@ from .events import SessionListener
 from .injection import Injection, caller_header, injection_of
 from .message import recording
 from .once import resend_owed
-from .outcome import CommitOn, Replaced, commit_on_from
+from .outcome import ONCE_COMMITS_ON, SUCCESS, CommitOn, Replaced, commit_on_from
 from .registry import FactoryHome, Home, home_of, homes_of
 from .request import UnitOfWork, at_hand
 from .sending import enqueue, hold, session_at_hand
@@ -237,6 +237,12 @@ class SessionTask(_Task):
         if cls.read_only:
             raise ConfigurationError(
                 f"Task {name!r} is both once and read_only, but once writes its completion.", "Remove one of the two."
+            )
+        if cls._policy is not None and not ONCE_COMMITS_ON >= cls._policy >= SUCCESS:
+            raise ConfigurationError(
+                f"Task {name!r} is once, and its commit_on={cls.commit_on!r} does not fit: a once task commits its writes when it is"
+                " done, since what an attempt commits before that would be committed again with the next delivery of its message.",
+                'Use commit_on=("success",) or ("success", "ignore"), or remove once.',
             )
         for option in ("redeliver_after", "max_deliveries"):
             value = getattr(cls, option)
@@ -499,8 +505,11 @@ class SessionTask(_Task):
         return OtherDatabase(self, database)
 
     def outcomes_to_commit(self) -> CommitOn:
-        """Return the outcomes that commit: the task's own, or those of what serves it."""
-        return self.home().commit_on if self._policy is None else self._policy
+        """Return the outcomes that commit: the task's own, or those of what serves it that end a ``once`` task."""
+        if self._policy is not None:
+            return self._policy
+        commit_on = self.home().commit_on
+        return commit_on & ONCE_COMMITS_ON | SUCCESS if self.is_once else commit_on
 
     def open_session(self, unit: UnitOfWork, *, deferred: bool = False) -> Session:
         """Return a session for a unit of work, ready for use or deferred until it is used."""
@@ -512,8 +521,7 @@ class SessionTask(_Task):
 
     def _find_opening(self) -> Opening:
         home = self.home()
-        policy = home.commit_on if self._policy is None else self._policy
-        self._opening = (self.of_asked_class(home.source).opened, policy, home.session_listeners)
+        self._opening = (self.of_asked_class(home.source).opened, self.outcomes_to_commit(), home.session_listeners)
         return self._opening
 
     def deferred_session(self, unit: UnitOfWork) -> Session:

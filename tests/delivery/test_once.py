@@ -415,8 +415,10 @@ def test_enqueue_adds_one_insert_to_the_transaction_and_one_statement_after_it(s
 
 @pytest.mark.databases("sqlite")
 def test_once_that_cannot_work_is_refused_when_the_task_is_made(stand: Stand) -> None:
-    """Once of a wrong kind; a task that may not write cannot record that it is done."""
-    for options in ({"once": "yes"}, {"once": 1}, {"once": True, "read_only": True}):
+    """Once of a wrong kind; a task that may not write cannot record that it is done; one that commits before it is done, or never."""
+    wrong: list[dict[str, Any]] = [{"once": "yes"}, {"once": 1}, {"once": True, "read_only": True}]
+    wrong += [{"once": True, "commit_on": outcomes} for outcomes in ((), ("retry",), ("success", "retry"), ("success", "reject"))]
+    for options in wrong:
         with pytest.raises(ConfigurationError):
             count(stand, name=f"bad {options}", **options).s("a").apply_async()
 
@@ -462,3 +464,22 @@ def test_missing_table_is_named_with_the_command_that_makes_it(stand: Stand) -> 
 
     assert (ended.state, type(ended.value)) == ("FAILURE", MissingTableError)
     assert "celery_outbox" in str(ended.value)
+
+
+def test_what_the_app_commits_on_a_retry_is_rolled_back_in_a_once_task(make_stand: MakeStand) -> None:
+    """The message of an attempt may come twice; what it wrote would be there twice."""
+    stand = make_stand(commit_on=("success", "retry"))
+
+    @stand.task(name="again", once=True, bind=True)
+    def again(self: Any, session: Session, name: str) -> None:
+        session.add(Effect(name=f"{name} {self.request.retries}"))
+        if self.request.retries < 1:
+            raise self.retry(countdown=0)
+
+    first = start(stand, again, "attempt")
+    stand.deliver(first)
+    stand.deliver(first)
+    for sent in stand.sent():
+        stand.deliver(sent)
+
+    assert stand.effects() == ["attempt 1"]
