@@ -60,7 +60,7 @@ def in_unit_of_work(task: Any, body: Callable[..., Any], injection: Injection) -
                 task.refuse_spanning()
             if task.transient_retries and not runs_again(task.request):
                 return with_transient_retries(task, run, args, kwargs)
-            if task.is_once and (task.request.id is not None or task.once_key is not None):
+            if is_delivery_of_once(task, task.request, injection, kwargs):
                 return _run_once(task, call, args, kwargs)
         outer = at_hand.get()
         # As UnitOfWork(task, outer), whose __init__ Python would have to find and call.
@@ -251,6 +251,15 @@ def _autoretried(task: Any, exc: Exception) -> bool:
 
 
 # --- once ------------------------------------------------------------------------------------------------------------------
+
+
+def is_delivery_of_once(task: Any, request: Context, injection: Injection, kwargs: Keywords) -> bool:
+    """Tell whether a call is one delivery of several that must take effect once.
+
+    It is none in a direct call without a key, and none in the transaction of a session that the caller passed.
+    """
+    has_key = request.id is not None or task.once_key is not None
+    return task.is_once and has_key and injection.given(kwargs) is None
 
 
 def key_of_call(task: Any, args: Arguments, kwargs: Keywords) -> str:

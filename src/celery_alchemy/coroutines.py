@@ -21,6 +21,7 @@ from .body import (
     MAX_OVERTAKEN,
     end_failed,
     fail_once,
+    is_delivery_of_once,
     is_named,
     key_of_call,
     load_entities,
@@ -166,7 +167,7 @@ class _Call:
         self._args = args
         self._kwargs = kwargs
         self._units: list[UnitOfWork] = []
-        once = task.is_once and (request.id is not None or task.once_key is not None)
+        once = is_delivery_of_once(task, request, injection, kwargs)
         self._key = key_of_call(task, args, kwargs) if once else None
 
     async def run(self) -> Any:

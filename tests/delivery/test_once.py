@@ -356,6 +356,26 @@ def test_eager_and_direct_calls_run_the_body(stand: Stand) -> None:
     assert stand.effects() == ["direct", "direct", "eager", "key"]
 
 
+def test_session_of_the_caller_makes_a_direct_call_part_of_its_transaction(stand: Stand) -> None:
+    """It is neither recorded nor committed, with a key or without."""
+    by_id = count(stand)
+
+    @stand.task(name="by key", once=lambda name: name)
+    def by_key(session: Session, name: str) -> None:
+        session.add(Effect(name=name))
+
+    with stand.alchemy.session() as session:
+        by_id(name="id", session=session)
+        by_key(name="key", session=session)
+        by_key(name="key", session=session)
+        session.rollback()
+        by_key(name="key", session=session)
+        session.commit()
+
+    assert stand.effects() == ["key"]
+    assert stand.outbox() == []
+
+
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
 
