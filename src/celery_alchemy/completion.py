@@ -6,6 +6,8 @@ transaction to its caller.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -67,20 +69,54 @@ def key_of(task: Any, task_id: str, nesting: int, args: tuple[Any, ...], kwargs:
 
     Raises:
         EntityReferenceError: An entity among the arguments is not one that the task takes.
-        OnceKeyError: The user's key is no str, is empty, too long, or has white space at an end (which MySQL ignores).
+        OnceKeyError: The user's key is no str, is empty, too long, has white space at an end (which MySQL ignores), or a NUL (which
+            PostgreSQL refuses).
     """
     if task.once_key is None:
         return f"{task_id}/{nesting}" if nesting else task_id
-    key_args, key_kwargs = key_arguments(task.entity_parameters, args, kwargs)
+    key_args, key_kwargs = _taken_by(task.once_key, task, *key_arguments(task.entity_parameters, args, kwargs))
     key = task.once_key(*key_args, **key_kwargs)
     if not isinstance(key, str):
         raise OnceKeyError(task.name, f"is a {type(key).__name__!r}")
-    if not key or key != key.strip():
+    if not key or key != key.strip() or "\0" in key:
         raise OnceKeyError(task.name, f"is {key!r}")
     full = f"{task.name}:{key}"
     if len(full) > ID_MAX_LENGTH:
         raise OnceKeyError(task.name, f"has {len(key)} characters")
     return full
+
+
+def _taken_by(
+    make_key: Callable[..., Any], task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what a key function takes of a task's arguments: the same, by position or by name, with a default left out or given.
+
+    One whose parameters have other names than the task's gets the arguments as they were passed.
+    """
+    try:
+        taken = inspect.signature(make_key).parameters.values()
+        signature = inspect.signature(task.run)
+        bound = signature.bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return args, kwargs
+    bound.apply_defaults()
+    given = dict(bound.arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            return args, kwargs
+        if parameter.kind is parameter.VAR_KEYWORD:
+            given.update(given.pop(parameter.name))
+    chosen = {}
+    for parameter in taken:
+        if parameter.kind is parameter.VAR_KEYWORD:
+            return (), given
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
+            return args, kwargs
+        if parameter.name in given:
+            chosen[parameter.name] = given[parameter.name]
+        elif parameter.default is parameter.empty:
+            return args, kwargs
+    return (), chosen
 
 
 def once_row(task: Any, home: Home, message: Message) -> Row | None:

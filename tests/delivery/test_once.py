@@ -231,6 +231,51 @@ def test_key_makes_different_tasks_one(stand: Stand, begin: Start) -> None:
     assert stand.effects() == ["a", "b"]
 
 
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize(
+    "key",
+    [
+        lambda name, copy: f"{name} {copy}",
+        lambda name, copy=7: f"{name} {copy}",
+        lambda copy, name: f"{name} {copy}",
+        lambda name, **others: f"{name} {others['copy']}",
+        lambda **arguments: f"{arguments['name']} {arguments['copy']}",
+    ],
+)
+def test_key_is_the_same_however_the_arguments_are_passed(stand: Stand, key: Any) -> None:
+    """By position, by name, and with a default left out or given."""
+
+    @stand.task(name="keyed", once=key)
+    def keyed(session: Session, name: str, copy: int = 1) -> None:
+        session.add(Effect(name=f"{name} {copy}"))
+
+    for send in (keyed.s("a"), keyed.s("a", 1), keyed.s(name="a"), keyed.s("a", copy=1), keyed.s(copy=1, name="a"), keyed.s("a", 2)):
+        with stand.alchemy.begin() as session:
+            enqueue(session, send)
+        [sent] = stand.sent()
+        stand.deliver(sent)
+
+    assert stand.effects() == ["a 1", "a 2"]
+
+
+@pytest.mark.databases("sqlite")
+def test_key_of_some_of_the_arguments(stand: Stand) -> None:
+    """What the key function does not name makes no difference; one with names of its own gets what was passed."""
+
+    @stand.task(name="keyed", once=lambda order: f"{order}")
+    def keyed(session: Session, order: int, amount: int) -> None:
+        session.add(Effect(name=f"{order} {amount}"))
+
+    @stand.task(name="other", once=lambda *passed: f"{passed}")
+    def other(session: Session, *numbers: int) -> None:
+        session.add(Effect(name=f"{numbers}"))
+
+    for task, args in ((keyed, (7, 1)), (keyed, (7, 2)), (other, (1, 2)), (other, (1, 2)), (other, (1,))):
+        stand.deliver(start(stand, task, *args))
+
+    assert stand.effects() == ["7 1", "(1, 2)", "(1,)"]
+
+
 def test_keys_differ_by_case_by_accent_and_by_task(stand: Stand) -> None:
     """MariaDB's usual collation takes all of these for the same."""
     keys = ["resume", "Resume", "RESUME", "résumé", "resume.", "\uff52esume"]  # the last begins with a full-width letter
@@ -251,7 +296,7 @@ def test_keys_differ_by_case_by_accent_and_by_task(stand: Stand) -> None:
 @pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
     ("key", "says"),
-    [(7, "int"), (None, "NoneType"), ("", "''"), (" a", "' a'"), ("a ", "'a '"), ("x" * 300, "300 characters")],
+    [(7, "int"), (None, "NoneType"), ("", "''"), (" a", "' a'"), ("a ", "'a '"), ("a\0", "a"), ("x" * 300, "300 characters")],
 )
 def test_key_that_cannot_be_used_is_refused(stand: Stand, key: Any, says: str) -> None:
     """In the caller, before anything is written; in the worker for a message that came past the outbox."""
