@@ -159,11 +159,12 @@ class Relay:
         _transact(engine, end)
 
     def prune_sometimes(self) -> None:
-        """Delete a batch of completion records that are older than the window, at most once a minute."""
+        """Delete a batch of completion records that are older than the window, once a minute; while there are more, each time."""
         if monotonic() - self._pruned_at < PRUNE_EVERY_SECONDS:
             return
         self._pruned_at = monotonic()
-        prune(self._engine(), self._once_window_seconds)
+        if prune(self._engine(), self._once_window_seconds) == PRUNE_ROWS:
+            self._pruned_at -= PRUNE_EVERY_SECONDS
 
     def run(self, stopping: threading.Event, interval_seconds: float) -> None:
         """Work until ``stopping`` is set; an outage of the database or the broker is logged once and waited out.

@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from celery_alchemy import DeadTaskError, upkeep
+from celery_alchemy import relay as relay_module
 from tests.delivery.conftest import MakeStand
 from tests.delivery.stand import Crash, Effect, Stand
 from tests.delivery.test_once import WAYS, Start, start, start_past_outbox
@@ -369,6 +370,32 @@ def test_completed_records_are_pruned_after_the_window_and_nothing_else(make_sta
     assert deleted == 1
     assert old.id not in stand.outbox()
     assert len(stand.outbox()) == 3
+
+
+def test_relay_prunes_as_fast_as_records_grow_old(make_stand: MakeStand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch a minute, and the next at once while a batch was full: the table does not grow for ever."""
+    monkeypatch.setattr(relay_module, "PRUNE_ROWS", 2)
+    clock = [0.0]
+    monkeypatch.setattr(relay_module, "monotonic", lambda: clock[0])
+    stand = make_stand(once_window=1000)
+
+    @stand.task(name="count", once=True)
+    def count(session: Session) -> None: ...
+
+    def grow_old(number: int) -> None:
+        for _ in range(number):
+            stand.deliver(start(stand, count))
+        stand.database.execute("UPDATE celery_outbox SET completed_at = '2020-01-01 00:00:00'")
+
+    relay = stand.relay()
+    left = []
+    for seconds, more in ((1, 5), (61, 0), (62, 0), (63, 0), (64, 1), (123, 0), (124, 0)):
+        grow_old(more)
+        clock[0] = seconds
+        relay.prune_sometimes()
+        left.append(len(stand.outbox()))
+
+    assert left == [5, 3, 1, 0, 1, 0, 0]
 
 
 def test_revive_takes_only_the_dead(stand: Stand) -> None:

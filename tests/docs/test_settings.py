@@ -88,7 +88,7 @@ def test_options_of_commands_are_documented() -> None:
         f"| A broker that was down is not tried again right after a commit for | {PAUSE} |",
         f"| A broker may take to confirm a message | {pipeline.CONFIRM_TIMEOUT_SECONDS:g} s |",
         f"| Publishing is tried, when the broker refuses a message | {BACKOFF} |",
-        f"| Pruning | {relay.PRUNE_ROWS} records a minute |",
+        f"| Pruning | every {relay.PRUNE_EVERY_SECONDS:g} s, {relay.PRUNE_ROWS} records at a time until none is left |",
         f"| SQLite's busy time-out | {sqlite.BUSY_TIMEOUT_SECONDS} s |",
         f"| `max_message_bytes` | {outbox.MAX_MESSAGE_BYTES // 2**20} MiB |",
     ],
