@@ -322,12 +322,17 @@ def fail_once(task: Any, unit: OnceUnit, exc: BaseException, args: Arguments, kw
     raise exc
 
 
-def failed_for_good(task: Any, exc: BaseException, args: Arguments, kwargs: Keywords) -> None:
-    """Record a failure that was only found to be final after the unit of work had ended, or that no child is left to record."""
+def failed_for_good(task: Any, exc: BaseException, args: Arguments, kwargs: Keywords) -> State | None:
+    """Record a failure that was only found to be final after the unit of work had ended, or that no child is left to record.
+
+    Returns:
+        The completed state if a ``once`` task's work turns out to have been committed; else None.
+    """
     key = task.row_key()
-    if key is not None:
-        record_death(task, key, exc, functools.partial(in_session_of, task))
-    task.run_record_failure(exc, args, kwargs)
+    state = None if key is None else record_death(task, key, exc, functools.partial(in_session_of, task))
+    if state is None:
+        task.run_record_failure(exc, args, kwargs)
+    return state
 
 
 # --- record_failure --------------------------------------------------------------------------------------------------------

@@ -10,12 +10,13 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from billiard.exceptions import WorkerLostError
 from celery import bootsteps
 from celery.exceptions import TimeLimitExceeded
 from celery.worker.request import Request
+from celery.worker.state import task_ready
 
 from .body import failed_for_good
 from .engine import WorkerPool, pool_findings, set_worker_pool, worker_pool
@@ -29,6 +30,8 @@ from .visibility import window_is_short
 __all__ = ["RelayStep", "SessionRequest", "SessionStep"]
 
 logger: logging.Logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 class SessionStep(bootsteps.Step):
@@ -146,8 +149,27 @@ class SessionRequest(Request):
         """Record a hard time limit, whose child is killed, before the result is stored."""
         if not soft:
             self._kill_child()
-            self._in_request(lambda task: failed_for_good(task, TimeLimitExceeded(timeout), *self._arguments()))
+            if self._in_request(lambda task: self._timed_out(task, TimeLimitExceeded(timeout))):
+                # After the acknowledgement and the result nothing is left of it for Celery to fail.
+                task_ready(cast("Any", self))
+                self.acknowledge()
+                return
         super().on_timeout(soft, timeout)
+
+    def _timed_out(self, task: SessionTask, exc: TimeLimitExceeded) -> bool:
+        """Record that a task has failed at its hard time limit; True for a ``once`` task that was killed after its commit.
+
+        That one has done its work. Its result is stored here, in the place of the child.
+        """
+        state = failed_for_good(task, exc, *self._arguments())
+        if state is None:
+            return False
+        logger.warning("Task %s[%s] was killed at its hard time limit after its commit; it has succeeded", task.name, self.id)
+        context = cast("Any", self)._context
+        if state.ending == "returned":
+            ignored = context.ignore_result or task.ignore_result
+            task.backend.mark_as_done(self.id, state.value, request=context, store_result=not ignored)
+        return True
 
     def _kill_child(self) -> None:
         """Kill the child that Celery will kill right after this.
@@ -204,15 +226,16 @@ class SessionRequest(Request):
     def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return tuple(self.args or ()), dict(self.kwargs or {})
 
-    def _in_request(self, act: Callable[[SessionTask], None]) -> None:
+    def _in_request(self, act: Callable[[SessionTask], _T]) -> _T | None:
         """Do something for the task with its request at hand; logged, never raised: this is the worker's main loop."""
         task = self.task
         if not isinstance(task, SessionTask):
-            return
+            return None
         task.request_stack.push(cast("Any", self)._context)
         try:
-            act(task)
+            return act(task)
         except Exception:
             logger.exception("The end of task %s[%s] could not be recorded", task.name, self.id)
+            return None
         finally:
             task.request_stack.pop()
