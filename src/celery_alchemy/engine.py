@@ -38,10 +38,12 @@ class WorkerPool:
     Attributes:
         name: ``"prefork"``, ``"threads"``, ``"solo"``, ``"gevent"``, ``"eventlet"``, or the class path of another.
         concurrency: How many tasks run at once in the whole worker.
+        time_limit: The hard time limit, in seconds, of tasks that have none of their own (``worker --time-limit``).
     """
 
     name: str
     concurrency: int
+    time_limit: float | None = None
 
     @property
     def tasks_per_process(self) -> int:

@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 
 from .body import began_at, failed_for_good, in_unit_of_work, record_failure
 from .completion import key_of
+from .engine import worker_pool
 from .entities import EntityParameter, Missing, encoded
 from .errors import ConfigurationError, DeadTaskError, NoSessionError, NotConfiguredError, SessionArgumentError
 from .events import SessionListener
@@ -475,7 +476,10 @@ class SessionTask(_Task):
     def redeliver_seconds(self, home: Home, hard_limit: float | None) -> int:
         """Return after how many seconds an owed task is sent again: never while its hard time limit lets it run."""
         wanted = home.redeliver_after if self.redeliver_after is None else self.redeliver_after
-        return ceil(max(wanted, (hard_limit or self.time_limit or 0) + REDELIVER_MARGIN_SECONDS))
+        # A worker's limit is known from the start of the run on, which puts the next sending off.
+        pool = worker_pool()
+        limit = hard_limit or self.time_limit or (pool and pool.time_limit) or 0
+        return ceil(max(wanted, limit + REDELIVER_MARGIN_SECONDS))
 
     def deliveries_allowed(self, home: Home) -> int:
         """Return how many starts without an end make the task dead."""

@@ -39,7 +39,7 @@ class SessionStep(bootsteps.Step):
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
-        pool = WorkerPool(_pool_name(worker.pool_cls), int(worker.concurrency or 1))
+        pool = WorkerPool(_pool_name(worker.pool_cls), int(worker.concurrency or 1), worker.time_limit)
         set_worker_pool(pool)
         _refuse_homeless_tasks(worker.app)
         _refuse_async_tasks(worker.app, pool)

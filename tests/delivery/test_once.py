@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -14,6 +15,7 @@ from sqlalchemy import event, select
 from sqlalchemy.orm import Session
 
 from celery_alchemy import ConfigurationError, MissingTableError, OnceCommitError, OnceKeyError, enqueue, released
+from celery_alchemy.engine import WorkerPool, set_worker_pool, worker_pool
 from tests.delivery.conftest import MakeStand
 from tests.delivery.stand import Effect, Sent, Stand
 
@@ -515,6 +517,27 @@ def test_task_is_never_sent_again_while_its_time_limit_lets_it_run(make_stand: M
     start(stand, count(stand), "a", time_limit=100)
 
     assert stand.outbox("redeliver_seconds")[0] > 100
+
+
+def test_limit_of_the_worker_itself_puts_the_next_sending_off_too(make_stand: MakeStand, request: pytest.FixtureRequest) -> None:
+    """`celery worker --time-limit` holds for tasks without a limit of their own; who sends them does not know it."""
+    request.addfinalizer(functools.partial(set_worker_pool, worker_pool()))
+    set_worker_pool(WorkerPool("prefork", 1, time_limit=5000.0))
+    stand = make_stand(redeliver_after=10)
+    clock = "extract(epoch FROM due_at - now())"
+    if stand.database.name != "postgresql":
+        clock = "timestampdiff(SECOND, utc_timestamp(), due_at)"
+    if stand.database.name == "sqlite":
+        clock = "(julianday(due_at) - julianday('now')) * 86400"
+    waits = []
+
+    @stand.task(name="looks", once=True)
+    def looks() -> None:
+        waits.append(float(stand.outbox(clock)[0]))
+
+    stand.deliver(start(stand, looks))
+
+    assert 4900 < waits[0] < 5100
 
 
 def test_missing_table_is_named_with_the_command_that_makes_it(stand: Stand) -> None:
