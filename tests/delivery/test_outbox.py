@@ -196,8 +196,14 @@ def test_relay_that_was_paused_past_its_lease_settles_nothing(make_stand: MakeSt
     assert stand.outbox() == []
 
 
-def test_process_that_was_paused_in_its_hand_over_settles_nothing(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same holds for the process that committed the message."""
+@pytest.mark.parametrize("once", [False, True])
+def test_process_that_was_paused_in_its_hand_over_settles_nothing(stand: Stand, monkeypatch: pytest.MonkeyPatch, once: bool) -> None:
+    """The same holds for the process that committed the message, of a plain task and of one that is owed."""
+
+    @stand.task(name="hands over", once=once)
+    def hands_over() -> None: ...
+
+    rows: list[Any] = []
     outbox = stand.alchemy.outbox
     assert outbox is not None
     publish = outbox.publisher.publish
@@ -207,13 +213,15 @@ def test_process_that_was_paused_in_its_hand_over_settles_nothing(stand: Stand, 
         stand.make_due()
         with stand.alchemy.engine.begin() as connection:
             relay_module.claim_due(connection, "relay")
+        rows.append(stand.outbox("claim, due_at, sends"))
         return answers
 
     monkeypatch.setattr(outbox.publisher, "publish", publish_late)
     with stand.alchemy.begin() as session:
-        enqueue(session, stand.effect.s("sent"))
+        enqueue(session, hands_over.s())
 
-    assert stand.outbox("claim") == ["relay"]
+    assert rows[0][0][0] == "relay"
+    assert stand.outbox("claim, due_at, sends") == rows[0]
 
 
 def test_many_relays_share_the_work(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
