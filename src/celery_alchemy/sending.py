@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, cast
@@ -69,7 +69,7 @@ def enqueue(session: AnySession, signature: Signature, **options: Any) -> Any:
         result = signature.freeze(options.get("task_id"))
         on_commit(sync_session, partial(signature.apply_async, **options), what=f"eager {signature.task}")
         return result
-    chosen_id = "task_id" in options or "task_id" in signature.options
+    chosen_id = "task_id" in options or any("task_id" in (part.get("options") or {}) for part in _signatures(signature))
     with recording(app) as messages:
         result = signature.apply_async(**options)
     hold(app, home, sync_session, messages, chosen_id=chosen_id)
@@ -121,16 +121,18 @@ def _refuse_unknown(app: Celery[Any], home: Home | None, signature: Signature) -
 
 
 def _task_names(signature: Any) -> list[str]:
-    names = []
-    if signature.get("subtask_type") is None:
-        names.append(signature["task"])
+    return [part["task"] for part in _signatures(signature) if part.get("subtask_type") is None]
+
+
+def _signatures(signature: Any) -> Iterator[Any]:
+    """Yield a signature and all that it is made of."""
+    yield signature
     for member in ("tasks", "header", "body"):
         inner = signature.get("kwargs", {}).get(member) if signature.get("subtask_type") else None
         members = inner if isinstance(inner, (list, tuple)) else [inner]
         for item in members:
             if isinstance(item, dict) and "task" in item:
-                names.extend(_task_names(item))
-    return names
+                yield from _signatures(item)
 
 
 def _refuse_other_database(home: Home, session: Session) -> None:

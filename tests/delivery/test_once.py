@@ -10,11 +10,11 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from celery import chain
+from celery import chain, chord, group
 from sqlalchemy import event, select
 from sqlalchemy.orm import Session
 
-from celery_alchemy import ConfigurationError, MissingTableError, OnceCommitError, OnceKeyError, enqueue, released
+from celery_alchemy import ConfigurationError, MissingTableError, OnceCommitError, OnceKeyError, SessionTask, enqueue, released
 from celery_alchemy.engine import WorkerPool, set_worker_pool, worker_pool
 from tests.delivery.conftest import MakeStand
 from tests.delivery.stand import Effect, Sent, Stand
@@ -276,6 +276,43 @@ def test_key_of_some_of_the_arguments(stand: Stand) -> None:
         stand.deliver(start(stand, task, *args))
 
     assert stand.effects() == ["7 1", "(1, 2)", "(1,)"]
+
+
+@pytest.mark.parametrize(
+    "canvas",
+    [chain, group, lambda first, second: chord([first], second)],
+)
+def test_ids_that_the_caller_chose_may_be_sent_again(stand: Stand, canvas: Callable[..., Any]) -> None:
+    """By themselves or in a canvas: it is another delivery, not an error of the caller's commit."""
+    task = count(stand)
+    for _ in range(2):
+        with stand.alchemy.begin() as session:
+            session.add(Effect(name="caller"))
+            enqueue(session, canvas(task.si("first").set(task_id="chosen 1"), task.si("second").set(task_id="chosen 2")))
+
+    stand.run_all()
+
+    effects = stand.effects()
+    assert [effects.count(name) for name in ("caller", "first", "second")] == [2, 1, 1]
+
+
+def test_once_implies_late_acknowledgement_and_reject_on_worker_lost(stand: Stand) -> None:
+    """However the task is made, and whatever it or the app says of it: else a message is gone before the work is done."""
+    stand.app.conf.task_annotations = {"annotated": {"once": True}}
+    stand.app.conf.task_acks_late = False
+
+    class ByClass(SessionTask):
+        name = "by class"
+        once = True
+
+        def run(self) -> None: ...
+
+    by_class: Any = stand.app.register_task(ByClass())
+    tasks = [count(stand), count(stand, name="annotated", once=False), count(stand, name="early", acks_late=False), by_class]
+
+    assert [(task.name, task.acks_late, task.reject_on_worker_lost) for task in tasks] == [
+        (name, True, True) for name in ("count", "annotated", "early", "by class")
+    ]
 
 
 def test_keys_differ_by_case_by_accent_and_by_task(stand: Stand) -> None:
