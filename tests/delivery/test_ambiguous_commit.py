@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 from celery_alchemy import enqueue, upkeep
@@ -35,11 +35,14 @@ def stand(database: Database, proxy: CommitProxy) -> Iterator[Stand]:
 
 
 @WAYS
-def test_commit_whose_answer_is_lost_is_a_success(stand: Stand, proxy: CommitProxy, begin: Start) -> None:
-    """The work is done: the task reports its result, what it sent is sent, and a copy does nothing."""
+@pytest.mark.parametrize("again", [{}, {"autoretry_for": (DBAPIError,)}, {"transient_retries": 3}])
+def test_commit_whose_answer_is_lost_is_a_success(stand: Stand, proxy: CommitProxy, begin: Start, again: dict[str, Any]) -> None:
+    """The work is done: the task reports its result, what it sent is sent, and neither it nor a copy runs again."""
+    runs: list[int] = []
 
-    @stand.task(name="works", once=True)
+    @stand.task(name="works", once=True, **again)
     def works(session: Session) -> str:
+        runs.append(1)
         session.add(Effect(name="a"))
         session.flush()
         stand.effect.delay_on_commit("child")
@@ -53,7 +56,7 @@ def test_commit_whose_answer_is_lost_is_a_success(stand: Stand, proxy: CommitPro
     stand.make_due()
     stand.relay_all()
 
-    assert proxy.lost == 1
+    assert (proxy.lost, len(runs)) == (1, 1)
     assert [(one.state, one.value) for one in (ended, copy)] == [("SUCCESS", "done")] * 2
     assert stand.effects() == ["a"]
     assert [child.args for child in stand.sent()] == [["child"]]
