@@ -260,6 +260,24 @@ def test_relay_does_not_wait_for_a_transaction_that_is_under_way(stand: Stand) -
     assert names_sent(stand) == ["committed"]
 
 
+@pytest.mark.databases("postgresql", "mariadb")
+def test_relay_passes_by_a_row_that_somebody_has_locked(stand: Stand) -> None:
+    """A process that was paused in the middle of a row's change, or another relay, holds no other row up."""
+    leave_behind(stand, "locked")
+    [locked] = stand.outbox("id")
+    leave_behind(stand, "free")
+    with stand.database.engine.begin() as connection, ThreadPoolExecutor(1) as pool:
+        connection.execute(text("SELECT id FROM celery_outbox WHERE id = :id FOR UPDATE"), {"id": locked})
+        handled = pool.submit(stand.relay_all)
+        try:
+            done = handled.result(20)
+        finally:
+            connection.rollback()
+
+    assert done == 1
+    assert names_sent(stand) == ["free"]
+
+
 # --- bad messages -----------------------------------------------------------------------------------------------------
 
 
