@@ -260,6 +260,25 @@ def test_relay_does_not_wait_for_a_transaction_that_is_under_way(stand: Stand) -
     assert names_sent(stand) == ["committed"]
 
 
+def test_relay_tries_no_message_when_its_lease_is_nearly_over(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that takes its time for each message: another relay would publish the rest at the same time."""
+    clock = [0.0]
+    monkeypatch.setattr(publisher_module, "monotonic", lambda: clock[0])
+    leave_behind(stand, "first", "second", "third")
+    relay = stand.relay()
+    publish_one = relay._publisher._publish_one
+
+    def publish_slowly(*message: Any) -> Any:
+        clock[0] += relay_module.LEASE_SECONDS * 0.6
+        return publish_one(*message)
+
+    monkeypatch.setattr(relay._publisher, "_publish_one", publish_slowly)
+    relay.step()
+
+    assert len(names_sent(stand)) == 1
+    assert len(stand.outbox()) == 2
+
+
 @pytest.mark.databases("postgresql", "mariadb")
 def test_relay_passes_by_a_row_that_somebody_has_locked(stand: Stand) -> None:
     """A process that was paused in the middle of a row's change, or another relay, holds no other row up."""
