@@ -17,24 +17,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
-from .body import (
-    MAX_OVERTAKEN,
-    end_failed,
-    fail_once,
-    is_delivery_of_once,
-    is_named,
-    key_of_call,
-    load_entities,
-    record_if_final,
-    report,
-    runs_again,
-    transient_runs,
-    with_transient_retries,
-)
+from .arguments import is_named, load_entities
+from .body import MAX_OVERTAKEN, end_failed, fail_once, is_delivery_of_once, key_of_call, report
+from .failure import record_if_final
 from .injection import Injection
 from .loop import process_loop
 from .once import OnceUnit, Overtaken
 from .request import UnitOfWork, at_hand, refuse_entities
+from .reruns import runs_of, transient_runs, with_transient_retries
 
 __all__ = ["AsyncTask", "in_async_unit_of_work"]
 
@@ -104,7 +94,7 @@ def in_async_unit_of_work(task: Any, body: Callable[..., Coroutine[Any, Any, Any
         make = functools.partial(_Call, task, request, body, injection, args, kwargs)
         if request.called_directly and not request.is_eager and _in_a_loop():
             return _awaited(task, request, make)
-        if task.transient_retries and not runs_again(request):
+        if task.transient_retries and runs_of(request) is None:
             return with_transient_retries(task, run, args, kwargs)
         call = make()
         try:

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from .entities import EntityParameter, entity_parameters
 from .errors import SessionParameterError
 
-__all__ = ["Body", "Injection", "SessionParameter", "caller_header", "injection_of"]
+__all__ = ["Body", "Injection", "SessionParameter", "caller_header", "injection_of", "without_placeholders"]
 
 Body = Callable[..., Any]
 
@@ -243,3 +243,19 @@ def caller_header(body: Body, injection: Injection) -> Callable[..., object] | N
     bare = [p.replace(annotation=inspect.Parameter.empty) for p in injection.signature.parameters.values()]
     stand_in.__signature__ = inspect.Signature(bare)  # type: ignore[attr-defined]
     return typing.cast("Callable[..., object]", head_from_fun(stand_in))
+
+
+def without_placeholders(dump: Callable[..., Any], injection: Injection) -> Callable[..., Any]:
+    """Let Celery's pydantic dump, which binds arguments to the whole signature, see something in the sessions' places."""
+    placeholder = object()
+
+    def dump_arguments(args: Any, kwargs: Any) -> tuple[Any, Any]:
+        places = {parameter.name: placeholder for parameter in injection.parameters}
+        filled_args, filled_kwargs = injection.fill(tuple(args or ()), kwargs or {}, places)
+        dumped_args, dumped_kwargs = dump(filled_args, filled_kwargs)
+        return (
+            tuple(value for value in dumped_args if value is not placeholder),
+            {key: value for key, value in dumped_kwargs.items() if value is not placeholder},
+        )
+
+    return dump_arguments

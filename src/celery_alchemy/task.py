@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
-from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from celery import Celery, Task
 from celery.app.task import Context
@@ -20,18 +20,22 @@ from celery.exceptions import Reject, Retry
 from celery.result import AsyncResult
 from sqlalchemy.orm import Session
 
-from .body import began_at, failed_for_good, in_unit_of_work, record_failure
+from .body import in_unit_of_work
 from .completion import key_of
 from .engine import worker_pool
 from .entities import EntityParameter, Missing, encoded
 from .errors import ConfigurationError, DeadTaskError, NoSessionError, NotConfiguredError, SessionArgumentError
 from .events import SessionListener
-from .injection import Injection, caller_header, injection_of
+from .failure import failed_for_good, record_failure
+from .injection import Injection, caller_header, injection_of, without_placeholders
 from .message import recording
+from .named_database import OtherDatabase
 from .once import resend_owed
+from .options import check_once, check_options, once_of, written_in
 from .outcome import ONCE_COMMITS_ON, SUCCESS, CommitOn, Replaced, commit_on_from
 from .registry import FactoryHome, Home, home_of, homes_of
 from .request import UnitOfWork, at_hand
+from .reruns import began_at
 from .sending import enqueue, hold, session_at_hand
 from .sessions import SessionOptions
 from .transaction import AnySession
@@ -150,7 +154,7 @@ class SessionTask(_Task):
         # A class-based task has no app when it is made.
         has_app = "app" in vars(type(self)) or cast("Any", self).__bound__
         named = self.named_databases if has_app or len(self._injection.parameters) > 1 else ()
-        promise = "once" if _once_of(type(self)) else "transient_retries" if self.transient_retries else None
+        promise = "once" if once_of(type(self)) else "transient_retries" if self.transient_retries else None
         if not named or promise is None:
             return
         raise ConfigurationError(
@@ -174,7 +178,7 @@ class SessionTask(_Task):
                     self.__header__ = header
             dump = getattr(self, "_dump_pydantic_arguments", None)  # Celery 5.6
             if dump is not None:
-                self._dump_pydantic_arguments = _without_placeholders(dump, self._injection)
+                self._dump_pydantic_arguments = without_placeholders(dump, self._injection)
         if inspect.iscoroutinefunction(inspect.unwrap(body)):
             # An optional extra: greenlet and an async driver are only there where it is used.
             from .coroutines import in_async_unit_of_work
@@ -191,70 +195,17 @@ class SessionTask(_Task):
         name = str(cls.name or cls.__name__)
         cls._options = None
         cls._policy = None if cls.commit_on is None else commit_on_from(cls.commit_on, f"task {name!r}")
-        factory = _static(cls, "session_factory")
+        factory = written_in(cls, "session_factory")
         cls._factory_home = None if factory is None else FactoryHome(factory, name)
-        if cls.missing not in get_args(Missing):
-            raise ConfigurationError(
-                f"missing={cls.missing!r} of task {name!r} is unknown.",
-                f"Use one of {', '.join(map(repr, get_args(Missing)))}.",
-            )
-        retries: object = cls.transient_retries
-        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-            raise ConfigurationError(
-                f"transient_retries={retries!r} of task {name!r} is no number of retries.", "Give a whole number, 0 for none."
-            )
-        cls._bind_once(name)
-        record = inspect.getattr_static(cls, "record_failure")
-        record = getattr(record, "__func__", record)
-        if record is not None and not callable(record):
-            raise ConfigurationError(
-                f"record_failure={record!r} of task {name!r} cannot be called.",
-                "Give a function: def failed(session: Session, exc: Exception, *args, **kwargs).",
-            )
-        if inspect.iscoroutinefunction(record):
-            raise ConfigurationError(
-                f"record_failure of task {name!r} is an `async def`.",
-                "Make it a plain `def` with a Session: it also runs where there is no event loop, for a child that was killed.",
-            )
-        app.steps["worker"].add("celery_alchemy.worker:SessionStep")
-
-    @classmethod
-    def _bind_once(cls, name: str) -> None:
-        once = _once_of(cls)
-        cls.is_once = bool(once)
+        check_options(cls, name)
+        cls.is_once = bool(once_of(cls))
         cls.may_run_again = cls.is_once or bool(cls.transient_retries)
-        if not once:
-            return
-        if once is not True and not callable(once):
-            raise ConfigurationError(
-                f"once={once!r} of task {name!r} is neither True nor a callable.",
-                "Use once=True, or once=lambda order_id: f'charge:{order_id}'.",
-            )
-        if cls._factory_home is not None:
-            raise ConfigurationError(
-                f"Task {name!r} is once, but its class has a session_factory, which has no outbox to record that in.",
-                "Give the app an Alchemy instead of the session_factory.",
-            )
-        if cls.read_only:
-            raise ConfigurationError(
-                f"Task {name!r} is both once and read_only, but once writes its completion.", "Remove one of the two."
-            )
-        if cls._policy is not None and not ONCE_COMMITS_ON >= cls._policy >= SUCCESS:
-            raise ConfigurationError(
-                f"Task {name!r} is once, and its commit_on={cls.commit_on!r} does not fit: a once task commits its writes when it is"
-                " done, since what an attempt commits before that would be committed again with the next delivery of its message.",
-                'Use commit_on=("success",) or ("success", "ignore"), or remove once.',
-            )
-        for option in ("redeliver_after", "max_deliveries"):
-            value = getattr(cls, option)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if value is not None and not (number and value > 0):
-                raise ConfigurationError(
-                    f"{option}={value!r} of task {name!r} is not a positive number.", "Give a number greater than 0."
-                )
-        # An acknowledgement before the end, or one for a child that died, would lose the task.
-        cls.acks_late = True
-        cast("Any", cls).reject_on_worker_lost = True
+        if cls.is_once:
+            check_once(cls, name, cls._policy)
+            # An acknowledgement before the end, or one for a child that died, would lose the task.
+            cls.acks_late = True
+            cast("Any", cls).reject_on_worker_lost = True
+        app.steps["worker"].add("celery_alchemy.worker:SessionStep")
 
     # --- what bodies use -------------------------------------------------------------------------------------------------
 
@@ -458,7 +409,7 @@ class SessionTask(_Task):
     @property
     def once_key(self) -> Callable[..., Any] | None:
         """The callable that makes the key of a ``once`` task; None where the key is the task id."""
-        once = _once_of(type(self))
+        once = once_of(type(self))
         return None if once is True else cast("Callable[..., Any]", once)
 
     def row_key(self) -> str | None:
@@ -583,80 +534,6 @@ class SessionTask(_Task):
             record_failure(self, record, exc, args, kwargs)
 
 
-class OtherDatabase:
-    """A task, with the sessions of another Alchemy of its app."""
-
-    uses_session = False
-    deferred_class: type[Session] | None = None
-    has_named_databases = True
-
-    def __init__(self, task: SessionTask, database: str) -> None:
-        home = home_of(task.app, database)
-        if home is None:
-            raise ConfigurationError(
-                f"Task {task.name!r} asks for a session of {database!r}, and the app has no Alchemy of that name.",
-                f"Make Alchemy(app, url, name={database!r}).",
-            )
-        self._task = task
-        self._home = home
-        self._database = database
-        self.request: Context = task.request
-        self.name: str = f"{task.name} ({database})"
-
-    def home(self) -> Home:
-        """Return what serves that database's sessions."""
-        return self._home
-
-    def open_session(self, unit: UnitOfWork, *, deferred: bool = False) -> Session:
-        """Return a deferred session of that database."""
-        session: Session = self._task.of_asked_class(self._home.source, self._database).session(unit)
-        return session
-
-    def session_listeners(self) -> Sequence[SessionListener]:
-        """Return who wants to know of this database's sessions."""
-        return self._home.session_listeners
-
-    def outcomes_to_commit(self) -> CommitOn:
-        """Return the task's outcomes."""
-        return self._task.outcomes_to_commit()
-
-    def unit_options(self, unit: UnitOfWork) -> SessionOptions:
-        """Return the task's options."""
-        return self._task.unit_options(unit)
-
-    def in_database(self, database: str) -> OtherDatabase:
-        """Return the task on yet another database."""
-        return OtherDatabase(self._task, database)
-
-
 def _is_method(record: Any) -> bool:
     """Tell whether a ``record_failure`` was written as a method of a task's class, by the name of its first parameter."""
     return inspect.isfunction(record) and next(iter(inspect.signature(record).parameters), None) == "self"
-
-
-def _static(cls: type, name: str) -> Any:
-    """Return a class attribute that may be a function, without making a method of it."""
-    value = inspect.getattr_static(cls, name, None)
-    return value.__func__ if isinstance(value, staticmethod) else value
-
-
-def _once_of(cls: type) -> Any:
-    """Return the option ``once`` of a task class; a dict is celery-once's and says nothing here."""
-    once = _static(cls, "once")
-    return False if isinstance(once, dict) else once
-
-
-def _without_placeholders(dump: Callable[..., Any], injection: Injection) -> Callable[..., Any]:
-    """Let Celery's pydantic dump, which binds arguments to the whole signature, see something in the sessions' places."""
-    placeholder = object()
-
-    def dump_arguments(args: Any, kwargs: Any) -> tuple[Any, Any]:
-        places = {parameter.name: placeholder for parameter in injection.parameters}
-        filled_args, filled_kwargs = injection.fill(tuple(args or ()), kwargs or {}, places)
-        dumped_args, dumped_kwargs = dump(filled_args, filled_kwargs)
-        return (
-            tuple(value for value in dumped_args if value is not placeholder),
-            {key: value for key, value in dumped_kwargs.items() if value is not placeholder},
-        )
-
-    return dump_arguments

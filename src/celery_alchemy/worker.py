@@ -18,9 +18,9 @@ from celery.exceptions import TimeLimitExceeded
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 
-from .body import failed_for_good
 from .engine import WorkerPool, pool_findings, set_worker_pool, worker_pool
 from .errors import ConfigurationError
+from .failure import failed_for_good
 from .once import count_lost_start, give_up
 from .registry import homes_of
 from .relay import RelayThread, relay_of
@@ -39,7 +39,7 @@ class SessionStep(bootsteps.Step):
 
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
-        pool = WorkerPool(_pool_name(worker.pool_cls), int(worker.concurrency or 1), worker.time_limit)
+        pool = WorkerPool(_pool_name(worker.pool_cls), int(worker.concurrency or 1), getattr(worker, "time_limit", None))
         set_worker_pool(pool)
         _refuse_homeless_tasks(worker.app)
         _refuse_async_tasks(worker.app, pool)

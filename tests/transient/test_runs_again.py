@@ -12,8 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from celery_alchemy import SessionTask
-from celery_alchemy import body as running
+from celery_alchemy import SessionTask, reruns
 from tests.delivery.conftest import MakeStand
 from tests.delivery.stand import Effect
 from tests.services.databases import Database
@@ -31,7 +30,7 @@ pytestmark = pytest.mark.databases(*SERIALIZABLE)
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds waited between two runs; nobody really waits."""
     seconds: list[float] = []
-    monkeypatch.setattr(running, "sleep", seconds.append)
+    monkeypatch.setattr(reruns, "sleep", seconds.append)
     return seconds
 
 
@@ -98,13 +97,13 @@ def test_body_runs_again_at_most_so_often(shop: Shop, rival: Rival, waits: list[
 
 def test_backoff_is_random_and_grows(shop: Shop) -> None:
     """Two rivals that wait equally long would meet again."""
-    by_try = [[running.backoff_seconds(tries) for _ in range(500)] for tries in (1, 2, 3, 30)]
+    by_try = [[reruns.backoff_seconds(tries) for _ in range(500)] for tries in (1, 2, 3, 30)]
 
     assert all(len(set(waited)) > 1 for waited in by_try)
     for tries, waited in zip((1, 2, 3), by_try, strict=False):
-        bound = running.BACKOFF_SECONDS * 2**tries
+        bound = reruns.BACKOFF_SECONDS * 2**tries
         assert bound / 2 < max(waited) <= bound
-    assert max(by_try[3]) <= running.BACKOFF_MAX_SECONDS
+    assert max(by_try[3]) <= reruns.BACKOFF_MAX_SECONDS
 
 
 @pytest.mark.databases("postgresql+psycopg")
@@ -420,7 +419,7 @@ def test_busy_file_runs_the_body_again(impatient: Shop, waits: list[float]) -> N
 @pytest.mark.parametrize("fails", [2, 9])
 def test_async_body_runs_again(shop: Shop, rival: Rival, monkeypatch: pytest.MonkeyPatch, way: str, fails: int) -> None:
     """In a fresh AsyncSession, as often and no oftener; its failure is recorded after the last run."""
-    monkeypatch.setattr(running, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(reruns, "BACKOFF_SECONDS", 0.001)
     sessions: list[AsyncSession] = []
     recorded: list[str] = []
 
@@ -462,7 +461,7 @@ def test_async_connection_that_is_refused_runs_the_body_again(
     database: Database, make_shop: MakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that restarts: asyncpg reports it by an error of the operating system, not of the database."""
-    monkeypatch.setattr(running, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(reruns, "BACKOFF_SECONDS", 0.001)
     runs: list[int] = []
     there = make_url(database.url)
     shop = make_shop()
