@@ -139,7 +139,7 @@ class NoSessionError(CeleryAlchemyError, AttributeError):
         self.what = what
         self.remedy = remedy
         # Else Python notes the task here, and ends the traceback with a similar attribute: "Did you mean: ...?"
-        self.obj = None
+        self.obj: object = None
 
     def __str__(self) -> str:
         return f"{self.what} needs a session and none is at hand here. {self.remedy}"

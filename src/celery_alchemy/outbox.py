@@ -155,7 +155,7 @@ class HandOver:
         self._outbox = outbox
         self._rows = rows
         self._claim = uuid4().hex
-        self.is_written = False
+        self.is_written: bool = False
 
     def join(self, other: Any) -> HandOver:
         """Return one for the rows of both: one INSERT, one publish, one settlement for each commit."""

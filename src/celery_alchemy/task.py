@@ -171,7 +171,7 @@ class SessionTask(_Task):
         self.refuse_spanning()
         if self._injection.parameters:
             # inspect.signature() and what builds on it would follow __wrapped__ to the body's own.
-            self.__signature__ = self._injection.signature
+            self.__signature__: inspect.Signature = self._injection.signature
             if hasattr(type(self), "__header__"):
                 header = caller_header(body, self._injection)
                 if header is not None:
