@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from conftest import empty_tables
 from ragline import pipeline
-from ragline.app import alchemy, create_tables
+from ragline.app import alchemy, create_tables, settings
 from ragline.embedders import Embedder
 from ragline.intake import Offer, Outcome, Recipe, take_in
 from ragline.tables import Document
@@ -21,12 +21,14 @@ BATCH_CHUNKS = 3
 
 
 def empty_index() -> None:
-    """Make the tables of the app's own database where they are missing, and empty them."""
+    """Make the tables of the app's own database where they are missing, and empty them and its broker."""
     create_tables(alchemy)
     empty_tables(alchemy.engine)
     with alchemy.begin() as session:
         for table in alchemy.metadata.sorted_tables:
             session.execute(table.delete())
+    for message in (settings.home / "broker" / "messages").glob("*"):
+        message.unlink(missing_ok=True)
 
 
 def offer(content: str | bytes, uri: str = "file:///a.txt") -> Offer:

@@ -230,7 +230,7 @@ def test_an_upload_that_is_too_large_is_refused(client: TestClient, monkeypatch:
     largest = client.post("/api/documents", params={"name": "a.md"}, content=b"x" * 20_000)
 
     assert (refused.status_code, largest.status_code) == (413, 201)
-    assert "limit of 0.02 MB" in refused.json()["detail"]
+    assert "limit of 20 kB" in refused.json()["detail"]
 
 
 @pytest.mark.parametrize(("declared_bytes", "pieces"), [(10**9, 0), (None, 3), (5, 3)])

@@ -25,6 +25,12 @@ class EmptyError(DocumentError):
 class TooLargeError(DocumentError):
     """It is larger than the configured limit."""
 
+    @classmethod
+    def over(cls, max_bytes: int) -> TooLargeError:
+        """Say what the limit is, in the page's words."""
+        unit, size = ("kB", max_bytes / 1e3) if max_bytes < 1e6 else ("MB", max_bytes / 1e6)
+        return cls(f"It is larger than the limit of {size:g} {unit}.")
+
 
 class UnsupportedError(DocumentError):
     """It is binary data, or a format that no parser here reads."""

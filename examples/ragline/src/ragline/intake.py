@@ -109,7 +109,7 @@ def read_file(path: Path, *, max_bytes: int) -> Offer:
                 digest = hashlib.sha256()
                 while block := stream.read(1 << 20):
                     digest.update(block)
-            problem = TooLargeError(f"It is larger than the limit of {max_bytes / 1e6:g} MB.")
+            problem = TooLargeError.over(max_bytes)
             return Offer(path.as_uri(), path.name, digest.hexdigest(), size_bytes, None, problem)
         data = path.read_bytes()
     except OSError as error:

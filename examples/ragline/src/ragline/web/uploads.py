@@ -31,7 +31,7 @@ async def read_upload(
     Raises:
         DocumentError: it is too large, empty, or nothing that a parser here reads.
     """
-    too_large = TooLargeError(f"It is larger than the limit of {max_bytes / 1e6:g} MB.")
+    too_large = TooLargeError.over(max_bytes)
     if declared_bytes is not None and declared_bytes > max_bytes:
         raise too_large
     digest, size_bytes = hashlib.sha256(), 0
