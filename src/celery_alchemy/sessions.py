@@ -109,11 +109,17 @@ def _open_at_first_assignment(session: Session, name: str, value: object) -> Non
 
 
 def _open(session: Session) -> None:
-    asks: Asks = session.__dict__.pop(DEFERRED)
-    source: SessionmakerSource = getattr(type(session), _SOURCE)
+    deferred = type(session)
+    source: SessionmakerSource = getattr(deferred, _SOURCE)
     # From here on an ordinary class: Python reads every attribute of a class with __getattr__ more slowly, 4 us a transaction.
     object.__setattr__(session, "__class__", source.class_)
-    source.open(session, asks.session_options())
+    try:
+        source.open(session, session.__dict__[DEFERRED].session_options())
+    except BaseException:
+        # An engine that cannot be made, for example. Without the __init__ there is nothing that the end of the request could close.
+        object.__setattr__(session, "__class__", deferred)
+        raise
+    del session.__dict__[DEFERRED]
 
 
 _FIRST_USES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import traceback
+from contextlib import suppress
 from typing import Any
 from unittest.mock import Mock, create_autospec
 
@@ -87,6 +88,26 @@ def test_attribute_set_before_the_first_use_stays(shop: Shop) -> None:
         return session.expire_on_commit
 
     assert work() is True
+
+
+@pytest.mark.parametrize("tries", [1, 2])
+def test_session_that_cannot_be_opened_fails_the_task_with_the_reason(database: Database, tries: int) -> None:
+    """Also a body that tries again is told the reason, and nothing at the task's end hides it."""
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    Alchemy(app, database.url, engine_options={"no_such_option": 1})
+
+    @task_of(app)
+    def work(session: Session) -> None:
+        for _ in range(tries - 1):
+            with suppress(TypeError):
+                session.connection()
+        session.connection()
+
+    ended = work.apply()
+
+    assert isinstance(ended.result, TypeError)
+    assert "no_such_option" in str(ended.result)
+    app.close()
 
 
 def test_each_request_has_its_own_session(shop: Shop) -> None:
