@@ -118,13 +118,24 @@ def end_failed(unit: UnitOfWork, exc: BaseException) -> None:
     Raises:
         Exception: What the database raised at a commit that the policy asked for.
     """
-    unit.fail(exc)
+    try:
+        unit.fail(exc)
+    except BaseException as commit_exc:
+        _end_runs_if_uncertain(unit, commit_exc)
+        raise
+    _end_runs_if_uncertain(unit, exc)
+
+
+def _end_runs_if_uncertain(unit: UnitOfWork, exc: BaseException) -> None:
+    """Have the body not run again after an error that leaves open whether its work is done.
+
+    The caller's transaction is not ours to run again. And a COMMIT without an answer may have been carried out: a once task can look,
+    any other must not be run again by us.
+    """
     runs = runs_of(unit.task.request)
     if runs is None:
         return
     if unit.is_borrowed or unit.is_in_callers_transaction or (unit.commit_is_uncertain and is_lost_connection(exc)):
-        # The caller's transaction is not ours to run again. And a COMMIT without an answer may have been carried out: a once task
-        # can look, any other must not be run again by us.
         runs.left = 0
 
 

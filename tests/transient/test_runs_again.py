@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from celery.exceptions import Ignore
 from sqlalchemy import Engine, create_engine, event, make_url, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -294,6 +295,23 @@ def test_commit_without_an_answer_is_not_run_again(shop: Shop, waits: list[float
 
     assert traced.state == "FAILURE"
     assert len(lost) == 1
+    assert shop.titles() == ["book 1"]
+
+
+def test_commit_without_an_answer_that_an_ignored_task_asked_for_is_not_run_again(shop: Shop, waits: list[float]) -> None:
+    """As that of a success: the policy may let any outcome commit."""
+    runs: list[int] = []
+
+    @shop.task(transient_retries=5, commit_on=("ignore",))
+    def add(session: Session) -> None:
+        runs.append(1)
+        session.add(Book(title=f"book {len(runs)}"))
+        raise Ignore
+
+    _answer_lost(shop.alchemy.engine, times=1)
+    traced = shop.trace(add)
+
+    assert traced.state == "FAILURE"
     assert shop.titles() == ["book 1"]
 
 
