@@ -347,7 +347,8 @@ def _rows(session: Session, parameter: EntityParameter, references: list[dict[st
     chosen = columns[0].in_([key[0] for key in keys]) if len(columns) == 1 else tuple_(*columns).in_(keys)
     statement = select(mapper.class_).where(chosen)
     if parameter.for_update:
-        statement = statement.with_for_update().execution_options(populate_existing=True)
+        # Its own row alone: PostgreSQL refuses to lock what a lazy="joined" relationship adds by an outer join.
+        statement = statement.with_for_update(of=mapper.class_).execution_options(populate_existing=True)
     found = {inspect(row).identity: row for row in session.scalars(statement).unique()}
     missing = [key for key in keys if key not in found]
     if missing and not (parameter.is_optional or parameter.items_optional):

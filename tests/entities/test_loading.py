@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import pytest
-from sqlalchemy import DateTime, Float, LargeBinary, Numeric, String, Time, event, inspect
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import DateTime, Float, ForeignKey, LargeBinary, Numeric, String, Time, event, inspect
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from celery_alchemy import ForUpdate
 from tests.entities.library import Copy, Genre, Library, Novel, Opening, Reader, Section, Work
@@ -299,3 +299,35 @@ def test_for_update_locks_the_row(library: Library, locked: bool) -> None:
 
     assert ended.state == "SUCCESS"
     assert free == [0 if locked else 1]
+
+
+@pytest.mark.databases("postgresql", "mariadb")
+def test_for_update_locks_the_row_of_a_class_that_loads_others_by_a_join(library: Library) -> None:
+    """PostgreSQL would refuse to lock the other side of the outer join, which nobody asked to have locked."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Author(Base):
+        __tablename__ = "author"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class Essay(Base):
+        __tablename__ = "essay"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        author_id: Mapped[int | None] = mapped_column(ForeignKey("author.id"))
+        author: Mapped[Author | None] = relationship(lazy="joined")
+
+    Base.metadata.create_all(library.database.engine)
+    library.stored(essay := Essay())
+    free: list[int] = []
+
+    def look(essay: Any) -> None:
+        free.append(len(library.database.rows("SELECT id FROM essay FOR UPDATE SKIP LOCKED")))
+
+    look.__annotations__["essay"] = Annotated[Essay, ForUpdate]
+    library.task()(look).delay(essay)
+    [ended] = library.deliver()
+
+    assert ended.state == "SUCCESS"
+    assert free == [0]
