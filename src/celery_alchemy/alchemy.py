@@ -28,9 +28,9 @@ from .outbox import MAX_MESSAGE_BYTES, Outbox
 from .outcome import CommitOn, commit_on_from
 from .publisher import Publisher
 from .registry import Home, homes_of
-from .request import AtHand, at_hand
+from .request import AtHand, abandon, at_hand
 from .sending import intercept
-from .sessions import NOTHING, CallableSource, OneMaker, SessionmakerSource, SessionSource, refuse_unfit
+from .sessions import NOTHING, CallableSource, OneMaker, SessionmakerSource, SessionSource, is_open, refuse_unfit
 from .task import SessionTask
 
 if TYPE_CHECKING:
@@ -335,8 +335,13 @@ class Alchemy:
         outer = at_hand.get()
         at_hand.set(_Block(session, outer))
         try:
-            with session:
-                yield session
+            yield session
+        except BaseException as exc:
+            if is_open(session):
+                abandon(session, exc, lambda: "alchemy.session()")
+            raise
+        else:
+            session.close()
         finally:
             at_hand.set(outer)
 

@@ -25,7 +25,7 @@ from .outcome import CommitOn, Outcome, outcome_of
 from .sessions import DEFERRED, SessionOptions
 from .transaction import WAITING, is_joined, set_owner
 
-__all__ = ["PLAIN_TYPES", "AtHand", "UnitOfWork", "Works", "at_hand", "close_quietly", "refuse_entities"]
+__all__ = ["PLAIN_TYPES", "AtHand", "UnitOfWork", "Works", "abandon", "at_hand", "close_quietly", "refuse_entities"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -322,21 +322,8 @@ class UnitOfWork:
         session.commit()
 
     def _abandon(self, session: Session, exc: BaseException) -> None:
-        """Roll back and close, or drop the connection where it may be in the middle of a statement.
-
-        A soft time limit and the BaseExceptions of shutdown and of greenlets are raised in the middle of whatever runs, a COMMIT
-        included; then nobody knows what the server will send next on that connection.
-        """
         self.is_in_callers_transaction = isinstance(session.bind, Connection)
-        ledger = ledger_of(session)
-        interrupted = not isinstance(exc, Exception) or isinstance(exc, SoftTimeLimitExceeded)
-        # SQLAlchemy sends no ROLLBACK after a COMMIT that failed, and SQLite's transaction is still open then. Of all that the
-        # driver is asked for, only COMMIT and ROLLBACK have no statement.
-        commit_failed = isinstance(exc, DBAPIError) and exc.statement is None
-        if interrupted or commit_failed or (ledger is not None and ledger.in_flight):
-            _invalidate(session, self.owner)
-        else:
-            close_quietly(session, self.owner)
+        abandon(session, exc, self.owner)
 
     def send_unsent(self) -> None:
         """Send what waited for the end of the transaction.
@@ -351,6 +338,24 @@ class UnitOfWork:
             except Exception as exc:
                 # As Task.retry() does when its message cannot be sent: the request is rejected, not retried for ever.
                 raise Reject(exc, requeue=False) from exc
+
+
+def abandon(session: Session, exc: BaseException, owner: Callable[[], str]) -> None:
+    """Roll back and close, or drop the connection where it may be in the middle of a statement. Never raises.
+
+    A soft time limit and the BaseExceptions of shutdown and of greenlets are raised in the middle of whatever runs, a COMMIT
+    included; then nobody knows what the server will send next on that connection.
+    """
+    ledger = ledger_of(session)
+    # A GeneratorExit is only raised where a generator waits.
+    interrupted = isinstance(exc, SoftTimeLimitExceeded) or not isinstance(exc, (Exception, GeneratorExit))
+    # SQLAlchemy sends no ROLLBACK after a COMMIT that failed, and SQLite's transaction is still open then. Of all that the
+    # driver is asked for, only COMMIT and ROLLBACK have no statement.
+    commit_failed = isinstance(exc, DBAPIError) and exc.statement is None
+    if interrupted or commit_failed or (ledger is not None and ledger.in_flight):
+        _invalidate(session, owner)
+    else:
+        close_quietly(session, owner)
 
 
 def close_quietly(session: Session, owner: Callable[[], str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import signal
 import threading
 import traceback
 from contextlib import suppress
@@ -11,12 +12,14 @@ from unittest.mock import Mock, create_autospec
 
 import pytest
 from celery import Celery, Task
-from sqlalchemy import create_engine, select
+from celery.exceptions import SoftTimeLimitExceeded
+from sqlalchemy import create_engine, select, text
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import NullPool
 
 from celery_alchemy import Alchemy, EntityReturnedError, NoSessionError, SessionTask
 from tests.services.databases import Database
+from tests.unit.conftest import MakeShop
 from tests.unit.shop import Base, Book, Shop, add_books, task_of
 
 pytestmark = pytest.mark.databases("sqlite")
@@ -490,3 +493,46 @@ def test_block_outside_of_tasks_commits_only_on_begin(shop: Shop) -> None:
 
     assert shop.titles() == ["kept"]
     assert shop.checked_out() == 0
+
+
+@pytest.mark.databases("postgresql", "mariadb")
+def test_block_that_a_soft_limit_interrupts_costs_no_connection(make_shop: MakeShop) -> None:
+    """As for a task's own session: the limit comes through, and the connection that waits for an answer is dropped."""
+    shop = make_shop(engine_options={"pool_size": 1, "max_overflow": 0, "pool_timeout": 1})
+    slow = {"postgresql": "SELECT pg_sleep(10)", "mariadb": "SELECT sleep(10)"}[shop.database.name]
+
+    @shop.task()
+    def work() -> None:
+        with shop.alchemy.session() as session:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            session.execute(text(slow))
+
+    @shop.task()
+    def ask() -> int:
+        with shop.alchemy.session() as session:
+            return int(session.scalar(select(42)) or 0)
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise SoftTimeLimitExceeded
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        interrupted = shop.trace(work)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+    assert isinstance(interrupted.value, SoftTimeLimitExceeded)
+    assert shop.trace(ask).value == 42
+
+
+def test_block_whose_session_cannot_be_closed_raises_its_own_error(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is gone makes the rollback fail as well, which tells nothing of the cause."""
+
+    def refuse(connection: Any) -> None:
+        raise OSError("the connection is gone")
+
+    with pytest.raises(LookupError), shop.alchemy.session() as session:
+        session.execute(select(42))
+        monkeypatch.setattr(shop.alchemy.engine.dialect, "do_rollback", refuse)
+        raise LookupError
