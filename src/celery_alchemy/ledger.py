@@ -264,10 +264,7 @@ def _reporting(execute: Callable[..., None], driver_error: type[Exception]) -> C
         ledger.statements += 1
         # A SELECT is no write in either case, and the most frequent.
         if not ledger.writes and not statement.startswith("SELECT"):
-            if context.compiled is None or context.is_text:
-                ledger.writes = _READS.match(statement) is None
-            elif context.isinsert or context.isupdate or context.isdelete or context.isddl:
-                ledger.writes = True
+            ledger.writes = _is_write(context, statement)
         ledger.in_flight = True
         started = monotonic()
         if ledger.ended_at is not None:
@@ -289,6 +286,15 @@ def _reporting(execute: Callable[..., None], driver_error: type[Exception]) -> C
         ledger.database_seconds += ended - started
 
     return report
+
+
+def _is_write(context: Any, statement: str) -> bool:
+    if context.compiled is None or context.is_text:
+        return _READS.match(statement) is None
+    if context.isinsert or context.isupdate or context.isdelete or context.isddl:
+        return True
+    # A SELECT from what an INSERT, UPDATE or DELETE in front of it returns.
+    return any(getattr(cte.element, "is_dml", False) for cte in context.compiled.ctes or ())
 
 
 def _comment(dialect: Any) -> None:

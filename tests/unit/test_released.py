@@ -173,6 +173,24 @@ def test_reading_statements_of_every_kind_may_be_released(shop: Shop) -> None:
     assert work() == 0
 
 
+@pytest.mark.databases("postgresql")
+@pytest.mark.parametrize("writes", [True, False])
+def test_common_table_expression_is_a_write_if_it_changes_rows(shop: Shop, writes: bool) -> None:
+    """The statement is a SELECT in both cases."""
+    made = insert(Book).values(title="Persuasion").returning(Book.id)
+    rows = (made if writes else select(Book.id)).cte()
+
+    @shop.task()
+    def work(session: Session) -> int:
+        session.execute(select(rows.c.id)).all()
+        with released(session):
+            return shop.checked_out()
+
+    traced = shop.trace(work)
+
+    assert type(traced.value) is (UncommittedChangesError if writes else int)
+
+
 def test_writes_are_forgotten_with_their_transaction(shop: Shop) -> None:
     """After a commit in the body the session has nothing uncommitted."""
 
