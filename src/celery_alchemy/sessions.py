@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from itertools import repeat
 from types import FunctionType
 from typing import Any, Protocol, cast
-from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, sessionmaker
@@ -144,14 +143,16 @@ def _first_read(name: str) -> property:
     return property(lambda session: _open_at_first_use(session, name))
 
 
-_kept_classes: WeakKeyDictionary[type[Session], type[Session]] = WeakKeyDictionary()
+#: Where a Session class has its subclass that keeps a ledger; on the class itself, with which it ends.
+_KEPT = "_celery_alchemy_kept"
 
 
 def kept_class(class_: type[Session]) -> type[Session]:
     """Return a subclass of a Session class that keeps a ledger."""
-    kept = _kept_classes.get(class_)
+    kept: type[Session] | None = class_.__dict__.get(_KEPT)
     if kept is None:
-        kept = _kept_classes[class_] = _subclass(class_, {})
+        kept = _subclass(class_, {})
+        setattr(class_, _KEPT, kept)
         listen(kept)
     return kept
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import signal
 import threading
@@ -9,6 +10,7 @@ import traceback
 from contextlib import suppress
 from typing import Any
 from unittest.mock import Mock, create_autospec
+from weakref import ref
 
 import pytest
 from celery import Celery, Task
@@ -346,6 +348,28 @@ def test_what_the_sessionmaker_sets_is_there_at_the_first_look(database: Databas
         return getattr(session, name)
 
     assert work() == {"info": {"shop": 1}, "tenant": "Emma"}[name]
+
+
+def test_nothing_is_left_of_a_sessionmaker_that_is_gone(database: Database) -> None:
+    """Each sessionmaker has a class of its own, and a process may make many: a test-suite does."""
+
+    def use() -> ref[type[Session]]:
+        app = Celery("shop", broker="memory://", set_as_current=False)
+        maker = sessionmaker(create_engine(database.url))
+        Alchemy(app, maker)
+
+        @task_of(app)
+        def work(session: Session) -> None:
+            session.execute(select(42))
+
+        work()
+        app.close()
+        return ref(maker.class_)
+
+    class_ = use()
+    gc.collect()
+
+    assert class_() is None
 
 
 def test_objects_stay_usable_after_a_commit(shop: Shop) -> None:
