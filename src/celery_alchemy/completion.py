@@ -131,11 +131,10 @@ def once_row(task: Any, home: Home, message: Message) -> Row | None:
     key = key_of(task, message.task_id, nesting, *message.arguments)
     if task.once_key is None:
         message.headers[ROW_HEADER] = key
-    hard_limit = (message.headers.get("timelimit") or (None, None))[0]
     return Row(
         key,
         message,
-        redeliver_seconds=task.redeliver_seconds(home, hard_limit),
+        redeliver_seconds=task.redeliver_seconds(home, message.headers.get("timelimit")),
         max_deliveries=task.deliveries_allowed(home),
         may_exist=task.once_key is not None,
     )

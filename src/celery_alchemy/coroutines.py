@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
-from .arguments import is_named, load_entities
+from .arguments import Arguments, Keywords, is_named, load_entities
 from .body import MAX_OVERTAKEN, end_failed, fail_once, is_delivery_of_once, key_of_call, report
 from .failure import record_if_final
 from .injection import Injection
@@ -27,9 +27,6 @@ from .request import UnitOfWork, at_hand, refuse_entities
 from .reruns import runs_of, transient_runs, with_transient_retries
 
 __all__ = ["AsyncTask", "in_async_unit_of_work"]
-
-Arguments = tuple[Any, ...]
-Keywords = Mapping[str, Any]
 
 
 class AsyncTask:

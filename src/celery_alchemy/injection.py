@@ -22,8 +22,6 @@ __all__ = ["Body", "Injection", "SessionParameter", "caller_header", "injection_
 
 Body = Callable[..., Any]
 
-_UNRESOLVED = object()
-
 
 @dataclass(frozen=True, slots=True)
 class SessionParameter:

@@ -103,9 +103,8 @@ class OnceUnit(UnitOfWork):
     def _count_start(self, session: Session) -> State:
         task: Any = self.task
         request = task.request
-        hard_limit = (request.timelimit or (None, None))[0]
         home = task.home()
-        wait_seconds = task.redeliver_seconds(home, hard_limit)
+        wait_seconds = task.redeliver_seconds(home, request.timelimit)
         state = completion.start(session, self.key, wait_seconds, task.deliveries_allowed(home), request)
         if state is None:
             raise Overtaken(self.owner())
@@ -365,8 +364,7 @@ def _row_of_request(task: Any, key: str) -> Row:
         task.plain_signature_from_request(request, retries=0).apply_async()
     message: Message = messages[0]
     home = task.home()
-    hard_limit = (request.timelimit or (None, None))[0]
-    return Row(key, message, task.redeliver_seconds(home, hard_limit), task.deliveries_allowed(home))
+    return Row(key, message, task.redeliver_seconds(home, request.timelimit), task.deliveries_allowed(home))
 
 
 def resend_owed(task: Any, key: str, send: Callable[[], Any]) -> None:
@@ -382,8 +380,7 @@ def resend_owed(task: Any, key: str, send: Callable[[], Any]) -> None:
     home = task.home()
     message = messages[0]
     message.headers[completion.ROW_HEADER] = key
-    hard_limit = (message.headers.get("timelimit") or (None, None))[0]
-    row = Row(key, message, task.redeliver_seconds(home, hard_limit), task.deliveries_allowed(home))
+    row = Row(key, message, task.redeliver_seconds(home, message.headers.get("timelimit")), task.deliveries_allowed(home))
     claim = uuid4().hex
     home.outbox.check(message)
     with home.session() as session:

@@ -424,8 +424,14 @@ class SessionTask(_Task):
         nesting = request.replaced_task_nesting or 0
         return key_of(self, request.id or "", nesting, tuple(request.args or ()), dict(request.kwargs or {}))
 
-    def redeliver_seconds(self, home: Home, hard_limit: float | None) -> int:
-        """Return after how many seconds an owed task is sent again: never while its hard time limit lets it run."""
+    def redeliver_seconds(self, home: Home, timelimit: Sequence[float | None] | None) -> int:
+        """Return after how many seconds an owed task is sent again: never while its hard time limit lets it run.
+
+        Args:
+            home: What serves the task.
+            timelimit: The hard and the soft limit of its request or message.
+        """
+        hard_limit, _ = timelimit or (None, None)
         wanted = home.redeliver_after if self.redeliver_after is None else self.redeliver_after
         # A worker's limit is known from the start of the run on, which puts the next sending off.
         pool = worker_pool()
