@@ -61,7 +61,9 @@ def engine_of() -> Iterator[Callable[[str], Engine]]:
             if name == "sqlite-file":
                 return _file_engine()
             url = "sqlite://" if name == "sqlite" else databases.open(name, HOME).url
-            return stack.enter_context(scratch_engine(url))
+            engine = stack.enter_context(scratch_engine(url))
+            Alchemy(bind=engine).create_tables()
+            return engine
 
         yield engine_of
 
@@ -71,6 +73,7 @@ def _file_engine() -> Engine:
     with engine.begin() as connection:
         Base.metadata.create_all(connection)
         index_of(connection).create(connection)
+    Alchemy(bind=engine).create_tables()
     return engine
 
 

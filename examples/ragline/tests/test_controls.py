@@ -24,7 +24,7 @@ from pipelines import (
     process,
     until_embedding,
 )
-from ragline import controls, pipeline
+from ragline import controls, pipeline, tasks
 from ragline.app import alchemy, app
 from ragline.audit import audit
 from ragline.errors import NoSuchDocumentError, NotPossibleError, UnsupportedError
@@ -259,6 +259,81 @@ def test_late_tasks_of_a_deleted_document_resurrect_nothing(
     session.commit()
 
     assert rows(session) == {}
+
+
+def die_of_each(session: Session, contents: list[bytes]) -> list[int]:
+    """Add bad documents and let their first tasks fail for good, as a worker would."""
+    ids = []
+    for number, content in enumerate(contents):
+        ids.append(controls.add(session, offer(content, f"file:///{number}.pdf"), KEYWORDS).document_id)
+    session.commit()
+    for task_id, document_id in owed(session):
+        tasks.ingest.apply(args=(document_id,), task_id=task_id)
+    return ids
+
+
+def owed(session: Session) -> list[tuple[str, int]]:
+    """The ids and documents of the tasks that are neither dead nor done."""
+    query = "SELECT task_id, body FROM celery_outbox WHERE died_at IS NULL AND completed_at IS NULL"
+    found = [(task_id, json.loads(body)[0][0]) for task_id, body in session.execute(text(query))]
+    session.rollback()
+    return found
+
+
+def dead(session: Session) -> list[int]:
+    """The documents of the dead tasks that `ragline status` and the page count."""
+    query = "SELECT body FROM celery_outbox WHERE died_at IS NOT NULL"
+    return sorted(json.loads(body)[0][0] for body in session.scalars(text(query)))
+
+
+def test_dead_tasks_are_those_of_failed_documents_and_go_with_them(session: Session) -> None:
+    """What is counted as dead is what still wants attention: retried or deleted, it does not; rolled back, it does."""
+    retried, deleted, left, *others = die_of_each(session, [b"\x01" * (90 + number) for number in range(11)])
+    assert dead(session) == [retried, deleted, left, *others]
+
+    controls.retry(session, retried)
+    controls.delete(session, deleted)
+    assert dead(session) == [left, *others]
+    session.rollback()
+    assert dead(session) == [retried, deleted, left, *others]
+    controls.retry(session, retried)
+    controls.delete(session, deleted)
+    session.commit()
+
+    assert dead(session) == [left, *others]
+    assert [document_id for _, document_id in owed(session)] == [retried]
+
+
+def test_dead_tasks_of_a_generation_go_when_the_next_one_takes_its_place(session: Session) -> None:
+    """Nobody can retry or delete a document that is gone."""
+    (bad,) = die_of_each(session, [b"\x01" * 99])
+
+    good = controls.add(session, offer("a text", "file:///0.pdf"), KEYWORDS).document_id
+    session.commit()
+
+    assert session.get(Document, bad) is None
+    assert dead(session) == []
+    assert [document_id for _, document_id in owed(session)] == [good]
+
+
+def test_a_task_that_dies_after_its_document_was_deleted_leaves_nothing(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was at work when the document went."""
+    document_id = controls.add(session, offer("a text"), KEYWORDS).document_id
+    session.commit()
+    ((task_id, _),) = owed(session)
+
+    def admit(own: Session, document_id: int) -> bool:
+        own.rollback()
+        controls.delete(session, document_id)
+        session.commit()
+        raise UnsupportedError("This is a picture.")
+
+    monkeypatch.setattr(pipeline, "admit", admit)
+    tasks.ingest.apply(args=(document_id,), task_id=task_id)
+
+    assert (dead(session), owed(session)) == ([], [])
 
 
 def test_deleting_one_generation_leaves_the_other(session: Session) -> None:

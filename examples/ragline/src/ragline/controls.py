@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
 from ragline import tasks
+from ragline.dead import forget_dead_tasks
 from ragline.errors import NoSuchDocumentError, NotPossibleError
 from ragline.intake import Offer, Outcome, Recipe, delete_document, forget_results, take_in, uri_digest
 from ragline.states import State
@@ -129,6 +130,7 @@ def find(session: Session, reference: str) -> list[int]:
 
 
 def _start(session: Session, document_id: int) -> None:
+    forget_dead_tasks(session, document_id)
     enqueue(session, tasks.ingest.s(document_id))
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
 from ragline.databases import index_of
+from ragline.dead import forget_dead_tasks
 from ragline.errors import DocumentError, TooLargeError, UnreadableError
 from ragline.formats import EXTENSIONS
 from ragline.states import State
@@ -203,6 +204,7 @@ def drop_unused(session: Session, document_ids: Iterable[int]) -> list[int]:
         digest = session.scalar(select(Document.digest).where(Document.id == document_id))
         index_of(session.connection()).remove(session.connection(), [document_id])
         session.execute(delete(Document).where(Document.id == document_id))
+        forget_dead_tasks(session, document_id)
         dropped.append(document_id)
         # Locked for the same reason: another recipe's document may be taken in from the same bytes now.
         session.execute(select(Original.digest).where(Original.digest == digest).with_for_update())

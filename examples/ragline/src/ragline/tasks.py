@@ -10,12 +10,14 @@ import random
 from functools import partial
 from typing import Any
 
+from celery.utils import uuid
 from celery_alchemy import SessionTask
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from ragline import pipeline
 from ragline.app import app, settings
+from ragline.dead import task_id_prefix
 from ragline.embedders import load_embedder, token_counter
 from ragline.errors import DocumentError, EndpointBusyError
 
@@ -39,6 +41,14 @@ class Step(SessionTask):
     autoretry_for = (OperationalError,)
     retry_backoff = True
     max_retries = 5
+
+    def apply_async(
+        self, args: Any = None, kwargs: Any = None, task_id: str | None = None, *more: Any, **options: Any
+    ) -> Any:
+        """Send it under an id that names its document: if it dies, that is how it is found again."""
+        return super().apply_async(
+            args, kwargs, task_id or task_id_prefix(args[0]) + uuid(), *more, **options
+        )
 
 
 @app.task(base=Step, once=True)

@@ -94,7 +94,7 @@ class Messages(BaseModel):
 
     waiting: int = Field(description="To be handed to the broker.")
     owed: int = Field(description="Sent, and sent again until they are done.")
-    dead: int = Field(description="Given up when their document failed; kept when it is retried or deleted.")
+    dead: int = Field(description="Given up when their document failed; gone when it is retried or deleted.")
 
 
 class Status(BaseModel):
