@@ -29,9 +29,11 @@ from ragline.app import alchemy, app
 from ragline.audit import audit
 from ragline.embedders import Embedder
 from ragline.errors import ModelUnavailableError
+from ragline.parsers import parse
 from ragline.searching import Mode, passages, rank
 from ragline.states import State
 from ragline.tables import Chunk, Document, Source, Vector
+from ragline.text import ParsedText
 
 
 @pytest.fixture
@@ -147,7 +149,7 @@ def test_dify_9986_a_message_that_comes_again_indexes_nothing_again(
 
 
 def test_onyx_1625_no_session_is_held_open_through_long_work(
-    session: Session, embedder: LetterEmbedder
+    session: Session, embedder: LetterEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There: sessions open through parsing and embedding. Here the connection is back in the pool meanwhile."""
     document_id = add(session, long_text("whale"), recipe=LETTERS).document_id
@@ -157,6 +159,11 @@ def test_onyx_1625_no_session_is_held_open_through_long_work(
         in_transaction.append(session.in_transaction())
         return embedder
 
+    def parsing(data: bytes, name: str) -> ParsedText:
+        in_transaction.append(session.in_transaction())
+        return parse(data, name)
+
+    monkeypatch.setattr(pipeline, "parse_document", parsing)
     pipeline.admit(session, document_id)
     session.commit()
     pipeline.parse(session, document_id)
@@ -167,7 +174,7 @@ def test_onyx_1625_no_session_is_held_open_through_long_work(
     session.commit()
     pipeline.embed(session, document_id, batches[0], looking)
 
-    assert in_transaction == [False, False]
+    assert in_transaction == [False, False, False]  # parsing, splitting, embedding
 
 
 def test_ragflow_15805_a_task_whose_worker_is_gone_is_not_orphaned(session: Session) -> None:
