@@ -10,11 +10,13 @@ import sys
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from rich.console import Console
 
-from ragline import ingestion
+from ragline import cli, ingestion
 from ragline.errors import ConfigurationError
 from ragline.settings import settings_from
 
@@ -175,6 +177,47 @@ def test_a_setting_that_cannot_be_used_is_named(environment: Mapping[str, str], 
     """The error says which variable it is."""
     with pytest.raises(ConfigurationError, match=named):
         settings_from(environment)
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_command_is_documented() -> None:
+    """README.md names each in its table, and no other."""
+    told = set(
+        re.findall(
+            r"`(?:ragline )?([a-z]+(?: fetch)?)\b[^`]*`",
+            README.split("## Commands", 1)[1].split("\n## ", 1)[0],
+        )
+    )
+    group: Any = typer.main.get_command(cli.cli)
+    commands = {name for name, command in group.commands.items() if not hasattr(command, "commands")}
+
+    assert commands | {"model fetch"} <= told
+    assert set(re.findall(r"^\| `ragline ([a-z]+)", README, flags=re.MULTILINE)) <= set(group.commands)
+
+
+def test_every_setting_is_documented() -> None:
+    """README.md has a line for each variable that is read, and no other."""
+
+    class Environment(dict[str, str]):
+        """Remembers what it was asked for."""
+
+        def get(self, name: str, default: Any = None) -> Any:
+            asked.add(name)
+            return super().get(name, default)
+
+    asked: set[str] = set()
+    endpoints = {
+        f"RAGLINE_{which}_{name}": value
+        for which in ("EMBEDDINGS", "CHAT")
+        for name, value in (("URL", "http://localhost"), ("MODEL", "m"))
+    }
+    settings_from(Environment(endpoints))
+
+    told = set(re.findall(r"RAGLINE_\w+", README.split("## Settings", 1)[1].split("\n## ", 1)[0]))
+    asked.discard("RAGLINE_CHAT_DIMENSIONS")  # read as of any endpoint, but answers have none
+    assert told == {name for name in asked if name.startswith("RAGLINE_")}
 
 
 def test_defaults_follow_the_desktop_conventions() -> None:
