@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import typer
 from rich.console import Console
+from typer.testing import CliRunner
 
-from ragline import cli, ingestion
+from pipelines import empty_index
+from ragline import cli, demo, ingestion
 from ragline.errors import ConfigurationError
 from ragline.settings import settings_from
 
@@ -130,6 +132,21 @@ def test_the_demo_ends_well_without_the_model(tmp_path: Path) -> None:
     assert "3 failed" in result.stdout
     # Several topics of the language reference share their text: which one is cited first is their order of arrival.
     assert re.search(r"1\. python-\w+\.rst, characters", result.stdout)
+
+
+def test_the_demo_fails_when_the_counts_do_not_add_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is nowhere, and failures that are missing, are named, and the exit code says so."""
+    empty_index()
+    problems = demo._check(1, Console(file=StringIO()))
+    monkeypatch.setattr(demo, "run", lambda console: problems)
+    monkeypatch.setenv("RAGLINE_HOME", str(tmp_path))
+
+    result = CliRunner().invoke(cli.cli, ["demo"])
+
+    assert problems[-1] == "1 files were taken in, and 0 are known."
+    assert result.exit_code == 1
 
 
 def test_an_empty_home_is_no_error(tmp_path: Path) -> None:

@@ -192,7 +192,8 @@ def test_an_answer_leads_to_its_passages(page: Page) -> None:
 
 
 def test_a_document_that_fails_says_why_and_is_tried_again(page: Page) -> None:
-    """A broken one fails alone; trying it again ends the same way, and it can be deleted."""
+    """A broken one fails alone; trying it again ends the same way, and it can be deleted; then no task is dead any more."""
+    dead = page.locator("#vital-dead dd")
     add(page, "broken.pdf", b"%PDF-1.7\nthis is no PDF after all\n")
 
     is_in_state(page, "broken.pdf", "Failed")
@@ -200,12 +201,14 @@ def test_a_document_that_fails_says_why_and_is_tried_again(page: Page) -> None:
     expect(row.locator(".reason")).not_to_be_empty()
     row.get_by_role("button", name="Retry broken.pdf").click()
     is_in_state(page, "broken.pdf", "Failed")
+    expect(dead).to_have_text("1", timeout=PATIENT_MS)
     row.get_by_role("button", name="Delete broken.pdf").click()
     page.get_by_role("button", name="Keep it").click()
     expect(row).to_be_visible()
     row.get_by_role("button", name="Delete broken.pdf").click()
     page.get_by_role("button", name="Delete", exact=True).click()
     expect(row).to_have_count(0)
+    expect(dead).to_have_text("0", timeout=PATIENT_MS)
 
 
 def test_uploads_that_are_refused_say_why(page: Page) -> None:
