@@ -69,21 +69,24 @@ def key_of(task: Any, task_id: str, nesting: int, args: tuple[Any, ...], kwargs:
 
     Raises:
         EntityReferenceError: An entity among the arguments is not one that the task takes.
-        OnceKeyError: The user's key is no str, is empty, too long, has white space at an end (which MySQL ignores), or a NUL (which
-            PostgreSQL refuses).
+        OnceKeyError: The user's key is no str, is empty, has white space at an end (which MySQL ignores), or a NUL (which PostgreSQL
+            refuses); or it, or the task id that the caller chose, is too long.
     """
     if task.once_key is None:
-        return f"{task_id}/{nesting}" if nesting else task_id
+        return _fitting(task, f"{task_id}/{nesting}" if nesting else task_id)
     key_args, key_kwargs = _taken_by(task.once_key, task, *key_arguments(task.entity_parameters, args, kwargs))
     key = task.once_key(*key_args, **key_kwargs)
     if not isinstance(key, str):
         raise OnceKeyError(task.name, f"is a {type(key).__name__!r}")
     if not key or key != key.strip() or "\0" in key:
         raise OnceKeyError(task.name, f"is {key!r}")
-    full = f"{task.name}:{key}"
-    if len(full) > ID_MAX_LENGTH:
-        raise OnceKeyError(task.name, f"has {len(key)} characters")
-    return full
+    return _fitting(task, f"{task.name}:{key}")
+
+
+def _fitting(task: Any, row_id: str) -> str:
+    if len(row_id) > ID_MAX_LENGTH:
+        raise OnceKeyError(task.name, f"makes a row id of {len(row_id)} characters")
+    return row_id
 
 
 def _taken_by(

@@ -365,7 +365,7 @@ class OnceKeyError(CeleryAlchemyError):
     def __str__(self) -> str:
         return (
             f"The once key of {self.task_name} {self.problem}. It must be a str that fits the table's id of 255 characters"
-            " together with the task's name, without white space at its ends."
+            " together with the task's name, without white space at its ends; the id of a task without a key must fit it too."
         )
 
 

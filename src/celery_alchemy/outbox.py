@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from .errors import ConfigurationError, MessageTooLargeError, MissingTableError, UnsafeSerializerError
 from .message import Message
 from .publisher import Publisher, off_loop
-from .tables import from_now, outbox
+from .tables import ID_MAX_LENGTH, from_now, outbox
 
 __all__ = ["HandOver", "Outbox", "Row", "bind_of", "missing_table"]
 
@@ -62,8 +62,9 @@ class Row:
         """Return the row as parameters of its INSERT."""
         return {
             "id": self.id,
-            "task_id": self.message.task_id,
-            "task_name": self.message.task_name,
+            # For people and for commands; one that is longer must not fail the sender's commit.
+            "task_id": (self.message.task_id or "")[:ID_MAX_LENGTH] or None,
+            "task_name": (self.message.task_name or "")[:ID_MAX_LENGTH] or None,
             "once": self.once,
             "redeliver_seconds": self.redeliver_seconds,
             "max_deliveries": self.max_deliveries,

@@ -176,7 +176,7 @@ class SessionTask(_Task):
                 header = caller_header(body, self._injection)
                 if header is not None:
                     self.__header__ = header
-            dump = getattr(self, "_dump_pydantic_arguments", None)  # Celery 5.6
+            dump = getattr(self, "_dump_pydantic_arguments", None)  # Celery 5.7
             if dump is not None:
                 self._dump_pydantic_arguments = without_placeholders(dump, self._injection)
         if inspect.iscoroutinefunction(inspect.unwrap(body)):

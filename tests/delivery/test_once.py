@@ -335,7 +335,7 @@ def test_keys_differ_by_case_by_accent_and_by_task(stand: Stand) -> None:
 @pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
     ("key", "says"),
-    [(7, "int"), (None, "NoneType"), ("", "''"), (" a", "' a'"), ("a ", "'a '"), ("a\0", "a"), ("x" * 300, "300 characters")],
+    [(7, "int"), (None, "NoneType"), ("", "''"), (" a", "' a'"), ("a ", "'a '"), ("a\0", "a"), ("x" * 300, "306 characters")],
 )
 def test_key_that_cannot_be_used_is_refused(stand: Stand, key: Any, says: str) -> None:
     """In the caller, before anything is written; in the worker for a message that came past the outbox."""
@@ -349,6 +349,16 @@ def test_key_that_cannot_be_used_is_refused(stand: Stand, key: Any, says: str) -
 
     assert stand.effects() == ["kept"]
     assert (ended.state, type(ended.value)) == ("FAILURE", OnceKeyError)
+
+
+def test_id_that_is_too_long_is_refused_in_the_caller(stand: Stand) -> None:
+    """One that the caller chose, for a task without a key: it is the id of the row."""
+    with stand.alchemy.begin() as session:
+        session.add(Effect(name="kept"))
+        with pytest.raises(OnceKeyError, match="300 characters"):
+            enqueue(session, count(stand, once=True).s("a"), task_id="x" * 300)
+
+    assert stand.effects() == ["kept"]
 
 
 def test_longest_key_fits(stand: Stand) -> None:

@@ -53,6 +53,15 @@ def test_message_is_kept_while_the_broker_is_down_and_sent_by_the_relay(stand: S
     assert stand.outbox() == []
 
 
+def test_id_of_any_length_is_sent_as_it_is(stand: Stand) -> None:
+    """The table keeps what fits of it, for people; the sender's commit does not fail for it."""
+    with stand.alchemy.begin() as session:
+        enqueue(session, stand.effect.s("sent"), task_id="x" * 300)
+
+    [sent] = stand.sent()
+    assert sent.id == "x" * 300
+
+
 def test_process_that_dies_after_the_commit_leaves_the_message_to_the_relay(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between COMMIT and publish nobody is left to hand it over."""
 
