@@ -8,6 +8,7 @@ links, routes, priorities, headers, stamps, the ``before_task_publish`` signal a
 from __future__ import annotations
 
 import json as plain_json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -25,6 +26,11 @@ from kombu.utils import json
 __all__ = ["Message", "Recorder", "install", "recording"]
 
 _INSTALLED = "celery_alchemy_installed"
+
+# Where RabbitMQ holds messages for quorum queues, and how a routing key says for how long: 28 bits, the highest first.
+_DELAYED_EXCHANGE = "celery_delayed_27"
+_DELAY_BITS = 28
+_DELAY = re.compile(rf"(?:[01]\.){{{_DELAY_BITS}}}")
 
 
 @dataclass(slots=True)
@@ -68,17 +74,27 @@ class Message:
 
         A message that has expired goes out without one: a worker reports it as revoked, a broker would drop it in silence.
         """
-        expires = self.headers.get("expires")
-        if "expiration" not in self.properties or not isinstance(expires, str):
+        left = _seconds_until(self.headers.get("expires"))
+        if "expiration" not in self.properties or left is None:
             return self.properties
-        try:
-            at = datetime.fromisoformat(expires.replace("Z", "+00:00"))
-        except ValueError:
-            return self.properties
-        at = at if at.tzinfo else at.replace(tzinfo=timezone.utc)
-        left = (at - datetime.now(timezone.utc)).total_seconds()
         others = {name: value for name, value in self.properties.items() if name != "expiration"}
         return {**others, "expiration": left} if left > 0 else others
+
+    def routing_key_at_publish(self) -> str:
+        """Return the routing key with what is left of the delay, which RabbitMQ counts from the publish.
+
+        For quorum queues Celery has the broker hold a message until its eta; the delay in seconds is the beginning of the routing
+        key then, bit by bit. With no bit set the message goes straight through.
+        Source: https://docs.celeryq.dev/en/stable/getting-started/backends-and-brokers/rabbitmq.html#native-delayed-delivery,
+        ``kombu.transport.native_delayed_delivery``.
+        """
+        if not self.exchange.endswith(_DELAYED_EXCHANGE):
+            return self.routing_key
+        delay = _DELAY.match(self.routing_key)
+        left = _seconds_until(self.headers.get("eta"))
+        if delay is None or left is None:
+            return self.routing_key
+        return ".".join(f"{max(0, int(left)):0{_DELAY_BITS}b}") + self.routing_key[delay.end() - 1 :]
 
     def envelope(self) -> str:
         """Return everything but the body, as JSON."""
@@ -113,6 +129,18 @@ class Message:
         if not all(isinstance(mapping, dict) for mapping in mappings):
             raise ValueError("not an envelope: headers or properties are not a mapping")
         return message
+
+
+def _seconds_until(time: object) -> float | None:
+    """Return the seconds until a time of a message's headers, negative when it is over; None if it is not one."""
+    if not isinstance(time, str):
+        return None
+    try:
+        at = datetime.fromisoformat(time.replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    at = at if at.tzinfo else at.replace(tzinfo=timezone.utc)
+    return (at - datetime.now(timezone.utc)).total_seconds()
 
 
 class Recorder:

@@ -37,7 +37,7 @@ def publish_arguments(message: Message) -> dict[str, Any]:
         "content_type": message.content_type,
         "content_encoding": message.content_encoding,
         "exchange": message.exchange,
-        "routing_key": message.routing_key,
+        "routing_key": message.routing_key_at_publish(),
         "headers": message.headers,
         **message.properties_at_publish(),
     }
@@ -185,7 +185,7 @@ class _ConfirmingChannel:
         )
         # The default exchange has a route to every queue that exists; without one a message would be lost.
         mandatory = message.exchange == ""
-        arguments = dumps("Bssbb", (0, message.exchange, message.routing_key, mandatory, False))
+        arguments = dumps("Bssbb", (0, message.exchange, message.routing_key_at_publish(), mandatory, False))
         self._write_frame(1, self._channel.channel_id, spec.Basic.Publish, arguments, content)
 
     def _flush(self) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from kombu import Connection, Queue
+from kombu import Connection, Exchange, Queue
+from kombu.transport.native_delayed_delivery import calculate_routing_key
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
@@ -151,3 +153,33 @@ def test_message_without_a_route_is_not_settled(stand: Stand, number: int) -> No
     assert [sent.args for sent in stand.sent()] == [["routed"]]
     assert len(stand.outbox()) == number
     assert all(f"{stand.prefix}-nowhere" in error for error in stand.outbox("error"))
+
+
+@pytest.mark.brokers("rabbitmq")
+@pytest.mark.parametrize("number", [1, 5])
+@pytest.mark.parametrize(("left", "shortest"), [(600, 500), (-60, 0)], ids=["some of it", "nothing"])
+def test_delay_that_rabbitmq_counts_is_what_is_left_of_it(
+    stand: Stand, broker: Broker, number: int, left: int, shortest: int
+) -> None:
+    """With quorum queues the broker holds a message for the seconds in its routing key, from the publish on."""
+    name = broker.queue("delayed")
+    exchange = Exchange(f"{name}_celery_delayed_27", type="topic", auto_delete=True)
+    with Connection(broker.settings["broker_url"]) as connection:
+        Queue(name, exchange, routing_key="#")(connection.channel()).declare()
+        with stand.broker_down(), stand.alchemy.begin() as session:
+            for n in range(number):
+                enqueue(session, stand.effect.s(f"{n}"), countdown=3600)
+        for row_id, envelope in stand.outbox("id, envelope"):
+            message = json.loads(envelope)
+            message |= {"exchange": exchange.name, "routing_key": calculate_routing_key(3600, stand.queue), "queues": []}
+            message["headers"]["eta"] = (datetime.now(timezone.utc) + timedelta(seconds=left)).isoformat()
+            with stand.database.engine.begin() as database:
+                database.execute(
+                    text("UPDATE celery_outbox SET envelope = :e WHERE id = :i"), {"e": json.dumps(message), "i": row_id}
+                )
+        stand.make_due()
+        stand.relay_all()
+
+    routes = [sent.routing[1].split(".") for sent in stand.sent(name)]
+    assert [route[28:] for route in routes] == [[stand.queue]] * number
+    assert all(shortest <= int("".join(route[:28]), 2) <= max(left, 0) for route in routes)
