@@ -12,11 +12,12 @@ from time import monotonic
 from typing import Any
 
 from celery import Celery
+from celery.events.event import get_exchange
 from kombu.entity import maybe_delivery_mode
 
 from .message import Message
 
-__all__ = ["CONFIRM_TIMEOUT_SECONDS", "confirmed_together", "publish_arguments"]
+__all__ = ["CONFIRM_TIMEOUT_SECONDS", "confirmed_together", "entities_of", "publish_arguments"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -41,6 +42,17 @@ def publish_arguments(message: Message) -> dict[str, Any]:
         "headers": message.headers,
         **message.properties_at_publish(),
     }
+
+
+def entities_of(app: Celery[Any], producer: Any, message: Message) -> list[Any]:
+    """Return what must be declared before a message is published: its queues, or the exchange of an event.
+
+    Redis takes an exchange that was not declared for one without queues, and drops the message in silence.
+    """
+    if message.task_id is None and message.exchange == app.conf.event_exchange:
+        return [get_exchange(producer.connection, name=message.exchange)]
+    queues: Any = app.amqp.queues
+    return [queues[name] for name in message.queues]
 
 
 def confirmed_together(app: Celery[Any], producer: Any, messages: Sequence[Message]) -> set[int]:
@@ -78,9 +90,11 @@ def confirmed_together(app: Celery[Any], producer: Any, messages: Sequence[Messa
 
 
 def _declare(app: Celery[Any], producer: Any, messages: Sequence[Message]) -> None:
-    queues: Any = app.amqp.queues
-    for name in dict.fromkeys(name for message in messages for name in message.queues):
-        producer.maybe_declare(queues[name])
+    # Of the messages that need the same one asks for it.
+    needed = {(message.task_id is None, message.exchange, *message.queues): message for message in messages}
+    for message in needed.values():
+        for entity in entities_of(app, producer, message):
+            producer.maybe_declare(entity)
 
 
 # --- RabbitMQ ---------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from sqlalchemy.util import await_only
 
 from .errors import UnroutableError
 from .message import Message
-from .pipeline import CONFIRM_TIMEOUT_SECONDS, confirmed_together, publish_arguments
+from .pipeline import CONFIRM_TIMEOUT_SECONDS, confirmed_together, entities_of, publish_arguments
 
 __all__ = ["Publisher", "off_loop", "publish_directly"]
 
@@ -192,10 +192,9 @@ def _send_with_route(app: Celery[Any], producer: Any, message: Message) -> None:
 
 def send(app: Celery[Any], producer: Any, message: Message, **how: Any) -> None:
     """Give one message to a kombu producer as it is, with its queues declared."""
-    queues = cast("Any", app).amqp.queues
     producer.publish(
         **publish_arguments(message),
-        declare=[queues[name] for name in message.queues],
+        declare=entities_of(app, producer, message),
         confirm_timeout=CONFIRM_TIMEOUT_SECONDS,
         **how,
     )

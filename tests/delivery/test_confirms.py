@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -17,6 +18,7 @@ from celery_alchemy import enqueue
 from tests.delivery.stand import Effect, Stand
 from tests.services.brokers import Broker
 from tests.services.databases import Database
+from tests.waiting import eventually
 
 pytestmark = [
     pytest.mark.databases("sqlite"),
@@ -85,6 +87,35 @@ def test_owed_tasks_are_sent_again_after_the_broker_came_back_empty(stand: Stand
     for one in sent:
         stand.deliver(one)
     assert sorted(stand.effects()) == [f"{n}" for n in range(number)]
+
+
+@pytest.mark.brokers("redis", "rabbitmq")
+@pytest.mark.parametrize("number", [1, 3])
+def test_monitors_are_told_of_what_the_outbox_sends(stand: Stand, number: int) -> None:
+    """With task_send_sent_event, and also when this process is the first that an exchange for events is declared by."""
+    stand.app.conf.task_send_sent_event = True
+    told: list[str] = []
+
+    def drain(connection: Any) -> bool:
+        with suppress(OSError):
+            connection.drain_events(timeout=0.1)
+        return len(told) >= number
+
+    with stand.broker_down(), stand.alchemy.begin() as session:
+        first = enqueue(session, stand.effect.s("first")).id
+    stand.make_due()
+    stand.relay_all()
+    left = stand.outbox()
+    with stand.app.connection_for_read() as connection:
+        receiver: Any = stand.app.events.Receiver(connection, handlers={"task-sent": lambda event: told.append(event["uuid"])})
+        with receiver.consumer_context() as (listening, _, _):
+            drain(listening)
+            with stand.alchemy.begin() as session:
+                ids = [enqueue(session, stand.effect.s(f"{n}")).id for n in range(number)]
+            eventually(lambda: drain(listening), what="the monitor has been told")
+
+    assert left == []
+    assert set(told) - {first} == set(ids)
 
 
 def lose_everything(broker: Broker, queue: str) -> None:
