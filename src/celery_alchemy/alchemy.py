@@ -178,7 +178,7 @@ class Alchemy:
             raise ConfigurationError(
                 f"This Alchemy serves the app {self.app.main!r} already.", "Make another Alchemy for another app."
             )
-        if app.task_cls in (_DEFAULT_TASK_CLASS, Task):
+        if not _has_task_class(app):
             _set_task_class(app)
         self.app = app
         self.outbox = Outbox(Publisher(app), lambda: self.engine, self._max_message_bytes)
@@ -385,6 +385,13 @@ class _Block:
 def _is_async(bind: object, name: str) -> bool:
     """Tell whether a bind is one of SQLAlchemy's async kinds, without importing its asyncio extension."""
     return any(base.__name__ == name and base.__module__.startswith("sqlalchemy.ext.asyncio") for base in type(bind).__mro__)
+
+
+def _has_task_class(app: Celery[Any]) -> bool:
+    """Tell whether an app was given a task class of its own: as ``task_cls``, or by ``app.Task = ...`` as many Flask apps do."""
+    assigned = app.__dict__.get("Task")
+    # The class that Celery makes of task_cls carries its app.
+    return app.task_cls not in (_DEFAULT_TASK_CLASS, Task) or (assigned is not None and vars(assigned).get("_app") is not app)
 
 
 def _set_task_class(app: Celery[Any]) -> None:

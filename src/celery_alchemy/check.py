@@ -14,9 +14,8 @@ from sqlalchemy import Engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 from .errors import CeleryAlchemyError, NotConfiguredError
-from .injection import injection_of
 from .registry import homes_of
-from .task import SessionTask
+from .task import SessionTask, asks_in_vain
 from .visibility import visibility_timeout_seconds, window_is_short
 
 __all__ = ["Finding", "check"]
@@ -228,18 +227,12 @@ def _tasks(alchemy: Any) -> Iterator[Finding]:
 
 def _plain_task(task: Any) -> Iterator[Finding]:
     try:
-        parameters = injection_of(task.run, bound=False, task_name=task.name).parameters
+        found = asks_in_vain(task)
     except CeleryAlchemyError as exc:
         yield Finding("session-parameter", "error", str(exc), "See the message.")
         return
-    if parameters:
-        yield Finding(
-            "task-class",
-            "error",
-            f"Task {task.name} asks for a session as {parameters[0].name!r}, but its class is"
-            f" {type(task).__mro__[1].__name__}, which injects none.",
-            "Give it base=SessionTask, or mix SessionTask into the class.",
-        )
+    if found is not None:
+        yield Finding("task-class", "error", *found)
 
 
 def _green_drivers(alchemy: Any) -> Iterator[Finding]:

@@ -43,7 +43,7 @@ from .transaction import AnySession
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
-__all__ = ["SessionTask"]
+__all__ = ["SessionTask", "asks_in_vain"]
 
 #: Seconds that are left to a killed run to be gone before its task is sent again.
 REDELIVER_MARGIN_SECONDS = 5
@@ -543,3 +543,22 @@ class SessionTask(_Task):
 def _is_method(record: Any) -> bool:
     """Tell whether a ``record_failure`` was written as a method of a task's class, by the name of its first parameter."""
     return inspect.isfunction(record) and next(iter(inspect.signature(record).parameters), None) == "self"
+
+
+def asks_in_vain(task: Any) -> tuple[str, str] | None:
+    """Return what is wrong with a task that asks for a session and has a class that injects none, and the fix; None if it is not so.
+
+    Raises:
+        SessionParameterError: Its session parameter could not be filled by any class.
+    """
+    if isinstance(task, SessionTask) or task.name.startswith("celery."):
+        return None
+    parameters = injection_of(task.run, bound=False, task_name=task.name).parameters
+    if not parameters:
+        return None
+    # Between the task and its class stands the one that Celery makes of that for the app, named Task.
+    given = next(class_ for class_ in type(task).__mro__[1:] if vars(class_).get("_app") is None)
+    return (
+        f"Task {task.name} asks for a session as {parameters[0].name!r}, but its class is {given.__name__}, which injects none.",
+        "Give it base=SessionTask, or mix SessionTask into the class.",
+    )

@@ -24,7 +24,7 @@ from .failure import failed_for_good
 from .once import count_lost_start, give_up
 from .registry import homes_of
 from .relay import RelayThread, relay_of
-from .task import SessionTask
+from .task import SessionTask, asks_in_vain
 from .visibility import window_is_short
 
 __all__ = ["RelayStep", "SessionRequest", "SessionStep"]
@@ -42,6 +42,7 @@ class SessionStep(bootsteps.Step):
         pool = WorkerPool(_pool_name(worker.pool_cls), int(worker.concurrency or 1), getattr(worker, "time_limit", None))
         set_worker_pool(pool)
         _refuse_homeless_tasks(worker.app)
+        _report_tasks_that_ask_in_vain(worker.app)
         _refuse_async_tasks(worker.app, pool)
         for home in homes_of(worker.app).values():
             _refuse_short_window(worker.app, home)
@@ -69,6 +70,15 @@ def _refuse_homeless_tasks(app: Any) -> None:
             except ConfigurationError as exc:
                 # Celery prints a SystemExit and stops; of any other exception it would go on without this step.
                 raise SystemExit(f"celery-alchemy: {exc}") from exc
+
+
+def _report_tasks_that_ask_in_vain(app: Any) -> None:
+    """Report tasks whose class injects no session: not refused, since a class of the user's may have its own way to pass one."""
+    for task in app.tasks.values():
+        with suppress(ConfigurationError):
+            found = asks_in_vain(task)
+            if found is not None:
+                logger.warning("%s %s", *found)
 
 
 def _refuse_short_window(app: Any, home: Any) -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, Task
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
@@ -275,6 +275,49 @@ def test_own_task_class_of_the_app_is_kept(app: Celery) -> None:
     assert own.task_cls is Own
     assert plain() == "plain"
     assert work() is True
+
+
+@pytest.mark.parametrize("base", ["app.Task", "celery.Task"])
+def test_task_class_that_was_assigned_to_the_app_is_kept(app: Celery, base: str) -> None:
+    """`app.Task = ContextTask` is how Flask apps have long given their tasks an application context."""
+
+    class ContextTask(app.Task if base == "app.Task" else Task):  # type: ignore[misc]
+        abstract = True
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return "in a context", self.run(*args, **kwargs)
+
+    app.Task = ContextTask  # type: ignore[method-assign, assignment]
+    Alchemy(app, "sqlite://")
+
+    @task_of(app)
+    def plain() -> str:
+        return "plain"
+
+    assert plain() == ("in a context", "plain")
+
+
+def test_worker_reports_a_task_whose_class_injects_no_session(caplog: pytest.LogCaptureFixture) -> None:
+    """It would fail at each request with a missing argument, which says nothing of the class."""
+    own = Celery("own", task_cls=type("FlaskTask", (Task,), {"abstract": True}), broker="memory://", set_as_current=False)
+    Alchemy(own, "sqlite://")
+
+    @task_of(own, name="charge")
+    def charge(order_id: int) -> None: ...
+
+    @task_of(own, name="rename")
+    def rename(session: Session) -> None: ...
+
+    worker: Any = SimpleNamespace(app=own, pool_cls="celery.concurrency.solo:TaskPool", concurrency=1)
+    try:
+        SessionStep(worker)
+    finally:
+        set_worker_pool(None)
+        own.close()
+
+    [message] = caplog.messages
+    assert "Task rename asks for a session as 'session', but its class is FlaskTask" in message
+    assert "mix SessionTask into the class" in message
 
 
 def test_wrong_session_factory_is_refused(app: Celery) -> None:
