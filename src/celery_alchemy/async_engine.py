@@ -13,7 +13,8 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import URL, Engine
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext import asyncio as sqlalchemy_asyncio
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
 from .databases import database_of
@@ -133,7 +134,8 @@ class OwnAsyncEngines(_LoopEngines):
         self._options = dict(options)
 
     def _make(self) -> AsyncEngine:
-        engine = create_async_engine(self._url, **{**pool_defaults(self._url, self._options), **self._options})
+        # Looked up now, as the sync one's.
+        engine = sqlalchemy_asyncio.create_async_engine(self._url, **{**pool_defaults(self._url, self._options), **self._options})
         database_of(engine.dialect.name).configure(engine.sync_engine)
         observe(engine.sync_engine)
         return engine

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
-from sqlalchemy import URL, Engine, create_engine, make_url
+import sqlalchemy
+from sqlalchemy import URL, Engine, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import NullPool, QueuePool
@@ -144,7 +145,8 @@ class OwnEngine:
         return self.maker
 
     def _make(self) -> Engine:
-        engine = create_engine(self._url, **{**pool_defaults(self._url, self._options), **self._options})
+        # Looked up now: tracers put their own in its place, in a worker after the fork.
+        engine = sqlalchemy.create_engine(self._url, **{**pool_defaults(self._url, self._options), **self._options})
         database_of(engine.dialect.name).configure(engine)
         observe(engine)
         return engine

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import sqlalchemy
 from celery import Celery
 from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.ext import asyncio as asyncio_of_sqlalchemy
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool, QueuePool
 
@@ -130,6 +133,33 @@ def test_engine_is_made_once(database: Database) -> None:
     alchemy = Alchemy(bind=database.url)
 
     assert alchemy.engine is alchemy.engine
+
+
+@pytest.mark.parametrize("kind", ["engine", "async engine"])
+def test_engines_are_made_by_what_stands_in_sqlalchemy_at_the_time(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Tracers, such as OpenTelemetry's instrumentation, put their own there after this package was imported."""
+    alchemy = Alchemy(bind="sqlite://")
+    made: list[Any] = []
+
+    def traced(make: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: made.append(make(*args, **kwargs)) or made[-1]
+
+    if kind == "engine":
+        monkeypatch.setattr(sqlalchemy, "create_engine", traced(sqlalchemy.create_engine))
+        engine = alchemy.engine
+        assert made == [engine]
+    else:
+        source = alchemy.async_source
+        monkeypatch.setattr(asyncio_of_sqlalchemy, "create_async_engine", traced(asyncio_of_sqlalchemy.create_async_engine))
+
+        async def use() -> None:
+            async with alchemy.async_session() as session:
+                await session.execute(text("SELECT 1"))
+            await made[0].dispose()
+
+        asyncio.run(use())
+        assert source is alchemy.async_source
+        assert len(made) == 1
 
 
 def test_engine_that_cannot_be_renewed_keeps_no_other_from_it(database: Database, caplog: pytest.LogCaptureFixture) -> None:
