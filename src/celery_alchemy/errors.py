@@ -306,8 +306,8 @@ class UnroutableError(CeleryAlchemyError):
 
     def __str__(self) -> str:
         return (
-            f"The message for {self.task_name} goes to the queue {self.routing_key!r}, which does not exist and which the"
-            " message does not declare. Make the queue, or name it with queue=... so that Celery declares it."
+            f"RabbitMQ has no queue for the message for {self.task_name} with the routing key {self.routing_key!r}. Make the queue,"
+            " or name it with queue=..., so that Celery declares it, and leave the routing key to Celery."
         )
 
 

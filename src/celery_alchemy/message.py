@@ -69,6 +69,11 @@ class Message:
         """The name of the task; None for a message that is no task."""
         return cast("str | None", self.headers.get("task"))
 
+    @property
+    def has_route(self) -> bool:
+        """True if there must be a queue that takes it: one that is declared for it, or the one that the default exchange names."""
+        return self.exchange == "" or bool(self.queues)
+
     def properties_at_publish(self) -> dict[str, Any]:
         """Return the properties with what is left of the time to live, which a broker counts from the publish.
 

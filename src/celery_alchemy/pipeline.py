@@ -197,9 +197,8 @@ class _ConfirmingChannel:
             message.headers,
             properties,
         )
-        # The default exchange has a route to every queue that exists; without one a message would be lost.
-        mandatory = message.exchange == ""
-        arguments = dumps("Bssbb", (0, message.exchange, message.routing_key_at_publish(), mandatory, False))
+        # Without a route a message would be confirmed, and lost.
+        arguments = dumps("Bssbb", (0, message.exchange, message.routing_key_at_publish(), message.has_route, False))
         self._write_frame(1, self._channel.channel_id, spec.Basic.Publish, arguments, content)
 
     def _flush(self) -> None:

@@ -159,7 +159,7 @@ def _publish_directly(app: Celery[Any], messages: Iterable[Message]) -> None:
 
 
 def _send_with_route(app: Celery[Any], producer: Any, message: Message) -> None:
-    """Give one message to a kombu producer; on RabbitMQ's default exchange see that a queue has taken it.
+    """Give one message to a kombu producer; on RabbitMQ see that a queue has taken it, if there must be one.
 
     RabbitMQ confirms a message that it had no queue for. A queue that was declared on this connection may be gone meanwhile.
 
@@ -167,7 +167,7 @@ def _send_with_route(app: Celery[Any], producer: Any, message: Message) -> None:
         UnroutableError: No queue has taken it, with its own queues declared again.
     """
     how: dict[str, Any] = {"retry": True, "retry_policy": dict(_RETRY_ONCE)}
-    if message.exchange or producer.connection.transport.driver_type != "amqp":
+    if not message.has_route or producer.connection.transport.driver_type != "amqp":
         send(app, producer, message, **how)
         return
     for _ in range(2):

@@ -188,6 +188,25 @@ def test_message_without_a_route_is_not_settled(stand: Stand, number: int) -> No
 
 @pytest.mark.brokers("rabbitmq")
 @pytest.mark.parametrize("number", [1, 5])
+def test_queue_behind_an_exchange_of_its_own_is_declared_again_when_it_is_gone(stand: Stand, broker: Broker, number: int) -> None:
+    """RabbitMQ confirms what a topic exchange has no queue for, as it does on the default exchange."""
+    name = broker.queue("topic")
+    stand.app.conf.task_queues = [Queue(name, Exchange(name, type="topic"), routing_key=f"{name}.#")]
+    with stand.alchemy.begin() as session:
+        enqueue(session, stand.effect.s("first"), queue=name, routing_key=f"{name}.effects")
+    with Connection(broker.settings["broker_url"]) as connection:
+        channel: Any = connection.channel()
+        channel.queue_delete(name)
+    with stand.alchemy.begin() as session:
+        for n in range(number):
+            enqueue(session, stand.effect.s(f"{n}"), queue=name, routing_key=f"{name}.effects")
+
+    assert sorted(sent.args[0] for sent in stand.sent(name)) == [f"{n}" for n in range(number)]
+    assert stand.outbox() == []
+
+
+@pytest.mark.brokers("rabbitmq")
+@pytest.mark.parametrize("number", [1, 5])
 @pytest.mark.parametrize(("left", "shortest"), [(600, 500), (-60, 0)], ids=["some of it", "nothing"])
 def test_delay_that_rabbitmq_counts_is_what_is_left_of_it(
     stand: Stand, broker: Broker, number: int, left: int, shortest: int
