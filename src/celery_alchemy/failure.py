@@ -17,8 +17,8 @@ from .arguments import Arguments, Keywords, caller, session_first
 from .completion import State
 from .events import SessionListener
 from .injection import Injection, injection_of
-from .once import in_session_of, record_death
 from .outcome import SUCCESS, CommitOn, outcome_of
+from .owed import in_session_of, record_death
 from .request import UnitOfWork, Works, at_hand
 from .reruns import runs_of
 from .sessions import SessionOptions

@@ -30,9 +30,9 @@ from .failure import failed_for_good, record_failure
 from .injection import Injection, caller_header, injection_of, without_placeholders
 from .message import recording
 from .named_database import OtherDatabase
-from .once import resend_owed
 from .options import check_once, check_options, once_of, written_in
 from .outcome import ONCE_COMMITS_ON, SUCCESS, CommitOn, Replaced, commit_on_from
+from .owed import resend_owed
 from .registry import FactoryHome, Home, home_of, homes_of
 from .request import UnitOfWork, at_hand
 from .reruns import began_at

@@ -21,7 +21,7 @@ from celery.worker.state import task_ready
 from .engine import WorkerPool, pool_findings, set_worker_pool, worker_pool
 from .errors import ConfigurationError
 from .failure import failed_for_good
-from .once import count_lost_start, give_up
+from .owed import count_lost_start, give_up
 from .registry import homes_of
 from .relay import RelayThread, relay_of
 from .task import SessionTask, asks_in_vain

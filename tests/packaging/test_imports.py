@@ -44,6 +44,7 @@ LOADED = {
     "options",
     "outbox",
     "outcome",
+    "owed",
     "pipeline",
     "publisher",
     "registry",
