@@ -12,7 +12,6 @@ from time import monotonic
 from typing import Any
 
 from celery import Celery
-from celery.events.event import get_exchange
 from kombu.entity import maybe_delivery_mode
 
 from .message import Message
@@ -50,6 +49,9 @@ def entities_of(app: Celery[Any], producer: Any, message: Message) -> list[Any]:
     Redis takes an exchange that was not declared for one without queues, and drops the message in silence.
     """
     if message.task_id is None and message.exchange == app.conf.event_exchange:
+        # The app has loaded it, to make the event; one that sends none does without.
+        from celery.events.event import get_exchange
+
         return [get_exchange(producer.connection, name=message.exchange)]
     queues: Any = app.amqp.queues
     return [queues[name] for name in message.queues]

@@ -339,7 +339,7 @@ def test_task_with_an_eta_is_sent_again_after_its_eta(stand: Stand) -> None:
 def seconds_until_due(stand: Stand) -> float:
     """Return how far ahead the only row's due_at is, by the database's clock."""
     query = {
-        "sqlite": "SELECT (julianday(due_at) - julianday('now')) * 86400 FROM celery_outbox",
+        "sqlite": "SELECT round((julianday(due_at) - julianday('now')) * 86400, 3) FROM celery_outbox",
         "postgresql": "SELECT extract(epoch FROM due_at - clock_timestamp()) FROM celery_outbox",
         "mariadb": "SELECT timestampdiff(microsecond, utc_timestamp(6), due_at) / 1e6 FROM celery_outbox",
     }[stand.database.name]
