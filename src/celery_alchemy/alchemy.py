@@ -17,7 +17,7 @@ from sqlalchemy import URL, Engine, MetaData
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from . import tables
-from .engine import ForeignEngine, OwnEngine, checked_url
+from .engine import ForeignEngine, OwnEngine, WorkerPool, checked_url
 from .entities import belongs_to, models_from
 from .errors import ConfigurationError, TasksAlreadyBoundError
 from .events import SessionListener
@@ -221,6 +221,15 @@ class Alchemy:
                 "Give it a URL, an Engine, or a sessionmaker with bind=engine.",
             )
         return engine
+
+    def engine_in(self, pool: WorkerPool) -> Engine:
+        """Return the engine as it is in a worker of this shape, with the pool that it has there; for ``alchemy check``.
+
+        Raises:
+            ConfigurationError: As for ``engine``.
+        """
+        engine = self.engine
+        return engine if self._engine_home is None else self._engine_home.in_worker(pool)
 
     def on_session_closed(self, listener: SessionListener) -> SessionListener:
         """Have a callable told of each closed session of a task; returns it, so it serves as a decorator.

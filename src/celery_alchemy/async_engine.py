@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
 from .databases import database_of
-from .engine import ForeignEngine, pool_defaults
+from .engine import ForeignEngine, pool_defaults, worker_pool
 from .errors import ConfigurationError
 from .ledger import keep_ledger, observe
 from .sessions import Asks, joined_class, kept_class
@@ -135,7 +135,9 @@ class OwnAsyncEngines(_LoopEngines):
 
     def _make(self) -> AsyncEngine:
         # Looked up now, as the sync one's.
-        engine = sqlalchemy_asyncio.create_async_engine(self._url, **{**pool_defaults(self._url, self._options), **self._options})
+        engine = sqlalchemy_asyncio.create_async_engine(
+            self._url, **{**pool_defaults(self._url, self._options, worker_pool()), **self._options}
+        )
         database_of(engine.dialect.name).configure(engine.sync_engine)
         observe(engine.sync_engine)
         return engine

@@ -13,12 +13,24 @@ from typing import Any, Literal
 from sqlalchemy import Engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
+from .engine import WorkerPool, most_connections, small_pool
 from .errors import CeleryAlchemyError, NotConfiguredError
 from .registry import homes_of
 from .task import SessionTask, asks_in_vain
 from .visibility import visibility_timeout_seconds, window_is_short
 
 __all__ = ["Finding", "check"]
+
+#: Levels at which a transaction may be refused for what another one did, where that is not the database's own default.
+#: Sources: https://www.postgresql.org/docs/current/transaction-iso.html#XACT-REPEATABLE-READ and
+#: https://dev.mysql.com/doc/refman/8.4/en/innodb-transaction-isolation-levels.html#isolevel_serializable (reads lock, so deadlocks).
+_MAY_REFUSE = {
+    "postgresql": ("REPEATABLE READ", "SERIALIZABLE"),
+    "mysql": ("SERIALIZABLE",),
+    "mariadb": ("SERIALIZABLE",),
+}
+#: How many task names a finding lists.
+_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,21 +133,61 @@ def _connections(alchemy: Any, engine: Engine) -> Iterator[Finding]:
         return
     with engine.connect() as connection:
         limit = int(connection.scalar(text(statement)) or 0)
-    processes = alchemy.app.conf.worker_concurrency or os.cpu_count() or 1
-    if limit and processes + 1 > limit:
+    pool = _worker_pool(alchemy.app)
+    needed = pool.processes * pool.tasks_per_process + 1
+    each = most_connections(alchemy.engine_in(pool)) or pool.tasks_per_process
+    if needed > limit:
         yield Finding(
             "connections",
             "error",
-            f"A worker of {processes} processes takes {processes + 1} connections or more; the server allows {limit}.",
+            f"A worker that runs {needed - 1} tasks at once takes {needed} connections or more; the server allows {limit}.",
             "Lower worker_concurrency, raise max_connections, or put a connection pooler in between.",
         )
-    elif limit and (processes + 1) * 5 > limit:
+    elif needed * 5 > limit:
         yield Finding(
             "connections",
             "warning",
-            f"Each worker of {processes} processes takes {processes + 1} connections; the server allows {limit}, which is"
-            f" enough for {limit // (processes + 1)} such workers and nothing else.",
+            f"Each worker that runs {needed - 1} tasks at once takes {needed} connections; the server allows {limit}, which is"
+            f" enough for {limit // needed} such workers and nothing else.",
             "Count your workers and web processes against the limit.",
+        )
+    elif pool.processes * each > limit:
+        yield Finding(
+            "connections",
+            "warning",
+            f"Each of the {pool.processes} processes of a worker has a pool of its own, which may grow to {each} connections:"
+            f" {pool.processes * each} in all, and the server allows {limit}.",
+            "Give Alchemy the URL instead of an engine, or make the engine with pool_size=1 and a small max_overflow.",
+        )
+
+
+def _worker_pool(app: Any) -> WorkerPool:
+    """Return what the app's settings say of its workers; options of the command line are not known here."""
+    name = str(app.conf.worker_pool or "prefork").split(":")[0].rsplit(".", 1)[-1]
+    # Celery knows one pool by two names, and this one runs its tasks one by one.
+    name = {"processes": "prefork", "thread": "threads"}.get(name, name)
+    return WorkerPool(name, 1 if name == "solo" else int(app.conf.worker_concurrency or os.cpu_count() or 1))
+
+
+@_reachable
+def _pool(alchemy: Any, engine: Engine) -> Iterator[Finding]:
+    pool = _worker_pool(alchemy.app)
+    small = small_pool(alchemy.engine_in(pool), pool)
+    if small is not None:
+        yield Finding("small-pool", "warning", *small)
+
+
+@_reachable
+def _autocommit(alchemy: Any, engine: Engine) -> Iterator[Finding]:
+    # Asked for the level, a server tells that of a transaction; the driver alone knows that it makes none.
+    of_driver = getattr(engine.dialect, "_on_connect_isolation_level", None)
+    if str(engine.get_execution_options().get("isolation_level", of_driver)).upper() == "AUTOCOMMIT":
+        yield Finding(
+            "isolation-level",
+            "error",
+            "The engine is in AUTOCOMMIT: each statement is committed by itself, no rollback takes anything back, and neither"
+            " the outbox nor once keeps its promise.",
+            "Make the engine without isolation_level='AUTOCOMMIT'; give it to the statements that need it.",
         )
 
 
@@ -225,6 +277,35 @@ def _tasks(alchemy: Any) -> Iterator[Finding]:
             )
 
 
+@_reachable
+def _isolation(alchemy: Any, engine: Engine) -> Iterator[Finding]:
+    with engine.connect() as connection:
+        default = str(connection.get_isolation_level())
+    refused: dict[str, list[str]] = {}
+    for task in alchemy.app.tasks.values():
+        if not isinstance(task, SessionTask) or not (task.injects_sessions or task.isolation_level):
+            continue
+        level = (task.isolation_level or default).upper().replace("_", " ")
+        if level == "AUTOCOMMIT" and task.isolation_level is not None:
+            yield Finding(
+                "isolation-level",
+                "error",
+                f"Task {task.name} has isolation_level='AUTOCOMMIT': what it has written stays when it fails.",
+                "Remove the option.",
+            )
+        runs_again = task.transient_retries or getattr(task, "autoretry_for", None)
+        if level in _MAY_REFUSE.get(engine.dialect.name, ()) and not runs_again:
+            refused.setdefault(level, []).append(task.name)
+    for level, names in refused.items():
+        yield Finding(
+            "isolation-level",
+            "warning",
+            f"At {level} the database refuses transactions that meet each other, and nothing runs these tasks again then:"
+            f" {', '.join(sorted(names)[:_NAMED])}{f' and {len(names) - _NAMED} more' if len(names) > _NAMED else ''}.",
+            "Give them transient_retries=3.",
+        )
+
+
 def _plain_task(task: Any) -> Iterator[Finding]:
     try:
         found = asks_in_vain(task)
@@ -236,7 +317,7 @@ def _plain_task(task: Any) -> Iterator[Finding]:
 
 
 def _green_drivers(alchemy: Any) -> Iterator[Finding]:
-    pool = str(alchemy.app.conf.worker_pool or "")
+    pool = _worker_pool(alchemy.app).name
     if pool in ("gevent", "eventlet") and alchemy.engine.dialect.driver in ("psycopg2", "mysqldb"):
         yield Finding(
             "green-driver",
@@ -247,5 +328,13 @@ def _green_drivers(alchemy: Any) -> Iterator[Finding]:
 
 
 #: At each database of the app.
-_LOOKS: tuple[Callable[[Any], Iterator[Finding]], ...] = (_database, _tables, _connections, _sqlite, _green_drivers)
-_LOOKS_AT_THE_APP: tuple[Callable[[Any], Iterator[Finding]], ...] = (_broker, _tasks)
+_LOOKS: tuple[Callable[[Any], Iterator[Finding]], ...] = (
+    _database,
+    _tables,
+    _connections,
+    _pool,
+    _autocommit,
+    _sqlite,
+    _green_drivers,
+)
+_LOOKS_AT_THE_APP: tuple[Callable[[Any], Iterator[Finding]], ...] = (_broker, _tasks, _isolation)

@@ -23,7 +23,17 @@ from .databases import database_of
 from .errors import ConfigurationError
 from .ledger import observe
 
-__all__ = ["ForeignEngine", "OwnEngine", "WorkerPool", "checked_url", "pool_findings", "set_worker_pool", "worker_pool"]
+__all__ = [
+    "ForeignEngine",
+    "OwnEngine",
+    "WorkerPool",
+    "checked_url",
+    "most_connections",
+    "pool_findings",
+    "set_worker_pool",
+    "small_pool",
+    "worker_pool",
+]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -50,6 +60,11 @@ class WorkerPool:
     def tasks_per_process(self) -> int:
         """How many tasks share one process, and so one connection pool."""
         return 1 if self.name in ("prefork", "solo") else self.concurrency
+
+    @property
+    def processes(self) -> int:
+        """How many processes run tasks, each with a connection pool of its own."""
+        return self.concurrency if self.name == "prefork" else 1
 
 
 _worker_pool: WorkerPool | None = None
@@ -96,7 +111,7 @@ def checked_url(url: str | URL) -> URL:
     return parsed
 
 
-def pool_defaults(url: URL, options: Mapping[str, Any]) -> dict[str, Any]:
+def pool_defaults(url: URL, options: Mapping[str, Any], pool: WorkerPool | None) -> dict[str, Any]:
     """Return the pool options of an engine that Alchemy makes: sized for the worker's pool, and pinged where a server can drop it."""
     if url.get_backend_name() == "sqlite":
         defaults: dict[str, Any] = {}
@@ -104,7 +119,6 @@ def pool_defaults(url: URL, options: Mapping[str, Any]) -> dict[str, Any]:
             return defaults
     else:
         defaults = {"pool_pre_ping": True}
-    pool = worker_pool()
     if pool is not None and "poolclass" not in options and "pool" not in options:
         defaults |= {"pool_size": pool.tasks_per_process, "max_overflow": OVERFLOW}
     return defaults
@@ -144,9 +158,13 @@ class OwnEngine:
         self.maker = _maker_on(self.get())
         return self.maker
 
+    def in_worker(self, pool: WorkerPool) -> Engine:
+        """Return an engine as it is made in a worker of this shape, for a look at its options and its pool."""
+        return sqlalchemy.create_engine(self._url, **{**pool_defaults(self._url, self._options, pool), **self._options})
+
     def _make(self) -> Engine:
         # Looked up now: tracers put their own in its place, in a worker after the fork.
-        engine = sqlalchemy.create_engine(self._url, **{**pool_defaults(self._url, self._options), **self._options})
+        engine = sqlalchemy.create_engine(self._url, **{**pool_defaults(self._url, self._options, worker_pool()), **self._options})
         database_of(engine.dialect.name).configure(engine)
         observe(engine)
         return engine
@@ -191,6 +209,10 @@ class ForeignEngine:
         """Return the user's engine."""
         return self._engine
 
+    def in_worker(self, pool: WorkerPool) -> Engine:
+        """Return the user's engine, which is the same in every worker."""
+        return self._engine
+
     def after_fork_in_child(self) -> None:
         """Give the child a pool of its own."""
         self._engine.dispose(close=False)
@@ -220,21 +242,33 @@ def open_connections(engine: Engine) -> int:
     return pool.checkedin() + pool.checkedout()
 
 
+def most_connections(engine: Engine) -> int | None:
+    """Return how many connections an engine lends in one process at most; None if nothing limits it."""
+    pooled = engine.pool
+    if not isinstance(pooled, QueuePool):
+        return None
+    overflow: int = getattr(pooled, "_max_overflow", 0)
+    return pooled.size() + overflow if pooled.size() > 0 and overflow >= 0 else None
+
+
+def small_pool(engine: Engine, pool: WorkerPool) -> tuple[str, str] | None:
+    """Return what is wrong with an engine that lends less than a worker of this shape takes, and the fix; None when it is enough."""
+    most = most_connections(engine)
+    if most is None or most >= pool.tasks_per_process:
+        return None
+    reason = (
+        f"The engine for {engine.url.render_as_string(hide_password=True)} lends at most {most} connections, but the {pool.name} pool"
+        f" runs {pool.tasks_per_process} tasks at once in one process: tasks will wait for a connection and fail after pool_timeout."
+    )
+    return reason, f"Make it with pool_size={pool.tasks_per_process}."
+
+
 def pool_findings(engine: Engine, pool: WorkerPool) -> list[str]:
     """Return what is wrong with a user's engine in a worker of this shape, each with its fix; empty when it is well."""
-    findings = []
+    small = small_pool(engine, pool)
+    findings = [] if small is None else [" ".join(small)]
     shown = engine.url.render_as_string(hide_password=True)
-    pooled = engine.pool
-    if isinstance(pooled, QueuePool):
-        overflow: int = getattr(pooled, "_max_overflow", 0)
-        most = pooled.size() + overflow
-        if pooled.size() > 0 and overflow >= 0 and most < pool.tasks_per_process:
-            findings.append(
-                f"The engine for {shown} lends at most {most} connections, but the {pool.name} pool runs"
-                f" {pool.tasks_per_process} tasks at once in one process: tasks will wait for a connection and fail after"
-                f" pool_timeout. Make it with pool_size={pool.tasks_per_process}."
-            )
-    if pool.name == "prefork" and not isinstance(pooled, NullPool) and open_connections(engine):
+    if pool.name == "prefork" and not isinstance(engine.pool, NullPool) and open_connections(engine):
         findings.append(
             f"{open_connections(engine)} connection(s) of the engine for {shown} were opened before the worker forked."
             " Each child gets a pool of its own, so they are not shared, but they stay open and unused in the parent."

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import pytest
 from celery import Celery, Task
 from sqlalchemy import create_engine
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from celery_alchemy import Alchemy
@@ -264,6 +265,78 @@ def test_more_processes_than_connections_is_found(make_alchemy: MakeAlchemy) -> 
     assert found(too_many)["connections"].level == "error"
     assert found(few)["connections"].level == "warning"
     assert "enough for 2 such workers" in found(few)["connections"].reason
+
+
+@pytest.mark.databases("postgresql", "mariadb")
+def test_pools_that_may_grow_beyond_the_server_are_found(make_alchemy: MakeAlchemy, database: Database) -> None:
+    """A pool in each process of prefork, one for all threads; an engine that Alchemy makes has a pool that fits."""
+    few = {"worker_concurrency": 4}
+    big = create_engine(database.url, pool_size=5, max_overflow=2_000_000)
+
+    finding = found(make_alchemy(bind=big, conf=few))["connections"]
+
+    assert finding.level == "warning"
+    assert "Each of the 4 processes" in finding.reason
+    assert "2000005 connections: 8000020 in all" in finding.reason
+    assert found(make_alchemy(conf=few)) == {}
+    assert found(make_alchemy(conf={**few, "worker_pool": "threads"})) == {}
+    assert "connections" in found(make_alchemy(conf=few, engine_options={"max_overflow": 2_000_000}))
+
+
+@pytest.mark.databases("postgresql")
+def test_pool_that_is_smaller_than_the_tasks_at_once_is_found(make_alchemy: MakeAlchemy, database: Database) -> None:
+    """Threads and greenlets share one pool; solo runs one task whatever the number says."""
+    small = create_engine(database.url, pool_size=2, max_overflow=1)
+
+    def codes(pool: str, **options: Any) -> list[str]:
+        alchemy = make_alchemy(conf={"worker_concurrency": 8, "worker_pool": pool}, **options)
+        return [finding.code for finding in check(alchemy)]
+
+    assert codes("threads", bind=small) == codes("gevent", bind=small) == ["small-pool"]
+    assert codes("prefork", bind=small) == codes("solo", bind=small) == []
+    assert codes("threads") == []
+
+
+@pytest.mark.databases("sqlite", "postgresql", "mariadb")
+@pytest.mark.parametrize("options", [{"isolation_level": "AUTOCOMMIT"}, {"execution_options": {"isolation_level": "AUTOCOMMIT"}}])
+def test_engine_without_transactions_is_found(make_alchemy: MakeAlchemy, options: dict[str, Any]) -> None:
+    """In AUTOCOMMIT nothing is ever rolled back."""
+    finding = found(make_alchemy(engine_options=options))["isolation-level"]
+
+    assert finding.level == "error"
+    assert "AUTOCOMMIT" in finding.reason
+
+
+@pytest.mark.databases("sqlite", "postgresql", "mariadb")
+def test_task_without_a_transaction_is_found(make_alchemy: MakeAlchemy) -> None:
+    """By its own option."""
+    alchemy = make_alchemy()
+    task_in(alchemy, isolation_level="AUTOCOMMIT")
+
+    finding = found(alchemy)["isolation-level"]
+
+    assert finding.level == "error"
+    assert "Task pays" in finding.reason
+
+
+@pytest.mark.databases("postgresql", "mariadb")
+@pytest.mark.parametrize("of", ["task", "engine"])
+def test_level_that_may_refuse_a_transaction_is_found(make_alchemy: MakeAlchemy, of: str) -> None:
+    """Where nothing runs the task again; the databases' own defaults are no finding."""
+    level = {"isolation_level": "SERIALIZABLE"}
+
+    def at_level(**options: Any) -> dict[str, Finding]:
+        alchemy = make_alchemy(engine_options=level if of == "engine" else {})
+        task_in(alchemy, **options, **(level if of == "task" else {}))
+        return found(alchemy)
+
+    finding = at_level()["isolation-level"]
+
+    assert finding.level == "warning"
+    assert "At SERIALIZABLE" in finding.reason
+    assert "pays" in finding.reason
+    assert at_level(transient_retries=3) == {}
+    assert at_level(autoretry_for=(OperationalError,)) == {}
 
 
 @pytest.mark.databases("postgresql+psycopg2")
