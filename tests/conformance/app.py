@@ -128,6 +128,12 @@ def wait_in_statement(task: SessionTask, session: Session, key: str) -> None:
     session.execute(text(f"SELECT {'pg_sleep' if dialect.name == 'postgresql' else 'sleep'}({seconds})"))
 
 
+def wait_in_short_statement(task: SessionTask, session: Session, key: str) -> None:
+    """Be in the middle of a statement when the greenlet is ended; the server notices only when the statement is over."""
+    is_postgresql = session.get_bind().dialect.name == "postgresql"
+    session.execute(text(f"SELECT {'pg_sleep' if is_postgresql else 'sleep'}(4)"))
+
+
 def exit_process(task: SessionTask, session: Session, key: str) -> None:
     raise SystemExit
 
@@ -196,6 +202,7 @@ ENDINGS: dict[str, End] = {
     "soft limit": wait_in_statement,
     "hard limit": wait,
     "revoke": wait,
+    "revoke in a statement": wait_in_short_statement,
     "system exit": exit_process,
     "lost child": die,
     "failing commit": fail_commit,

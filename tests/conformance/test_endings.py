@@ -37,10 +37,12 @@ ONLY_IN = {
     "hard limit": {"prefork", "gevent"},
     "lost child": {"prefork"},
     "revoke": {"prefork", "gevent", "eventlet"},
+    # eventlet does not make psycopg wait in its own way.
+    "revoke in a statement": {"gevent"},
     # Elsewhere SystemExit is a request to the whole worker to stop.
     "system exit": {"prefork", "threads"},
 }
-NEEDS_SERVER = {"database gone", "database gone before commit", "database gone after commit"}
+NEEDS_SERVER = {"revoke in a statement", "database gone", "database gone before commit", "database gone after commit"}
 
 #: The committed marks of each ending: what follows the task's key, and the note (how many retries, or why it failed).
 MARKS: dict[str, dict[str, str]] = {
@@ -54,6 +56,7 @@ MARKS: dict[str, dict[str, str]] = {
     "soft limit": {":failed": "SoftTimeLimitExceeded"},
     "hard limit": {":failed": "TimeLimitExceeded"},
     "revoke": {},
+    "revoke in a statement": {},
     "system exit": {},
     "lost child": {":failed": "WorkerLostError"},
     "failing commit": {":failed": "IntegrityError"},
@@ -67,6 +70,7 @@ STATES = {
     "replace": "SUCCESS",
     "database gone after commit": "SUCCESS",
     "revoke": "REVOKED",
+    "revoke in a statement": "REVOKED",
 }
 WITHOUT_RESULT = {"ignore", "reject"}
 #: Celery sends the next attempt before it stores RETRY for this one: with more than one thread the RETRY may overwrite the
@@ -127,7 +131,7 @@ def expected_state(stand: Stand, ending: str) -> str | None:
 
 def ended(stand: Stand, ending: str, result: AsyncResult[Any]) -> str | None:
     """Wait for the end of a request, helping it along where that is part of the ending; return its final state."""
-    if ending == "revoke":
+    if ending.startswith("revoke"):
         stand.wait_for_sign(f"{result.id}.started")
         stand.broker.client.control.revoke(result.id, terminate=True, signal="SIGTERM")
     if ending in SEEN_BY_MARKS:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.signals import before_task_publish
+from greenlet import GreenletExit
 from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
@@ -349,8 +350,8 @@ def test_commit_of_an_aborted_transaction_fails_the_task(shop: Shop) -> None:
 
 
 def test_base_exceptions_roll_back_and_come_through(shop: Shop) -> None:
-    """SystemExit and KeyboardInterrupt end the transaction and reach whoever sent them."""
-    for kind in (SystemExit, KeyboardInterrupt):
+    """SystemExit, KeyboardInterrupt and a greenlet's end take the transaction back and reach whoever sent them."""
+    for kind in (SystemExit, KeyboardInterrupt, GreenletExit):
 
         @shop.task(name=kind.__name__)
         def work(session: Session, kind: type[BaseException] = kind) -> None:
