@@ -49,7 +49,7 @@ def tasks_of(app: Celery) -> Any:
 
 def library_of(app: Celery, url: str) -> Any:
     """Give an app its Alchemy, with an outbox, and the tasks."""
-    app.conf.accept_content = ["json", "yaml", "msgpack"]
+    app.conf.accept_content = ["json", "yaml", "msgpack", "pickle"]
     Alchemy(app, url, outbox=True, models=Base)
     return tasks_of(app)
 

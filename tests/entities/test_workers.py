@@ -20,7 +20,7 @@ from tests.workers import Pool
 
 #: Each pool and each database; all pairs would take longer and say no more.
 PAIRS = [("prefork", "sqlite"), ("prefork", "postgresql"), ("threads", "mariadb"), ("threads", "postgresql")]
-SERIALIZERS = ["json", *(name for name, module in (("yaml", "yaml"), ("msgpack", "msgpack")) if find_spec(module))]
+SERIALIZERS = ["json", "pickle", *(name for name in ("yaml", "msgpack") if find_spec(name))]
 
 
 def result_of(result: Any) -> Any:
