@@ -19,6 +19,7 @@ from tests.crash.points import (
     PARENT_POINTS,
     PRODUCER_POINTS,
     RELAY_POINTS,
+    Extent,
     Fault,
     faults,
 )
@@ -65,23 +66,18 @@ class _Plan:
     workers: list[Fault]
 
 
-def _plan(database: Database, broker: Broker, *, selected: bool) -> _Plan:
-    """Choose the faults; a selection leaves out most of those after which a worker has to be started anew."""
+def _plan(database: Database, broker: Broker, extent: Extent) -> _Plan:
+    """Choose the faults."""
     has_server = database.name != "sqlite"
     confirms = CONFIRM_POINTS if broker.name == "rabbitmq" else ()
-    in_workers = faults([*CHILD_POINTS, *PARENT_POINTS], has_server=has_server)
-    if selected:
-        in_workers = [
-            fault for fault in in_workers if fault.action != "kill worker" or fault.point == "child: insert's COMMIT, after"
-        ]
     return _Plan(
         faults([*PRODUCER_POINTS, *confirms[:1]], has_server=has_server),
         faults([*RELAY_POINTS, *confirms[1:]], has_server=has_server),
-        in_workers,
+        faults([*CHILD_POINTS, *PARENT_POINTS], has_server=has_server, extent=extent),
     )
 
 
-def make_aftermath(database: Database, broker: Broker, folder: Path, *, selected: bool) -> Aftermath:
+def make_aftermath(database: Database, broker: Broker, folder: Path, extent: Extent) -> Aftermath:
     """Let everything die, and wait until what survives has settled all accounts.
 
     Raises:
@@ -89,7 +85,7 @@ def make_aftermath(database: Database, broker: Broker, folder: Path, *, selected
     """
     Base.metadata.create_all(database.engine)
     metadata.create_all(database.engine)
-    plan = _plan(database, broker, selected=selected)
+    plan = _plan(database, broker, extent)
     struck = folder / "struck"
     struck.mkdir()
     handed_over = environment(broker.settings, database.url)

@@ -23,18 +23,23 @@ CONFIRM_POINTS = ("producer: confirm, before", "relay: confirm, before")
 _SENDING = ("insert", "insert's COMMIT", "publish", "settle", "settle's COMMIT")
 # The database cannot cut what is not connected; a body is cut at the statement that follows it.
 _WITHOUT_CONNECTION = ("publish", "confirm", "body", "result")
-# Each needs another worker. The child, an orphan then, goes on to its end with what it was at.
-_WORKERS_DIE_AT = (
-    "start, before",
-    "start's COMMIT, after",
-    "body, after",
-    "insert's COMMIT, before",
-    "insert's COMMIT, after",
-    "publish, after",
-    "settle's COMMIT, after",
-    "result, before",
-    "result, after",
-)
+#: How many of the kills of whole workers are made. Each needs another worker, a second or two; with "few" the child of one, an orphan
+#: then, goes on to its end with what it was at, with "most" those of nine do, with "every" those of all points.
+Extent = Literal["few", "most", "every"]
+_WORKERS_DIE_AT = {
+    "few": ("insert's COMMIT, after",),
+    "most": (
+        "start, before",
+        "start's COMMIT, after",
+        "body, after",
+        "insert's COMMIT, before",
+        "insert's COMMIT, after",
+        "publish, after",
+        "settle's COMMIT, after",
+        "result, before",
+        "result, after",
+    ),
+}
 
 
 def _around(who: str, steps: Iterable[str]) -> tuple[str, ...]:
@@ -71,22 +76,23 @@ class Fault:
         return "".join(letter if letter.isalnum() else "-" for letter in str(self))
 
 
-def faults(points: Iterable[str], *, has_server: bool) -> list[Fault]:
+def faults(points: Iterable[str], *, has_server: bool, extent: Extent = "every") -> list[Fault]:
     """Return every sensible fault at these points.
 
     Args:
         points: Where.
         has_server: The database is a server, which can cut connections.
+        extent: At how many of them whole workers die.
     """
-    return [Fault(point, action) for point in points for action in _actions(point, has_server=has_server)]
+    return [Fault(point, action) for point in points for action in _actions(point, has_server=has_server, extent=extent)]
 
 
-def _actions(point: str, *, has_server: bool) -> list[Action]:
+def _actions(point: str, *, has_server: bool, extent: Extent) -> list[Action]:
     who, what = point.split(": ")
     if who == "parent":
         return ["kill"]
     actions: list[Action] = ["kill"]
-    if who == "child" and what in _WORKERS_DIE_AT:
+    if who == "child" and (extent == "every" or what in _WORKERS_DIE_AT[extent]):
         actions.append("kill worker")
     if has_server and not what.startswith(_WITHOUT_CONNECTION):
         actions.append("cut")
