@@ -84,6 +84,7 @@ class Ledger:
         writes: That transaction sent a statement that changes rows or tables.
         in_flight: A statement was sent whose end was not seen. At the end of a request this means that it was interrupted, and
             that nobody knows in what state its connection is.
+        connections: Weak references to the connections of that transaction.
         failed_on: Weak reference to the connection whose statement failed in the open transaction; None if none did.
         statements: How many statements were sent since the session was made.
         options: What the task asks of its session.
@@ -97,6 +98,7 @@ class Ledger:
 
     # Slots, all of them set: Python reads those at once, and searches for a default on the class, 60 ns each time.
     __slots__ = (
+        "connections",
         "database_seconds",
         "ended_at",
         "failed_on",
@@ -113,6 +115,7 @@ class Ledger:
 
     def __init__(self, options: SessionOptions = NO_OPTIONS) -> None:
         self.transaction: Callable[[], SessionTransaction | None] | None = None
+        self.connections: tuple[Callable[[], Connection | None], ...] = ()
         self.writes: bool = False
         self.in_flight: bool = False
         self.failed_on: Callable[[], Connection | None] | None = None
@@ -208,6 +211,9 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
             ledger.writes = False
             ledger.ended_at = None
             ledger.failed_on = None
+            ledger.connections = (ref(connection),)
+        else:
+            ledger.connections += (ref(connection),)
         if ledger.options.has_settings:
             _apply_settings(ledger.options, connection)
     if _OBSERVED not in connection.dialect.__dict__:

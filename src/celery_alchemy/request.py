@@ -378,8 +378,24 @@ def _invalidate(session: Session, owner: Callable[[], str]) -> None:
             session.close()
         else:
             session.invalidate()
+            _drop_connections(session)
     except Exception:
         logger.warning("%s: dropping the session's connection failed", owner(), exc_info=True)
+
+
+def _drop_connections(session: Session) -> None:
+    """Drop the connections that a close which failed has left with the session's transaction, out of the session's own reach.
+
+    The garbage collector would find them; until then the pool goes without.
+    """
+    ledger = ledger_of(session)
+    if ledger is None or isinstance(session.bind, Connection):
+        return
+    for reference in ledger.connections:
+        connection = reference()
+        if connection is not None and not connection.closed:
+            connection.invalidate()
+            connection.close()
 
 
 PLAIN_TYPES = frozenset({type(None), bool, int, float, str, bytes})

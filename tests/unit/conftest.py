@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from celery_alchemy.testing import no_leaks
 from tests.services.databases import Database
 from tests.unit.shop import Shop
 
@@ -21,14 +22,15 @@ class MakeShop(Protocol):
 
 @pytest.fixture
 def make_shop(database: Database) -> Iterator[MakeShop]:
-    """Make shops on the test's database; their engines are disposed of at the end."""
+    """Make shops on the test's database, in which every test gives back what it took; their engines are disposed of at the end."""
     shops: list[Shop] = []
 
     def make(**options: Any) -> Shop:
         shops.append(Shop(database, **options))
         return shops[-1]
 
-    yield make
+    with no_leaks():
+        yield make
     for shop in shops:
         shop.alchemy.engine.dispose()
         with shop.app.connection_for_write() as connection, connection.channel() as channel:

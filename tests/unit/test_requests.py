@@ -560,3 +560,5 @@ def test_block_whose_session_cannot_be_closed_raises_its_own_error(shop: Shop, m
         session.execute(select(42))
         monkeypatch.setattr(shop.alchemy.engine.dialect, "do_rollback", refuse)
         raise LookupError
+
+    assert shop.checked_out() == 0
