@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from celery_alchemy import Alchemy
 from sqlalchemy import Engine, create_engine, func, inspect, select, text
 from sqlalchemy.orm import Session
 from tests.services.brokers import Brokers
@@ -89,6 +90,7 @@ def test_processes_that_start_at_once_make_the_tables_once(
 def pgvector() -> Iterator[Engine]:
     """A PostgreSQL with pgvector: the usual server's, or the one in a wheel."""
     with _with_pgvector() as url, scratch_engine(url) as engine:
+        Alchemy(bind=engine).create_tables()
         yield engine
 
 

@@ -17,7 +17,7 @@ pytest.importorskip("fastapi", reason="the extra `web` is not installed")
 pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
 
 import httpx
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from pipelines import long_text
 from servers import Answer, Question, serving
@@ -238,6 +238,23 @@ def test_a_folder_is_taken_without_what_is_no_document(page: Page, tmp_path: Pat
     is_in_state(page, "whale.md", "Ready")
     expect(page.locator("#uploads")).to_contain_text("2 files of other kinds were left out.")
     expect(document(page, "whale.md").locator(".name")).to_have_attribute("title", "notes/deep/whale.md")
+
+
+def test_a_folder_that_comes_before_the_limits_are_known_is_taken(page: Page, tmp_path: Path) -> None:
+    """It waits until the server has said which files it takes, instead of leaving all of them out."""
+    (tmp_path / "early.md").write_text("The early one is about larks.")
+    (tmp_path / "program.exe").write_text("MZ")
+    held: list[Route] = []
+    page.route("**/api/limits", lambda route: held.append(route))
+    page.reload()
+
+    with page.expect_request("**/api/limits"):
+        page.set_input_files("#folder", tmp_path)
+    for route in held:
+        route.continue_()
+
+    is_in_state(page, "early.md", "Ready")
+    expect(page.locator("#uploads")).to_contain_text("1 file of other kinds was left out.")
 
 
 def test_files_dropped_anywhere_are_taken(page: Page) -> None:

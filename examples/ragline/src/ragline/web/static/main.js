@@ -58,11 +58,7 @@ function drawVitals() {
 }
 
 async function begin() {
-  try {
-    uploads.setLimits(await ask("GET", "limits"));
-  } catch (error) {
-    if (error.status === 401) return;
-  }
+  if (!await uploads.learnLimits()) return;
   follow((update) => {
     status = update.status;
     documents.update(update);

@@ -1,6 +1,6 @@
 // Files and folders on their way to the server, a few at a time, and those that it refused.
 
-import { send } from "./api.js";
+import { ask, send } from "./api.js";
 import { announce, bytes, byId, make, plural, setText } from "./elements.js";
 
 const AT_ONCE = 3;
@@ -8,7 +8,9 @@ const tray = byId("uploads");
 const drop = byId("drop");
 const waiting = [];
 let running = 0;
-let limits = { max_bytes: Infinity, extensions: [] };
+// Until the server has said them it is the one that refuses.
+let limits = { max_bytes: Infinity, extensions: [""] };
+let areLimitsKnown = false;
 let added = () => {};
 let here = null;
 
@@ -16,9 +18,10 @@ export function start(whenAdded) {
   added = whenAdded;
   for (const [button, input] of [["choose-files", "files"], ["choose-folder", "folder"]]) {
     byId(button).addEventListener("click", () => byId(input).click());
-    byId(input).addEventListener("change", (event) => {
+    byId(input).addEventListener("change", async (event) => {
       const files = [...event.target.files].map((file) => ({ file, name: file.webkitRelativePath || file.name }));
       event.target.value = "";
+      await learnLimits();
       offer(input === "folder" ? files.filter(isWanted) : files, input === "folder" ? files.filter((one) => !isWanted(one)).length : 0);
     });
   }
@@ -33,9 +36,20 @@ export function start(whenAdded) {
   });
 }
 
-export function setLimits(known) {
-  limits = known;
+/**
+ * Ask for what the server takes, unless it has said it: at the beginning, and again when files come before it could.
+ * @returns {Promise<boolean>} false if the server wants a token first
+ */
+export async function learnLimits() {
+  if (areLimitsKnown) return true;
+  try {
+    limits = await ask("GET", "limits");
+  } catch (error) {
+    return error.status !== 401;
+  }
+  areLimitsKnown = true;
   setText(byId("drop-limits"), `Text, Markdown, HTML, PDF and Word documents, up to ${bytes(limits.max_bytes)} each.`);
+  return true;
 }
 
 /** Of a folder only documents are taken, as `ragline ingest FOLDER` does: not what programs keep beside them. */
@@ -48,6 +62,7 @@ async function dropped(transfer) {
   // Both must be read before the first wait: the browser empties the list then.
   const entries = [...transfer.items].filter((item) => item.kind === "file").map((item) => item.webkitGetAsEntry?.());
   const plain = [...transfer.files].map((file) => ({ file, name: file.name }));
+  await learnLimits();
   if (!entries.length || entries.includes(null) || entries.includes(undefined)) return { files: plain, skipped: 0 };
   const files = [];
   let skipped = 0;
