@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from celery_alchemy import enqueue
+from celery_alchemy.outbox import HandOver
 from tests.delivery.conftest import MakeStand
 from tests.delivery.stand import Effect, Stand
 
@@ -79,6 +80,26 @@ def test_send_from_a_listener_is_kept(stand: Stand, session: Session, listen: Li
     assert stand.effects() == ["written"]
     assert sorted(kept) == sorted(ids + send.ids)
     assert sorted(sent.id for sent in stand.sent()) == sorted(kept)
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_send_from_a_listener_survives_the_death_of_its_process(
+    stand: Stand, session: Session, listen: Listen, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row is part of the COMMIT: there is nothing that would have to be done after it."""
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    send = Once(session, lambda: stand.effect.s("sent"))
+    listen(name, send)
+    session.add(Effect(name="written"))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(HandOver, "__call__", die)
+        session.commit()
+
+    assert stand.effects() == ["written"]
+    assert stand.outbox("task_id") == send.ids
 
 
 @pytest.mark.parametrize("name", EVENTS)
