@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -64,19 +65,21 @@ def ingest(
     """Take documents in and follow them until they can be found."""
     from ragline import ingestion
     from ragline.app import app, settings
-    from ragline.workers import running_workers, temporary_worker
+    from ragline.workers import check_runs, running_workers, temporary_worker
 
     embedder = ingestion.choose_embedder(console)
     outcomes = ingestion.take_in_files(paths, embedder, console)
     with ExitStack() as stack:
         if wait and ingestion.unsettled(outcomes):
+            check = None
             if not (workers := running_workers(app)):
                 if worker and settings.has_own_broker:
-                    stack.enter_context(temporary_worker(home=settings.home, processes=processes))
+                    own = stack.enter_context(temporary_worker(home=settings.home, processes=processes))
+                    check = partial(check_runs, own, settings.home)
                 else:
                     missing = "The broker does not answer" if workers is None else "No worker is running"
                     console.print(f"[yellow]{missing}: the documents wait.[/yellow]")
-            ingestion.follow(outcomes, console)
+            ingestion.follow(outcomes, console, check)
     if ingestion.print_summary(outcomes, console):
         raise typer.Exit(1)
 

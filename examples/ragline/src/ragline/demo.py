@@ -21,16 +21,16 @@ from ragline import ingestion, presentation
 from ragline.app import alchemy, settings
 from ragline.audit import audit
 from ragline.embedders import NO_EMBEDDER
+from ragline.intake import Outcome
 from ragline.minilm.embedder import has_onnx
-from ragline.progress import Progress as Counts
 from ragline.progress import failures
 from ragline.retrieval import find
 from ragline.tables import Source
-from ragline.workers import child_processes, temporary_worker
+from ragline.workers import check_runs, child_processes, temporary_worker
 
 PROCESSES = 2
 KILL_AT = (0.25, 0.6)
-"""A worker process is killed each time this share of the documents is done."""
+"""A worker process is killed each time this share of the files is taken in, and half of those are done."""
 MAX_CHARACTERS = 500_000
 """About 700 chunks, half a minute of embedding on two slow cores."""
 MAX_README_CHARACTERS = 30_000
@@ -64,11 +64,10 @@ def run(console: Console) -> list[str]:
         f" a copy of one, and {len(BAD_FILES)} that are bad on purpose.\n"
         f"A worker of {PROCESSES} processes on SQLite and a folder of messages; some are killed on the way."
     )
-    killer = _Killer()
     with temporary_worker(home=settings.home, processes=PROCESSES) as worker:
-        killer.worker = worker
-        outcomes = ingestion.take_in_files([folder], embedder, console)
-        ingestion.follow(outcomes, console, killer.look)
+        killer = _Killer(worker, files)
+        outcomes = ingestion.take_in_files([folder], embedder, console, killer.look)
+        ingestion.follow(outcomes, console, lambda: check_runs(worker, settings.home))
     ingestion.print_summary(outcomes, console)
     problems = _check(files, console)
     for question in QUESTIONS:
@@ -152,18 +151,21 @@ def _check(files: int, console: Console) -> list[str]:
 
 
 class _Killer:
-    """Kills a process of the worker when enough documents are done."""
+    """Kills processes of the worker in the middle of its work, of which the rest is held back until then."""
 
-    def __init__(self) -> None:
-        self.worker: subprocess.Popen[bytes] | None = None
+    def __init__(self, worker: subprocess.Popen[bytes], files: int) -> None:
+        self.worker = worker
+        self.moments = {round(share * files) for share in KILL_AT}
         self.killed: list[int] = []
 
-    def look(self, counts: Counts, bar: Progress) -> None:
-        due = sum(counts.settled >= share * counts.total for share in KILL_AT)
-        if self.worker is None or len(self.killed) >= due or counts.settled == counts.total:
+    def look(self, outcomes: dict[str, Outcome], bar: Progress) -> None:
+        """Kill a process if this is a moment for it; called after each file that was taken in."""
+        if len(outcomes) not in self.moments:
             return
-        children = [pid for pid in child_processes(self.worker.pid) if pid not in self.killed]
-        if children:
-            os.kill(children[-1], signal.SIGKILL)
-            self.killed.append(children[-1])
-            bar.console.print(f"[red]Killed worker process {children[-1]} with SIGKILL.[/red]")
+        while (counts := ingestion.count(outcomes)).settled < counts.total / 2:
+            check_runs(self.worker, settings.home)
+            time.sleep(ingestion.LOOK_SECONDS)
+        victim = [pid for pid in child_processes(self.worker.pid) if pid not in self.killed][-1]
+        os.kill(victim, signal.SIGKILL)
+        self.killed.append(victim)
+        bar.console.print(f"[red]Killed worker process {victim} with SIGKILL.[/red]")

@@ -56,8 +56,19 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
-def take_in_files(paths: Sequence[Path], embedder: str, console: Console) -> dict[str, Outcome]:
+def take_in_files(
+    paths: Sequence[Path],
+    embedder: str,
+    console: Console,
+    taken: Callable[[dict[str, Outcome], Progress], None] | None = None,
+) -> dict[str, Outcome]:
     """Take in every file below the paths, each in a transaction that also sends its first task.
+
+    Args:
+        paths: files and folders.
+        embedder: the name of the embedder to process the documents with.
+        console: where to draw.
+        taken: called after each file, with the outcomes so far and the bar.
 
     Returns:
         What became of each, by its path.
@@ -73,6 +84,8 @@ def take_in_files(paths: Sequence[Path], embedder: str, console: Console) -> dic
             offer = read_file(file, max_bytes=settings.max_bytes)
             outcomes[str(file)] = in_transaction(partial(controls.add, offer=offer, recipe=recipe))
             bar.advance(task)
+            if taken is not None:
+                taken(outcomes, bar)
     if left_out:
         console.print(_left_out(left_out), soft_wrap=True)
     return outcomes
@@ -102,14 +115,14 @@ def document_ids(outcomes: dict[str, Outcome]) -> list[int]:
 
 
 def follow(
-    outcomes: dict[str, Outcome], console: Console, looked: Callable[[Counts, Progress], None] | None = None
+    outcomes: dict[str, Outcome], console: Console, looked: Callable[[], None] | None = None
 ) -> Counts:
     """Show a progress bar, counted from rows, until every document is settled.
 
     Args:
         outcomes: the documents to follow.
         console: where to draw.
-        looked: called after each look, with the counts and the bar.
+        looked: called after each look but the last; what it raises ends the following.
 
     Returns:
         The last counts.
@@ -122,10 +135,10 @@ def follow(
             states = ", ".join(f"{number} {state.value}" for state, number in counts.documents.items())
             bar.update(documents, completed=counts.settled, total=counts.total, note=states)
             bar.update(chunks, completed=counts.chunks - counts.unembedded, total=counts.chunks or None)
-            if looked is not None:
-                looked(counts, bar)
             if counts.settled == counts.total:
                 return counts
+            if looked is not None:
+                looked()
             time.sleep(LOOK_SECONDS)
 
 

@@ -15,6 +15,8 @@ from typing import Any
 from celery import Celery
 from kombu.exceptions import OperationalError as BrokerError
 
+from ragline.errors import RaglineError
+
 logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 1.0
@@ -65,6 +67,16 @@ def temporary_worker(*, home: Path, processes: int) -> Iterator[subprocess.Popen
         yield worker
     finally:
         stop(worker)
+
+
+def check_runs(worker: subprocess.Popen[bytes], home: Path) -> None:
+    """See that a temporary worker is still there.
+
+    Raises:
+        RaglineError: it ended by itself, so nothing would happen any more.
+    """
+    if worker.poll() is not None:
+        raise RaglineError(f"The worker ended; {home / 'worker.log'} tells why.")
 
 
 def stop(worker: subprocess.Popen[bytes]) -> None:
