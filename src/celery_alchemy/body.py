@@ -19,8 +19,9 @@ from .completion import State, key_of
 from .errors import DeadTaskError
 from .failure import is_final, record_if_final
 from .injection import Injection
-from .once import OnceUnit, Overtaken
+from .once import OnceUnit
 from .outcome import Replaced
+from .owed import Overtaken
 from .request import PLAIN_TYPES, UnitOfWork, at_hand, refuse_entities
 from .reruns import runs_of, with_transient_retries
 from .sessions import DEFERRED
@@ -165,7 +166,8 @@ def report(task: Any, unit: OnceUnit, state: State, args: Arguments, kwargs: Key
     """
     unit.succeed()
     if state.fresh:
-        task.run_record_failure(DeadTaskError(task.name, unit.key, state.error), args, kwargs)
+        error = DeadTaskError(task.name, unit.key, state.error)
+        state = task.fail_for_good(unit, error, args, kwargs, reason=state.error) or state
     return unit.replay(state)
 
 
@@ -202,10 +204,9 @@ def _attempt_once(task: Any, key: str, call: Call, args: Arguments, kwargs: Keyw
 
 def fail_once(task: Any, unit: OnceUnit, exc: BaseException, args: Arguments, kwargs: Keywords) -> Any:
     """End a once task whose body, or whose commit, raised; return a result if its work turns out to have been committed."""
-    final = is_final(task, exc)
-    state: State | None = unit.fail_once(exc, final=final)
+    state = unit.fail_once(exc)
+    if state is None and is_final(task, exc):
+        state = task.fail_for_good(unit, exc, args, kwargs)
     if state is not None and not isinstance(exc, Replaced) and state.ending == "returned":
         return unit.replay(state)
-    if final:
-        task.run_record_failure(exc, args, kwargs)
     raise exc

@@ -47,7 +47,7 @@ class State:
         ending: How a completed run ended.
         value: What it returned.
         error: Why a dead task died.
-        fresh: It died just now.
+        fresh: It has just been found to be; the table does not say so yet.
         by: The task id of the run that committed, where tasks with other ids have the same key.
     """
 
@@ -146,14 +146,14 @@ def once_row(task: Any, home: Home, message: Message) -> Row | None:
 # --- the statements --------------------------------------------------------------------------------------------------------
 
 
-def start(session: Session, key: str, wait_seconds: float, max_deliveries: int, request: Context) -> State | None:
+def start(session: Session, key: str, wait_seconds: float, max_deliveries: int, request: Context) -> State:
     """Count a start and put the next delivery off, or say that there is nothing to run.
 
     One statement for a task that was sent through the outbox, or that has never been seen. A request that is run again in its own
     process is counted once.
 
     Returns:
-        None if another delivery completed the task between two of the statements: look again, in a new transaction.
+        What the table says; a ``fresh`` death, of too many starts, is for the caller to record.
 
     Raises:
         MissingTableError: The table has not been made.
@@ -172,8 +172,7 @@ def start(session: Session, key: str, wait_seconds: float, max_deliveries: int, 
             return state
     except (OperationalError, ProgrammingError) as exc:
         raise missing_table(exc) or exc from exc
-    error = f"it was started {max_deliveries} times and its process died each time"
-    return State("dead", error=error, fresh=True) if die(session, key, error) else None
+    return State("dead", error=f"it was started {max_deliveries} times and its process died each time", fresh=True)
 
 
 def was_counted(request: Context) -> bool:

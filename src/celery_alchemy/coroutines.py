@@ -19,10 +19,12 @@ from sqlalchemy.util import greenlet_spawn
 
 from .arguments import Arguments, Keywords, is_named, load_entities
 from .body import MAX_OVERTAKEN, end_failed, fail_once, is_delivery_of_once, key_of_call, report
-from .failure import record_if_final
+from .completion import State
+from .failure import failed_for_good, record_if_final
 from .injection import Injection
 from .loop import process_loop
-from .once import OnceUnit, Overtaken
+from .once import OnceUnit
+from .owed import Overtaken, error_text, record_death
 from .request import UnitOfWork, at_hand, refuse_entities
 from .reruns import runs_of, transient_runs, with_transient_retries
 
@@ -41,12 +43,17 @@ class AsyncTask:
         self.request = request
         self.name: str = task.name
         self.async_session: AsyncSession | None = None
-        #: Calls of ``run_record_failure`` that wait for the end of the coroutine.
-        self.failures: list[tuple[BaseException, Arguments, Keywords]] = []
+        #: Records a failure when the coroutine has ended, which must not wait for a synchronous session.
+        self.record_later: Callable[[], State | None] | None = None
 
-    def run_record_failure(self, exc: BaseException, args: Arguments, kwargs: Keywords) -> None:
-        """Have the failure recorded when the coroutine has ended: its session is a synchronous one, which blocks."""
-        self.failures.append((exc, args, kwargs))
+    def fail_for_good(
+        self, unit: OnceUnit, exc: BaseException, args: Arguments, kwargs: Keywords, reason: str | None = None
+    ) -> State | None:
+        """Record that a ``once`` task has failed for good, now or, with a ``record_failure``, when the coroutine has ended."""
+        if self.of.failure_record() is None:
+            return record_death(self, unit.key, reason or error_text(exc), unit.in_own_session)
+        self.record_later = functools.partial(failed_for_good, self, unit.key, exc, args, kwargs, reason=reason)
+        return None
 
     def session_of(self, unit: UnitOfWork) -> AsyncSession:
         """Return the AsyncSession of the request, made at the first use."""
@@ -96,9 +103,8 @@ def in_async_unit_of_work(task: Any, body: Callable[..., Coroutine[Any, Any, Any
         call = make()
         try:
             return process_loop.run(call.run, call.interrupt)
-        except Exception as exc:
-            call.fail(exc)
-            raise
+        except Exception as exc:  # noqa: BLE001 - raised again by fail().
+            return call.fail(exc)
         finally:
             call.finish()
 
@@ -122,11 +128,10 @@ async def _awaited(task: Any, request: Context, make: Callable[..., _Call]) -> A
             call = make(is_awaited=True)
             try:
                 return await call.run()
-            except Exception as exc:
-                call.fail(exc)
+            except Exception as exc:  # noqa: BLE001 - raised again by fail().
                 wait = runs.seconds_until_next(exc)
                 if wait is None:
-                    raise
+                    return await asyncio.to_thread(call.fail, exc)
             finally:
                 await asyncio.to_thread(call.finish)
             await asyncio.sleep(wait)
@@ -177,18 +182,21 @@ class _Call:
         """Take note of what is about to cancel the coroutine: a soft time limit, or the end of the process."""
         self._interrupted_by = exc
 
-    def fail(self, exc: Exception) -> None:
-        """Have a failure recorded that is final; that of a ``once`` task was found to be so, or not, at its end."""
+    def fail(self, exc: Exception) -> Any:
+        """Record a failure that is final, and raise it; return a result if its work turns out to have been committed.
+
+        Outside of the loop, which must not wait for a synchronous driver.
+        """
         if self._key is None:
             record_if_final(self.asked, exc, self._args, self._kwargs)
+        elif self.asked.record_later is not None:
+            state = self.asked.record_later()
+            if state is not None and state.ending == "returned":
+                return cast("OnceUnit", self._units[-1]).replay(state)
+        raise exc
 
     def finish(self) -> None:
-        """Record failures and send what waited for the end of the transaction.
-
-        Outside of the loop, which must wait neither for a broker nor for a synchronous driver.
-        """
-        for failure in self.asked.failures:
-            self.asked.of.run_record_failure(*failure)
+        """Send what waited for the end of the transaction; outside of the loop, which must not wait for a broker."""
         for unit in self._units:
             unit.send_unsent()
 

@@ -14,11 +14,11 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from .arguments import Arguments, Keywords, caller, session_first
-from .completion import State
+from .completion import State, look
 from .events import SessionListener
 from .injection import Injection, injection_of
 from .outcome import SUCCESS, CommitOn, outcome_of
-from .owed import in_session_of, record_death
+from .owed import Overtaken, error_text, in_session_of, record_death, set_aside
 from .request import UnitOfWork, Works, at_hand
 from .reruns import runs_of
 from .sessions import SessionOptions
@@ -28,11 +28,16 @@ __all__ = ["failed_for_good", "is_final", "record_failure", "record_if_final"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
+#: How often the ``record_failure`` of a ``once`` task is run while its errors may pass: it may wait for locks of the user's.
+RECORD_ATTEMPTS = 3
+
+_FAILED = "record_failure of task %s failed; the task's own error stands"
+
 
 def record_if_final(task: Any, exc: BaseException, args: Arguments, kwargs: Keywords) -> None:
     """Record a failure unless the task runs again after it."""
     if is_final(task, exc):
-        task.run_record_failure(exc, args, kwargs)
+        record_failure(task, exc, args, kwargs)
 
 
 def is_final(task: Any, exc: BaseException) -> bool:
@@ -52,22 +57,100 @@ def _autoretried(task: Any, exc: Exception) -> bool:
     return hasattr(task, "_orig_run") and isinstance(exc, wanted) and not isinstance(exc, unwanted)
 
 
-def failed_for_good(task: Any, exc: BaseException, args: Arguments, kwargs: Keywords) -> State | None:
-    """Record a failure that was only found to be final after the unit of work had ended, or that no child is left to record.
+def failed_for_good(
+    task: Any,
+    key: str | None,
+    exc: BaseException,
+    args: Arguments,
+    kwargs: Keywords,
+    *,
+    reason: str | None = None,
+    in_own_session: Callable[[Callable[[Session], Any]], Any] | None = None,
+) -> State | None:
+    """Record that a task has failed for good: a ``once`` task is dead, and its ``record_failure`` is part of the same transaction.
+
+    Logged, never raised: the task's own error stands.
+
+    Args:
+        task: The task, with its request at hand.
+        key: The row of a ``once`` task; None for any other.
+        exc: Why it failed.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        reason: Why it failed, for people; left out, the error's text.
+        in_own_session: Does something in a session and transaction of its own and commits it; left out, in one of the Alchemy's.
 
     Returns:
         The completed state if a ``once`` task's work turns out to have been committed; else None.
     """
-    key = task.row_key()
-    state = None if key is None else record_death(task, key, exc, functools.partial(in_session_of, task))
-    if state is None:
-        task.run_record_failure(exc, args, kwargs)
-    return state
+    if key is None:
+        record_failure(task, exc, args, kwargs)
+        return None
+    reason = reason or error_text(exc)
+    in_own_session = in_own_session or functools.partial(in_session_of, task)
+    record = task.failure_record()
+    if record is not None:
+        try:
+            # Asked in a transaction of its own: a record_failure that is slow before it writes holds no lock.
+            state: State = in_own_session(lambda session: look(session, key))
+            if state.kind in ("new", "owed"):
+                state = _record_with_death(task, key, reason, functools.partial(_run, task, record, exc, args, kwargs))
+        except Exception:
+            logger.exception(_FAILED, task.name)
+        else:
+            return state if state.kind == "completed" else None
+    return record_death(task, key, reason, in_own_session)
 
 
-def record_failure(task: Any, record: Callable[..., Any], exc: BaseException, args: Arguments, kwargs: Keywords) -> None:
-    """Run ``record(session, exc, *args, **kwargs)`` in a session and transaction of its own; its failure is logged."""
+def record_failure(task: Any, exc: BaseException, args: Arguments, kwargs: Keywords) -> None:
+    """Run a task's ``record_failure``, if it has one, in a session and transaction of its own; its failure is logged."""
+    record = task.failure_record()
+    if record is None:
+        return
+    try:
+        _run(task, record, exc, args, kwargs)
+    except Exception:
+        logger.exception(_FAILED, task.name)
+
+
+def _record_with_death(task: Any, key: str, reason: str, run: Callable[..., State]) -> State:
+    """Run a ``record_failure`` with the death as the last thing in its transaction, again after an error that may pass.
+
+    A COMMIT without an answer is no danger: the death that it has committed is found then, and nothing is recorded twice.
+    """
+    attempt = 1
+    while True:
+        try:
+            return run(last=lambda session: set_aside(session, task, key, reason))
+        except Exception as exc:
+            if attempt == RECORD_ATTEMPTS or not (isinstance(exc, Overtaken) or is_transient(exc)):
+                raise
+            attempt += 1
+
+
+def _run(
+    task: Any,
+    record: Callable[..., Any],
+    exc: BaseException,
+    args: Arguments,
+    kwargs: Keywords,
+    last: Callable[[Session], State] | None = None,
+) -> Any:
+    """Run ``record(session, exc, *args, **kwargs)`` in a unit of work of its own.
+
+    Args:
+        task: The task.
+        record: Its ``record_failure``.
+        exc: Why it failed.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        last: The last thing in the same transaction, which is committed if that is a ``fresh`` state.
+
+    Returns:
+        What ``last`` returned.
+    """
     outer = at_hand.get()
+    state = None
     try:
         injection = injection_of(record, bound=False, task_name=f"record_failure of {task.name}")
         call = caller(record, injection) if injection.parameters else session_first(record)
@@ -75,14 +158,19 @@ def record_failure(task: Any, record: Callable[..., Any], exc: BaseException, ar
         at_hand.set(unit)
         try:
             call(unit, (exc, *args), kwargs)
-            unit.succeed()
+            if last is not None:
+                unit.session.flush()
+                state = last(unit.session)
+            if state is None or state.fresh:
+                unit.succeed()
+            else:
+                unit.fail(Overtaken(unit.owner()))
         except BaseException as record_exc:
             unit.fail(record_exc)
             raise
-    except Exception:
-        logger.exception("record_failure of task %s failed; the task's own error stands", task.name)
     finally:
         at_hand.set(outer)
+    return state
 
 
 class _FailureRecord:

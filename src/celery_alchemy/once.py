@@ -25,19 +25,15 @@ from .ledger import ledger_of
 from .message import recording
 from .outbox import bind_of
 from .outcome import Replaced, outcome_of
-from .owed import ATTEMPTS, insist, record_death
+from .owed import ATTEMPTS, Overtaken, error_text, insist, record_death
 from .request import AtHand, UnitOfWork, close_quietly
 from .sending import hold
 from .transaction import WAITING, set_owner, uncommitted_changes
 from .transient import is_lost_connection, is_transient
 
-__all__ = ["OnceUnit", "Overtaken"]
+__all__ = ["OnceUnit"]
 
 logger: logging.Logger = logging.getLogger(__name__)
-
-
-class Overtaken(Exception):  # noqa: N818 - a signal to run again, not an error.
-    """Another delivery changed the task's record while this one ran and left it open: run again from the start."""
 
 
 class OnceUnit(UnitOfWork):
@@ -64,7 +60,6 @@ class OnceUnit(UnitOfWork):
             A State; the body runs if it is ``"new"`` or ``"owed"``.
 
         Raises:
-            Overtaken: Another delivery completed the task just now.
             ConfigurationError: The session knows no database for the library's table.
         """
         session = self.session
@@ -91,10 +86,7 @@ class OnceUnit(UnitOfWork):
         request = task.request
         home = task.home()
         wait_seconds = task.redeliver_seconds(home, request.timelimit)
-        state = completion.start(session, self.key, wait_seconds, task.deliveries_allowed(home), request)
-        if state is None:
-            raise Overtaken(self.owner())
-        return state
+        return completion.start(session, self.key, wait_seconds, task.deliveries_allowed(home), request)
 
     def _refuse_commit(self, session: Session) -> None:
         if not self._recording and not session.in_nested_transaction() and uncommitted_changes(session):
@@ -218,15 +210,11 @@ class OnceUnit(UnitOfWork):
             close_quietly(session, self.owner)
         return result
 
-    def fail_once(self, exc: BaseException, *, final: bool) -> State | None:
-        """End after the body raised, and say so in the record.
-
-        Args:
-            exc: What was raised.
-            final: The task has failed for good.
+    def fail_once(self, exc: BaseException) -> State | None:
+        """End after the body raised; say so in the record, but for a failure.
 
         Returns:
-            The completed state if a commit that seemed to have failed was carried out; else None, and ``exc`` stands.
+            The completed state if this is how the work ends, or has ended; else None, and ``exc`` stands.
         """
         outcome = outcome_of(exc)
         if isinstance(exc, Replaced):
@@ -240,8 +228,8 @@ class OnceUnit(UnitOfWork):
             return State("completed", "ignored")
         self._recording = True
         self.fail(exc)
-        if final or (isinstance(exc, Reject) and not getattr(exc, "requeue", False)):
-            return record_death(self.task, self.key, exc, self.in_own_session)
+        if isinstance(exc, Reject) and not getattr(exc, "requeue", False):
+            return record_death(self.task, self.key, error_text(exc), self.in_own_session)
         if isinstance(exc, Reject) and self._owed:
             self._count_end()
         return None

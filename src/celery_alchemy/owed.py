@@ -19,7 +19,18 @@ from .message import Message, recording
 from .outbox import Row
 from .transient import is_lost_connection, is_transient
 
-__all__ = ["ATTEMPTS", "count_lost_start", "give_up", "in_session_of", "insist", "record_death", "resend_owed"]
+__all__ = [
+    "ATTEMPTS",
+    "Overtaken",
+    "count_lost_start",
+    "error_text",
+    "give_up",
+    "in_session_of",
+    "insist",
+    "record_death",
+    "resend_owed",
+    "set_aside",
+]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
@@ -30,6 +41,10 @@ _T = TypeVar("_T")
 ATTEMPTS = 10
 
 
+class Overtaken(Exception):  # noqa: N818 - a signal to begin again, not an error.
+    """Another delivery changed the task's record meanwhile, and left it open: begin again, in a new transaction."""
+
+
 def insist(act: Callable[[], _T]) -> _T:
     """Do something that ends its own transaction, again if the database has refused it in favour of another delivery.
 
@@ -38,6 +53,8 @@ def insist(act: Callable[[], _T]) -> _T:
     for _ in range(ATTEMPTS - 1):
         try:
             return act()
+        except Overtaken:
+            continue
         except Exception as exc:
             if is_lost_connection(exc) or not is_transient(exc):
                 raise
@@ -58,36 +75,45 @@ def error_text(exc: BaseException) -> str:
     return f"{type(exc).__name__}: {cause}"
 
 
-def record_death(task: Any, key: str, exc: BaseException, in_own_session: Callable[[Callable[[Session], Any]], Any]) -> State | None:
+def record_death(task: Any, key: str, error: str, in_own_session: Callable[[Callable[[Session], Any]], Any]) -> State | None:
     """Set a task aside that has failed for good; logged, never raised: the task's own error stands.
+
+    Args:
+        task: The task.
+        key: Its row.
+        error: Why it failed, for people.
+        in_own_session: Does something in a session and transaction of its own and commits it.
 
     Returns:
         The completed state if the task's work turns out to have been committed; else None.
     """
-    error = error_text(exc)
-
-    def work(session: Session) -> State:
-        if not completion.die(session, key, error):
-            state = completion.look(session, key)
-            if state.kind != "new":
-                return state
-            completion.insert_dead(session, _row_of_request(task, key), error)
-        return State("dead", error=error)
-
-    def record() -> State:
-        try:
-            state: State = in_own_session(work)
-        except IntegrityError:
-            # Another delivery has written the record since we looked.
-            state = in_own_session(work)
-        return state
-
     try:
-        state = insist(record)
+        state: State = insist(lambda: in_own_session(lambda session: set_aside(session, task, key, error)))
     except Exception:
         logger.exception("Task %s[%s] failed for good and could not be recorded as dead", task.name, task.request.id)
         return None
     return state if state.kind == "completed" else None
+
+
+def set_aside(session: Session, task: Any, key: str, error: str) -> State:
+    """Make a task dead in the session's transaction.
+
+    Returns:
+        A ``fresh`` death, or what another delivery has written before: its death or its completion.
+
+    Raises:
+        Overtaken: Another delivery has written the record since we looked.
+    """
+    if not completion.die(session, key, error):
+        state = completion.look(session, key)
+        if state.kind != "new":
+            return state
+        row = _row_of_request(task, key)
+        try:
+            completion.insert_dead(session, row, error)
+        except IntegrityError as exc:
+            raise Overtaken(key) from exc
+    return State("dead", error=error, fresh=True)
 
 
 def _row_of_request(task: Any, key: str) -> Row:

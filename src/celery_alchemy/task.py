@@ -21,15 +21,16 @@ from celery.result import AsyncResult
 from sqlalchemy.orm import Session
 
 from .body import in_unit_of_work
-from .completion import key_of
+from .completion import State, key_of
 from .engine import worker_pool
 from .entities import EntityParameter, Missing, encoded
 from .errors import ConfigurationError, DeadTaskError, NoSessionError, NotConfiguredError, SessionArgumentError
 from .events import SessionListener
-from .failure import failed_for_good, record_failure
+from .failure import failed_for_good
 from .injection import Injection, caller_header, injection_of, without_placeholders
 from .message import recording
 from .named_database import OtherDatabase
+from .once import OnceUnit
 from .options import check_once, check_options, once_of, written_in
 from .outcome import ONCE_COMMITS_ON, SUCCESS, CommitOn, Replaced, commit_on_from
 from .owed import resend_owed
@@ -81,7 +82,7 @@ class SessionTask(_Task):
     commit_on: Any = None
 
     #: ``fn(session, exc, *args, **kwargs)``, run in a transaction of its own when the task has failed for good. In a class it may
-    #: be a method: ``def record_failure(self, session, exc, ...)``.
+    #: be a method: ``def record_failure(self, session, exc, ...)``. Of a ``once`` task its death is part of the same transaction.
     record_failure: Any = None
 
     #: Isolation level of the transaction, such as ``"SERIALIZABLE"``. None for the engine's.
@@ -267,7 +268,7 @@ class SessionTask(_Task):
         except Exception as exc:
             # Autoretry has no retries left: only now has the task failed for good.
             request = self.request
-            failed_for_good(self, exc, tuple(request.args or ()), request.kwargs or {})
+            failed_for_good(self, self.row_key(), exc, tuple(request.args or ()), request.kwargs or {})
             raise
 
     def signature_from_request(self, *args: Any, **kwargs: Any) -> Signature:
@@ -531,13 +532,18 @@ class SessionTask(_Task):
             limit = soft + SOFT_GRACE_SECONDS
         return replace(options, timeout_at=began_at(unit, request) + limit) if limit else options
 
-    def run_record_failure(self, exc: BaseException, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Run the task's ``record_failure`` in a session and transaction of its own; its failure is logged, never raised."""
+    def failure_record(self) -> Callable[..., Any] | None:
+        """Return the task's ``record_failure``, ready to be called with a session, the error and the task's arguments."""
         record: Any = inspect.getattr_static(type(self), "record_failure")
         if isinstance(record, (staticmethod, classmethod)) or _is_method(record):
             record = record.__get__(self, type(self))
-        if record is not None:
-            record_failure(self, record, exc, args, kwargs)
+        return cast("Callable[..., Any] | None", record)
+
+    def fail_for_good(
+        self, unit: OnceUnit, exc: BaseException, args: tuple[Any, ...], kwargs: Mapping[str, Any], reason: str | None = None
+    ) -> State | None:
+        """Record that a ``once`` task has failed for good; see ``failed_for_good()``."""
+        return failed_for_good(self, unit.key, exc, args, kwargs, reason=reason, in_own_session=unit.in_own_session)
 
 
 def _is_method(record: Any) -> bool:

@@ -171,7 +171,7 @@ class SessionRequest(Request):
 
         That one has done its work. Its result is stored here, in the place of the child.
         """
-        state = failed_for_good(task, exc, *self._arguments())
+        state = failed_for_good(task, task.row_key(), exc, *self._arguments())
         if state is None:
             return False
         logger.warning("Task %s[%s] was killed at its hard time limit after its commit; it has succeeded", task.name, self.id)
@@ -199,7 +199,7 @@ class SessionRequest(Request):
             if self._runs_again():
                 self._in_request(count_lost_start)
             else:
-                self._in_request(lambda task: failed_for_good(task, lost, *self._arguments()))
+                self._in_request(lambda task: failed_for_good(task, task.row_key(), lost, *self._arguments()))
         super().on_failure(exc_info, send_failed_event, return_ok)
 
     def _lost_child(self, exc: BaseException) -> WorkerLostError | None:

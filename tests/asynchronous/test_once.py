@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from celery_alchemy import DeadTaskError, OnceCommitError, SessionTask, enqueue, publisher, released
+from celery_alchemy import DeadTaskError, OnceCommitError, SessionTask, enqueue, publisher, released, upkeep
 from tests.delivery.conftest import MakeStand
 from tests.delivery.stand import Crash, Effect, Stand
 
@@ -103,6 +104,41 @@ def test_task_that_fails_for_good_is_dead(stand: Stand) -> None:
     assert stand.effects() == ["Emma: no such account"]
     assert len(threads) == 1
     assert threads != [LOOP]
+
+
+def test_death_and_record_failure_are_one_transaction(stand: Stand) -> None:
+    """A process that dies between them leaves neither; a rival that has done the work meanwhile leaves nothing to record."""
+    acts: list[Callable[[Session], None]] = []
+
+    def record(session: Session, exc: BaseException, name: str) -> None:
+        acts.pop(0)(session)
+        session.add(Effect(name=f"{name}: {exc}"))
+
+    @stand.task(once=True, record_failure=record)
+    async def charge(session: AsyncSession, name: str) -> str:
+        if acts:
+            raise LookupError("no such account")
+        session.add(Effect(name=name))
+        return f"charged {name}"
+
+    def crash(session: Session) -> None:
+        raise Crash
+
+    def deliver_again(session: Session) -> None:
+        stand.deliver(sent)
+
+    charge.delay("Emma")
+    [sent] = stand.sent()
+    acts[:] = [lambda session: event.listen(session, "before_commit", crash), deliver_again]
+    with pytest.raises(Crash):
+        stand.deliver(sent)
+    left = stand.effects(), upkeep.dead(stand.alchemy.engine)
+    ended = stand.deliver(sent)
+
+    assert left == ([], [])
+    assert (ended.state, ended.value) == ("SUCCESS", "charged Emma")
+    assert stand.effects() == ["Emma"]
+    assert upkeep.dead(stand.alchemy.engine) == []
 
 
 def test_task_at_its_soft_limit_is_dead(stand: Stand, soft_limit: Callable[[], None]) -> None:

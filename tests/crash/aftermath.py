@@ -16,6 +16,7 @@ from tests.crash.injection import STRUCK_VARIABLE
 from tests.crash.points import (
     CHILD_POINTS,
     CONFIRM_POINTS,
+    DEATH_POINTS,
     PARENT_POINTS,
     PRODUCER_POINTS,
     RELAY_POINTS,
@@ -58,6 +59,11 @@ class Aftermath:
         """Return the faults whose point nothing has reached."""
         return [fault for fault in self.faults if not (self.folder / fault.slug).exists()]
 
+    def doomed(self) -> dict[str, str]:
+        """Return the ids of the tasks that were sent to die for good, by the fault's name."""
+        slugs = tuple(fault.slug for fault in self.faults if fault.point in DEATH_POINTS)
+        return {name: task_id for name, task_id in self.task_ids.items() if name.startswith(slugs)}
+
 
 @dataclass(frozen=True)
 class _Plan:
@@ -73,7 +79,7 @@ def _plan(database: Database, broker: Broker, extent: Extent) -> _Plan:
     return _Plan(
         faults([*PRODUCER_POINTS, *confirms[:1]], has_server=has_server),
         faults([*RELAY_POINTS, *confirms[1:]], has_server=has_server),
-        faults([*CHILD_POINTS, *PARENT_POINTS], has_server=has_server, extent=extent),
+        faults([*CHILD_POINTS, *DEATH_POINTS, *PARENT_POINTS], has_server=has_server, extent=extent),
     )
 
 
@@ -137,7 +143,7 @@ def _work(aftermath: Aftermath, variables: dict[str, str], folder: Path) -> None
     def is_settled() -> bool:
         now = accounts(aftermath.database)
         assert now.lost == [], now.lost
-        assert (now.open, now.dead) == (0, 1), now
+        assert (now.open, now.dead) == (0, 1 + len(aftermath.doomed())), now
         assert aftermath.broker.pending() == 0
         return True
 

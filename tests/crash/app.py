@@ -17,7 +17,7 @@ import celery_alchemy.relay
 import celery_alchemy.task
 from celery_alchemy import Alchemy, enqueue
 from tests.crash.injection import STRUCK_VARIABLE, Injection
-from tests.crash.points import POISON_DELIVERIES, Fault
+from tests.crash.points import DEATH_POINTS, POISON_DELIVERIES, Fault
 from tests.settings import database_url, make_app
 from tests.soak.ledger import Effect, promise
 
@@ -62,7 +62,24 @@ def step(self: Any, session: Session, name: str, *, fault: list[str] | None = No
     return name
 
 
-@task(name="poison", once=True, max_deliveries=POISON_DELIVERIES)
+class DoomedError(Exception):
+    """What the task that always fails fails with."""
+
+
+def keep_promise(session: Session, exc: BaseException, name: str, *, fault: list[str] | None = None) -> None:
+    """Write the effect that a task owes which has failed for good."""
+    session.add(Effect(name=name, task_id=name))
+
+
+@task(name="doomed", once=True, record_failure=keep_promise)
+def doomed(session: Session, name: str, *, fault: list[str] | None = None) -> None:
+    """Write an effect that is rolled back, and fail."""
+    session.add(Effect(name=name, task_id=name))
+    session.flush()
+    raise DoomedError(name)
+
+
+@task(name="poison", once=True, max_deliveries=POISON_DELIVERIES, record_failure=keep_promise)
 def poison(session: Session, name: str) -> None:
     """Kill the process that runs it."""
     with (folder / "poisoned").open("ab") as file:
@@ -71,8 +88,10 @@ def poison(session: Session, name: str) -> None:
 
 
 def send(session: Session, name: str, fault: Fault | None) -> str:
-    """Promise and send a task with a child and a successor; return its id."""
+    """Promise and send a task with a child and a successor, or one that is to die for good; return its id."""
     given = None if fault is None else [fault.point, fault.action]
+    if fault is not None and fault.point in DEATH_POINTS:
+        return str(doomed.apply_async_on_commit((promise(session, name),), {"fault": given}, task_id=name, session=session).id)
     first = step.si(promise(session, name), fault=given, children=1)
     result = enqueue(session, chain(first, step.si(promise(session, f"{name}.next"))))
     return str(result.parent.id)

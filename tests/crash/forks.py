@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from celery_alchemy.relay import relay_of
 from tests.crash.app import alchemy, app, folder, injection, poison, send
 from tests.crash.points import Fault
+from tests.soak.ledger import promise
 
 RELAY_SECONDS = 15.0
 
@@ -149,7 +150,7 @@ def main(what: str, arguments: list[str]) -> int:
         return 0
     if what == "poison":
         with alchemy.begin() as session:
-            poison.apply_async_on_commit(("poison",), session=session)
+            poison.apply_async_on_commit((promise(session, "poison"),), task_id="poison", session=session)
         return 0
     return fork_all(what, faults)
 

@@ -37,6 +37,7 @@ _STATEMENTS = {
     id(outbox._KEEP_OWED): "settle",
     id(completion._START): "start",
     id(completion._COMPLETE): "complete",
+    id(completion._DIE): "die",
 }
 
 

@@ -52,6 +52,8 @@ CHILD_POINTS = _around(
     "child",
     ("start", "start's COMMIT", "body", "complete", *_SENDING, "result"),
 )
+#: In a task that always fails, whose ``record_failure`` keeps the promise.
+DEATH_POINTS = _around("child", ("die", "die's COMMIT"))
 PARENT_POINTS = _around("parent", ("acknowledge",))
 
 
