@@ -148,6 +148,8 @@ def _work(aftermath: Aftermath, variables: dict[str, str], folder: Path) -> None
         return True
 
     try:
+        # Alone: the starts of the poison are counted, and the death of a worker takes those with it that are not in the body yet.
+        eventually(is_settled, timeout=SETTLE_SECONDS, interval=0.1, what="the poison is dead")
         # What dies first may spare others their death: a task that another's worker takes over does not publish.
         # Those that kill whole workers come last.
         for action in ("kill", "kill worker"):
@@ -158,7 +160,8 @@ def _work(aftermath: Aftermath, variables: dict[str, str], folder: Path) -> None
                 aftermath.task_ids.update(json.loads(_fork("senders", left, variables)))
                 eventually(is_settled, timeout=SETTLE_SECONDS, interval=0.1, what="all accounts are settled")
                 _give_time_to(aftermath, left)
-        # What runs a second time now may finish, and is counted.
+        # Copies that the worker has taken already are reported done; what runs a second time now may finish, and is counted.
+        time.sleep(AFTER_SECONDS)
         worker.terminate()
     except AssertionError as error:
         raise AssertionError(f"{error}\n{worker.log[-20_000:]}") from None

@@ -13,7 +13,8 @@ from typing import Literal
 #: Starts after which the poison task is dead.
 POISON_DELIVERIES = 3
 
-#: "kill": SIGKILL of the process itself. "kill worker": SIGKILL of the parent of a pool's child, which goes on as an orphan.
+#: "kill": SIGKILL of the process itself. "kill worker": SIGKILL of the parent of a pool's child, which Celery has the kernel
+#: kill with it.
 #: "cut": the database cuts the connection; right after a COMMIT, its answer does not arrive. "broker": the broker refuses, or
 #: right after a publish its confirm does not arrive.
 Action = Literal["kill", "kill worker", "cut", "broker"]
@@ -23,8 +24,7 @@ CONFIRM_POINTS = ("producer: confirm, before", "relay: confirm, before")
 _SENDING = ("insert", "insert's COMMIT", "publish", "settle", "settle's COMMIT")
 # The database cannot cut what is not connected; a body is cut at the statement that follows it.
 _WITHOUT_CONNECTION = ("publish", "confirm", "body", "result")
-#: How many of the kills of whole workers are made. Each needs another worker, a second or two; with "few" the child of one, an orphan
-#: then, goes on to its end with what it was at, with "most" those of nine do, with "every" those of all points.
+#: How many of the kills of whole workers are made: each needs another worker, which takes a second or two.
 Extent = Literal["few", "most", "every"]
 _WORKERS_DIE_AT = {
     "few": ("insert's COMMIT, after",),
