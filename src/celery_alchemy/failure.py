@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from .arguments import Arguments, Keywords, caller, session_first
-from .completion import State, look
+from .completion import State
 from .events import SessionListener
 from .injection import Injection, injection_of
 from .outcome import SUCCESS, CommitOn, outcome_of
@@ -28,8 +29,10 @@ __all__ = ["failed_for_good", "is_final", "record_failure", "record_if_final"]
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-#: How often the ``record_failure`` of a ``once`` task is run while its errors may pass: it may wait for locks of the user's.
+#: How often, and for how many seconds, the ``record_failure`` of a ``once`` task is run again while its errors may pass. One that has
+#: waited in vain for a lock is not: this may be the main loop of a worker.
 RECORD_ATTEMPTS = 3
+RECORD_SECONDS = 5
 
 _FAILED = "record_failure of task %s failed; the task's own error stands"
 
@@ -91,10 +94,7 @@ def failed_for_good(
     record = task.failure_record()
     if record is not None:
         try:
-            # Asked in a transaction of its own: a record_failure that is slow before it writes holds no lock.
-            state: State = in_own_session(lambda session: look(session, key))
-            if state.kind in ("new", "owed"):
-                state = _record_with_death(task, key, reason, functools.partial(_run, task, record, exc, args, kwargs))
+            state = _record_with_death(task, key, reason, functools.partial(_run, task, record, exc, args, kwargs))
         except Exception:
             logger.exception(_FAILED, task.name)
         else:
@@ -114,16 +114,17 @@ def record_failure(task: Any, exc: BaseException, args: Arguments, kwargs: Keywo
 
 
 def _record_with_death(task: Any, key: str, reason: str, run: Callable[..., State]) -> State:
-    """Run a ``record_failure`` with the death as the last thing in its transaction, again after an error that may pass.
+    """Run a ``record_failure`` in the transaction of the death, again after an error that may pass.
 
     A COMMIT without an answer is no danger: the death that it has committed is found then, and nothing is recorded twice.
     """
-    attempt = 1
+    attempt, until = 1, monotonic() + RECORD_SECONDS
     while True:
         try:
-            return run(last=lambda session: set_aside(session, task, key, reason))
+            return run(first=lambda session: set_aside(session, task, key, reason))
         except Exception as exc:
-            if attempt == RECORD_ATTEMPTS or not (isinstance(exc, Overtaken) or is_transient(exc)):
+            is_late = attempt == RECORD_ATTEMPTS or monotonic() > until
+            if is_late or not (isinstance(exc, Overtaken) or is_transient(exc)):
                 raise
             attempt += 1
 
@@ -134,7 +135,7 @@ def _run(
     exc: BaseException,
     args: Arguments,
     kwargs: Keywords,
-    last: Callable[[Session], State] | None = None,
+    first: Callable[[Session], State] | None = None,
 ) -> Any:
     """Run ``record(session, exc, *args, **kwargs)`` in a unit of work of its own.
 
@@ -144,27 +145,22 @@ def _run(
         exc: Why it failed.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
-        last: The last thing in the same transaction, which is committed if that is a ``fresh`` state.
+        first: The first thing in the same transaction; the ``record`` is only run after a ``fresh`` state.
 
     Returns:
-        What ``last`` returned.
+        What ``first`` returned.
     """
     outer = at_hand.get()
-    state = None
     try:
         injection = injection_of(record, bound=False, task_name=f"record_failure of {task.name}")
         call = caller(record, injection) if injection.parameters else session_first(record)
         unit = UnitOfWork(_FailureRecord(task, injection), outer)
         at_hand.set(unit)
         try:
-            call(unit, (exc, *args), kwargs)
-            if last is not None:
-                unit.session.flush()
-                state = last(unit.session)
+            state = None if first is None else first(unit.session)
             if state is None or state.fresh:
-                unit.succeed()
-            else:
-                unit.fail(Overtaken(unit.owner()))
+                call(unit, (exc, *args), kwargs)
+            unit.succeed()
         except BaseException as record_exc:
             unit.fail(record_exc)
             raise

@@ -107,37 +107,54 @@ def test_task_that_fails_for_good_is_dead(stand: Stand) -> None:
 
 
 def test_death_and_record_failure_are_one_transaction(stand: Stand) -> None:
-    """A process that dies between them leaves neither; a rival that has done the work meanwhile leaves nothing to record."""
-    acts: list[Callable[[Session], None]] = []
+    """A process that dies between them leaves neither."""
+    crashes = [True]
 
     def record(session: Session, exc: BaseException, name: str) -> None:
-        acts.pop(0)(session)
         session.add(Effect(name=f"{name}: {exc}"))
-
-    @stand.task(once=True, record_failure=record)
-    async def charge(session: AsyncSession, name: str) -> str:
-        if acts:
-            raise LookupError("no such account")
-        session.add(Effect(name=name))
-        return f"charged {name}"
+        if crashes and crashes.pop():
+            event.listen(session, "before_commit", crash)
 
     def crash(session: Session) -> None:
         raise Crash
 
-    def deliver_again(session: Session) -> None:
-        stand.deliver(sent)
+    @stand.task(once=True, record_failure=record)
+    async def charge(session: AsyncSession, name: str) -> None:
+        raise LookupError("no such account")
 
     charge.delay("Emma")
     [sent] = stand.sent()
-    acts[:] = [lambda session: event.listen(session, "before_commit", crash), deliver_again]
     with pytest.raises(Crash):
         stand.deliver(sent)
     left = stand.effects(), upkeep.dead(stand.alchemy.engine)
     ended = stand.deliver(sent)
 
     assert left == ([], [])
+    assert ended.state == "FAILURE"
+    assert stand.effects() == ["Emma: no such account"]
+    assert [row["error"] for row in upkeep.dead(stand.alchemy.engine)] == ["LookupError: no such account"]
+
+
+def test_rival_that_has_succeeded_first_leaves_nothing_to_record(stand: Stand) -> None:
+    """This delivery reports the other one's result."""
+    told: list[str] = []
+    runs: list[int] = []
+
+    @stand.task(once=True, record_failure=lambda session, exc, name: told.append(name))
+    async def charge(session: AsyncSession, name: str) -> str:
+        runs.append(len(runs))
+        if runs[-1] == 0:
+            await asyncio.to_thread(stand.deliver, sent)
+            raise LookupError("no such account")
+        session.add(Effect(name=name))
+        return f"charged {name}"
+
+    charge.delay("Emma")
+    [sent] = stand.sent()
+    ended = stand.deliver(sent)
+
     assert (ended.state, ended.value) == ("SUCCESS", "charged Emma")
-    assert stand.effects() == ["Emma"]
+    assert (stand.effects(), told) == (["Emma"], [])
     assert upkeep.dead(stand.alchemy.engine) == []
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from celery_alchemy import DeadTaskError, upkeep
+from celery_alchemy import DeadTaskError, failure, upkeep
 from tests.delivery.stand import Crash, Effect, Stand
 from tests.delivery.test_once import WAYS, Start, start, start_past_outbox
 
@@ -76,44 +77,56 @@ def test_process_that_dies_between_leaves_neither(stand: Stand, begin: Start, ki
 def test_rival_that_has_failed_first_has_recorded_it(stand: Stand) -> None:
     """Of two deliveries that fail at the same time one records."""
     told: list[str] = []
+    runs: list[int] = []
 
-    def record(session: Session, exc: BaseException, name: str) -> None:
-        told.append(name)
-        if len(told) == 1:
+    @stand.task(name="fails", once=True, record_failure=lambda session, exc, name: told.append(str(exc)))
+    def always_fails(session: Session, name: str) -> None:
+        runs.append(len(runs))
+        run = runs[-1]
+        if run == 0:
             stand.deliver(sent)
-        session.add(Effect(name=f"{name}: {exc}"))
+        raise LookupError(f"{name} {run}")
 
-    sent = start(stand, fails(stand, record), "a")
+    sent = start(stand, always_fails, "a")
     ended = stand.deliver(sent)
 
-    assert (ended.state, told) == ("FAILURE", ["a", "a"])
-    assert stand.effects() == ["a: a"]
-    assert dead(stand) == ["LookupError: a"]
+    assert (ended.state, str(ended.value)) == ("FAILURE", "a 0")
+    assert told == ["a 1"]
+    assert dead(stand) == ["LookupError: a 1"]
 
 
 @WAYS
 def test_rival_that_has_succeeded_first_leaves_nothing_to_record(stand: Stand, begin: Start) -> None:
-    """What was written about the failure is rolled back, and this delivery reports the other one's result."""
-    broken = [True]
+    """`record_failure` is not called, and this delivery reports the other one's result."""
+    told: list[str] = []
+    runs: list[int] = []
 
-    def record(session: Session, exc: BaseException, name: str) -> None:
-        broken.clear()
-        stand.deliver(sent)
-        session.add(Effect(name=f"{name}: {exc}"))
-
-    @stand.task(name="fails", once=True, record_failure=record)
-    def fails_once(session: Session, name: str) -> str:
-        if broken:
+    @stand.task(name="fails", once=True, record_failure=lambda session, exc, name: told.append(name))
+    def fails_at_first(session: Session, name: str) -> str:
+        runs.append(len(runs))
+        if runs[-1] == 0:
+            stand.deliver(sent)
             raise LookupError(name)
         session.add(Effect(name=name))
         return "done"
 
-    sent = begin(stand, fails_once, "a")
+    sent = begin(stand, fails_at_first, "a")
     ended = stand.deliver(sent)
 
     assert (ended.state, ended.value) == ("SUCCESS", "done")
-    assert stand.effects() == ["a"]
-    assert dead(stand) == []
+    assert (stand.effects(), told, dead(stand)) == (["a"], [], [])
+
+
+def test_record_failure_sees_the_death(stand: Stand) -> None:
+    """It may give it up there and then: what nobody is to look at need not stay."""
+
+    def record(session: Session, exc: BaseException, name: str) -> None:
+        session.execute(text("DELETE FROM celery_outbox WHERE died_at IS NOT NULL"))
+
+    ended = stand.deliver(start(stand, fails(stand, record), "a"))
+
+    assert ended.state == "FAILURE"
+    assert stand.outbox() == []
 
 
 def test_late_copy_does_not_record_again(stand: Stand) -> None:
@@ -142,6 +155,22 @@ def test_error_that_may_pass_runs_record_failure_again(stand: Stand) -> None:
 
     assert ended.state == "FAILURE"
     assert (runs, stand.effects()) == ([0, 1, 2], ["run 2"])
+    assert dead(stand) == ["LookupError: a"]
+
+
+def test_record_failure_that_waits_in_vain_is_not_run_again(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent process of a worker runs it too, and does nothing else meanwhile."""
+    runs: list[int] = []
+
+    def record(session: Session, exc: BaseException, name: str) -> None:
+        runs.append(len(runs))
+        time.sleep(0.02)
+        raise OperationalError("UPDATE", {}, sqlite3.OperationalError("database is locked"))
+
+    monkeypatch.setattr(failure, "RECORD_SECONDS", 0.01)
+    stand.deliver(start(stand, fails(stand, record), "a"))
+
+    assert runs == [0]
     assert dead(stand) == ["LookupError: a"]
 
 
