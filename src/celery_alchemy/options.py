@@ -35,7 +35,7 @@ def check_options(cls: Any, name: str) -> None:
         name: The task's name, for messages.
 
     Raises:
-        ConfigurationError: ``missing``, ``transient_retries`` or ``record_failure`` cannot work.
+        ConfigurationError: ``missing``, ``transient_retries``, ``isolation_level`` or ``record_failure`` cannot work.
     """
     if cls.missing not in get_args(Missing):
         raise ConfigurationError(
@@ -46,6 +46,13 @@ def check_options(cls: Any, name: str) -> None:
     if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
         raise ConfigurationError(
             f"transient_retries={retries!r} of task {name!r} is no number of retries.", "Give a whole number, 0 for none."
+        )
+    promise = "once" if once_of(cls) else "transient_retries" if retries else None
+    if promise is not None and str(cls.isolation_level).upper() == "AUTOCOMMIT":
+        raise ConfigurationError(
+            f"Task {name!r} has {promise} and isolation_level='AUTOCOMMIT', in which nothing is rolled back: a run that is repeated would"
+            " write again what the one before has written.",
+            "Remove one of the two.",
         )
     record = inspect.getattr_static(cls, "record_failure")
     record = getattr(record, "__func__", record)

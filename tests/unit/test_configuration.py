@@ -154,6 +154,17 @@ def test_option_of_a_task_that_cannot_work_is_refused(app: Celery, option: str, 
         app.task(lazy=False, shared=False, **{option: value})(work)  # type: ignore[call-overload]
 
 
+@pytest.mark.parametrize("options", [{"once": True}, {"transient_retries": 2}])
+def test_autocommit_is_refused_where_a_run_may_be_repeated(app: Celery, options: dict[str, Any]) -> None:
+    """Nothing of the first run would be rolled back."""
+    Alchemy(app, "sqlite://")
+
+    def work(session: Session) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=f"{next(iter(options))} and isolation_level='AUTOCOMMIT'"):
+        app.task(lazy=False, shared=False, isolation_level="autocommit", **options)(work)  # type: ignore[call-overload]
+
+
 def test_worker_refuses_a_task_whose_class_of_sessions_cannot_be_had(app: Celery) -> None:
     """It would fail at its first request."""
     Alchemy(app, sessionmaker(class_=OtherSession))
