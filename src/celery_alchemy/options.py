@@ -50,8 +50,8 @@ def check_options(cls: Any, name: str) -> None:
     promise = "once" if once_of(cls) else "transient_retries" if retries else None
     if promise is not None and str(cls.isolation_level).upper() == "AUTOCOMMIT":
         raise ConfigurationError(
-            f"Task {name!r} has {promise} and isolation_level='AUTOCOMMIT', in which nothing is rolled back: a run that is repeated would"
-            " write again what the one before has written.",
+            f"Task {name!r} has {promise} and isolation_level='AUTOCOMMIT', in which nothing is rolled back: a run that is repeated"
+            " would write again what the one before has written.",
             "Remove one of the two.",
         )
     record = inspect.getattr_static(cls, "record_failure")
