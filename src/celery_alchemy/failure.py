@@ -157,9 +157,17 @@ def _run(
         unit = UnitOfWork(_FailureRecord(task, injection), outer)
         at_hand.set(unit)
         try:
-            state = None if first is None else first(unit.session)
-            if state is None or state.fresh:
+            if first is None:
+                state = None
                 call(unit, (exc, *args), kwargs)
+            else:
+                state = first(unit.session)
+                began = unit.session.get_transaction()
+                if state.fresh:
+                    call(unit, (exc, *args), kwargs)
+                    if unit.session.get_transaction() is not began:
+                        # A rollback in there has taken the first thing with it.
+                        first(unit.session)
             unit.succeed()
         except BaseException as record_exc:
             unit.fail(record_exc)

@@ -211,6 +211,24 @@ def test_what_record_failure_sends_is_sent_with_the_death(stand: Stand) -> None:
     assert stand.effects() == ["told of a"]
 
 
+@pytest.mark.parametrize("end", ["rollback", "commit"])
+def test_record_failure_that_ends_the_transaction_leaves_the_task_dead(stand: Stand, end: str) -> None:
+    """A rollback of its own takes back what it wrote, and not that the task has failed for good."""
+
+    def record(session: Session, exc: BaseException, name: str) -> None:
+        session.add(Effect(name="first"))
+        session.flush()
+        getattr(session, end)()
+        session.add(Effect(name="second"))
+
+    sent = start(stand, fails(stand, record), "a")
+    first, second = stand.deliver(sent), stand.deliver(sent)
+
+    assert (type(first.value), type(second.value)) == (LookupError, DeadTaskError)
+    assert stand.effects() == ["first", "second"][end == "rollback" :]
+    assert dead(stand) == ["LookupError: a"]
+
+
 def test_session_of_record_failure_may_be_left_alone(stand: Stand) -> None:
     """The death needs one all the same."""
     told: list[str] = []
