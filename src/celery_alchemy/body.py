@@ -21,7 +21,7 @@ from .failure import is_final, record_if_final
 from .injection import Injection
 from .once import OnceUnit
 from .outcome import Replaced
-from .owed import Overtaken
+from .owed import Overtaken, record_death
 from .request import PLAIN_TYPES, UnitOfWork, at_hand, refuse_entities
 from .reruns import runs_of, with_transient_retries
 from .sessions import DEFERRED
@@ -30,6 +30,9 @@ from .transient import is_lost_connection
 __all__ = ["MAX_OVERTAKEN", "end_failed", "fail_once", "in_unit_of_work", "is_delivery_of_once", "key_of_call", "report"]
 
 logger: logging.Logger = logging.getLogger(__name__)
+
+#: How many starts beyond ``max_deliveries`` may be spent on a ``record_failure`` that kills its process.
+RECORD_STARTS = 3
 
 #: How often a body runs again because another delivery changed the task's record while it ran.
 MAX_OVERTAKEN = 5
@@ -166,9 +169,18 @@ def report(task: Any, unit: OnceUnit, state: State, args: Arguments, kwargs: Key
     """
     unit.succeed()
     if state.fresh:
-        error = DeadTaskError(task.name, unit.key, state.error)
-        state = task.fail_for_good(unit, error, args, kwargs, reason=state.error) or state
+        state = _record_too_many_starts(task, unit, state, args, kwargs) or state
     return unit.replay(state)
+
+
+def _record_too_many_starts(task: Any, unit: OnceUnit, state: State, args: Arguments, kwargs: Keywords) -> State | None:
+    """Record the death of a task that was started too often; return the completed state if its work was committed meanwhile."""
+    if state.starts >= task.deliveries_allowed(task.home()) + RECORD_STARTS:
+        logger.error("record_failure of task %s kills its process: the task is recorded as dead without it", task.name)
+        return record_death(task, unit.key, state.error, unit.in_own_session)
+    error = DeadTaskError(task.name, unit.key, state.error)
+    found: State | None = task.fail_for_good(unit, error, args, kwargs, reason=state.error)
+    return found
 
 
 def _run_once(task: Any, call: Call, args: Arguments, kwargs: Keywords) -> Any:

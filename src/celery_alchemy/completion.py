@@ -49,6 +49,7 @@ class State:
         error: Why a dead task died.
         fresh: It has just been found to be; the table does not say so yet.
         by: The task id of the run that committed, where tasks with other ids have the same key.
+        starts: How many starts of an owed task, or of a ``fresh`` dead one, have not ended.
     """
 
     kind: Literal["new", "owed", "completed", "dead"]
@@ -57,6 +58,7 @@ class State:
     error: str = ""
     fresh: bool = False
     by: str | None = None
+    starts: int = 0
 
 
 # --- whose row -------------------------------------------------------------------------------------------------------------
@@ -172,7 +174,10 @@ def start(session: Session, key: str, wait_seconds: float, max_deliveries: int, 
             return state
     except (OperationalError, ProgrammingError) as exc:
         raise missing_table(exc) or exc from exc
-    return State("dead", error=f"it was started {max_deliveries} times and its process died each time", fresh=True)
+    # Counted on, for what records the death may kill its process too.
+    session.execute(_COUNT, {"row_id": key})
+    error = f"it was started {max_deliveries} times and its process died each time"
+    return State("dead", error=error, fresh=True, starts=state.starts)
 
 
 def was_counted(request: Context) -> bool:
@@ -205,7 +210,7 @@ def look(session: Session, key: str) -> State:
         return State("completed", stored.get("ending", "returned"), stored.get("value"), by=stored.get("by"))
     if found.died_at is not None:
         return State("dead", error=found.error or "")
-    return State("owed")
+    return State("owed", starts=found.deliveries)
 
 
 def track(session: Session, key: str, request: Context, deliveries: int) -> None:
@@ -288,9 +293,13 @@ _START = (
     )
 )
 
+_COUNT = update(outbox).where(*_OPEN, outbox.c.died_at.is_(None)).values(deliveries=outbox.c.deliveries + 1)
+
 _END = update(outbox).where(*_OPEN, outbox.c.deliveries > 0).values(deliveries=outbox.c.deliveries - 1)
 
-_LOOK = select(outbox.c.completed_at, outbox.c.result, outbox.c.died_at, outbox.c.error).where(outbox.c.id == bindparam("row_id"))
+_LOOK = select(outbox.c.completed_at, outbox.c.result, outbox.c.died_at, outbox.c.error, outbox.c.deliveries).where(
+    outbox.c.id == bindparam("row_id")
+)
 
 _COMPLETE = (
     update(outbox)

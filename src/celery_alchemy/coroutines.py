@@ -20,6 +20,7 @@ from sqlalchemy.util import greenlet_spawn
 from .arguments import Arguments, Keywords, is_named, load_entities
 from .body import MAX_OVERTAKEN, end_failed, fail_once, is_delivery_of_once, key_of_call, report
 from .completion import State
+from .errors import DeadTaskError
 from .failure import failed_for_good, record_if_final
 from .injection import Injection
 from .loop import process_loop
@@ -191,7 +192,7 @@ class _Call:
             record_if_final(self.asked, exc, self._args, self._kwargs)
         elif self.asked.record_later is not None:
             state = self.asked.record_later()
-            if state is not None and state.ending == "returned":
+            if state is not None and (state.ending == "returned" or isinstance(exc, DeadTaskError)):
                 return cast("OnceUnit", self._units[-1]).replay(state)
         raise exc
 

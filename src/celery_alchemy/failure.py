@@ -9,19 +9,19 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from .arguments import Arguments, Keywords, caller, session_first
-from .completion import State
+from .completion import State, look
 from .events import SessionListener
 from .injection import Injection, injection_of
 from .outcome import SUCCESS, CommitOn, outcome_of
 from .owed import Overtaken, error_text, in_session_of, record_death, set_aside
 from .request import UnitOfWork, Works, at_hand
-from .reruns import runs_of
+from .reruns import backoff_seconds, runs_of
 from .sessions import SessionOptions
 from .transient import is_transient
 
@@ -31,7 +31,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 #: How often, and for how many seconds, the ``record_failure`` of a ``once`` task is run again while its errors may pass. One that has
 #: waited in vain for a lock is not: this may be the main loop of a worker.
-RECORD_ATTEMPTS = 3
+RECORD_ATTEMPTS = 10
 RECORD_SECONDS = 5
 
 _FAILED = "record_failure of task %s failed; the task's own error stands"
@@ -94,7 +94,7 @@ def failed_for_good(
     record = task.failure_record()
     if record is not None:
         try:
-            state = _record_with_death(task, key, reason, functools.partial(_run, task, record, exc, args, kwargs))
+            state = _record_with_death(task, key, record, exc, args, kwargs, reason, in_own_session)
         except Exception:
             logger.exception(_FAILED, task.name)
         else:
@@ -113,20 +113,39 @@ def record_failure(task: Any, exc: BaseException, args: Arguments, kwargs: Keywo
         logger.exception(_FAILED, task.name)
 
 
-def _record_with_death(task: Any, key: str, reason: str, run: Callable[..., State]) -> State:
-    """Run a ``record_failure`` in the transaction of the death, again after an error that may pass.
+def _record_with_death(
+    task: Any,
+    key: str,
+    record: Callable[..., Any],
+    exc: BaseException,
+    args: Arguments,
+    kwargs: Keywords,
+    reason: str,
+    in_own_session: Callable[[Callable[[Session], Any]], Any],
+) -> State:
+    """Run a ``record_failure`` with the death as the last thing in its transaction, again after an error that may pass.
 
-    A COMMIT without an answer is no danger: the death that it has committed is found then, and nothing is recorded twice.
+    Returns:
+        A ``fresh`` death, or what another delivery, or a COMMIT of ours whose answer did not come, has written before.
     """
+    injection = injection_of(record, bound=False, task_name=f"record_failure of {task.name}")
+    # Another database's transaction is committed first, and would be once more.
+    spans = any(parameter.database is not None for parameter in injection.parameters)
     attempt, until = 1, monotonic() + RECORD_SECONDS
     while True:
         try:
-            return run(first=lambda session: set_aside(session, task, key, reason))
-        except Exception as exc:
-            is_late = attempt == RECORD_ATTEMPTS or monotonic() > until
-            if is_late or not (isinstance(exc, Overtaken) or is_transient(exc)):
+            state: State = in_own_session(lambda session: look(session, key))
+            if state.kind not in ("new", "owed"):
+                return state
+            state = _run(task, record, exc, args, kwargs, last=lambda session: set_aside(session, task, key, reason))
+        except Exception as record_exc:
+            may_pass = isinstance(record_exc, Overtaken) or (is_transient(record_exc) and not spans)
+            if not may_pass or attempt == RECORD_ATTEMPTS or monotonic() > until:
                 raise
-            attempt += 1
+        else:
+            return state
+        sleep(backoff_seconds(attempt))
+        attempt += 1
 
 
 def _run(
@@ -135,7 +154,7 @@ def _run(
     exc: BaseException,
     args: Arguments,
     kwargs: Keywords,
-    first: Callable[[Session], State] | None = None,
+    last: Callable[[Session], State] | None = None,
 ) -> Any:
     """Run ``record(session, exc, *args, **kwargs)`` in a unit of work of its own.
 
@@ -145,30 +164,30 @@ def _run(
         exc: Why it failed.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
-        first: The first thing in the same transaction; the ``record`` is only run after a ``fresh`` state.
+        last: The last thing in the same transaction, which is rolled back if that is no ``fresh`` state.
 
     Returns:
-        What ``first`` returned.
+        What ``last`` returned.
     """
     outer = at_hand.get()
+    state = None
     try:
         injection = injection_of(record, bound=False, task_name=f"record_failure of {task.name}")
         call = caller(record, injection) if injection.parameters else session_first(record)
         unit = UnitOfWork(_FailureRecord(task, injection), outer)
+        # What it sends is kept in the outbox, as what the task's body sends.
+        unit.is_once = last is not None
         at_hand.set(unit)
         try:
-            if first is None:
-                state = None
-                call(unit, (exc, *args), kwargs)
+            call(unit, (exc, *args), kwargs)
+            if last is not None:
+                # As the completion, so that the record_failure neither waits for the row nor has others wait for it.
+                unit.session.flush()
+                state = last(unit.session)
+            if state is None or state.fresh:
+                unit.succeed()
             else:
-                state = first(unit.session)
-                began = unit.session.get_transaction()
-                if state.fresh:
-                    call(unit, (exc, *args), kwargs)
-                    if unit.session.get_transaction() is not began:
-                        # A rollback in there has taken the first thing with it.
-                        first(unit.session)
-            unit.succeed()
+                unit.fail(Overtaken(unit.owner()))
         except BaseException as record_exc:
             unit.fail(record_exc)
             raise

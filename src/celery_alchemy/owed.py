@@ -72,7 +72,13 @@ def in_session_of(task: Any, work: Callable[[Session], Any]) -> Any:
 def error_text(exc: BaseException) -> str:
     """Name an error for people: without the parameters of a statement, which SQLAlchemy's own text repeats."""
     cause = exc.orig if isinstance(exc, StatementError) and exc.orig is not None else exc
-    return f"{type(exc).__name__}: {cause}"
+    try:
+        said = str(cause)
+    except Exception:
+        logger.warning("A %s cannot be written as text", type(cause).__name__, exc_info=True)
+        said = "(its text cannot be had)"
+    # What no database takes: NUL, on PostgreSQL, and half of a surrogate pair, which has no UTF-8.
+    return f"{type(exc).__name__}: {said}".replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
 def record_death(task: Any, key: str, error: str, in_own_session: Callable[[Callable[[Session], Any]], Any]) -> State | None:
@@ -104,16 +110,22 @@ def set_aside(session: Session, task: Any, key: str, error: str) -> State:
     Raises:
         Overtaken: Another delivery has written the record since we looked.
     """
-    if not completion.die(session, key, error):
+    state = State("owed")
+    if getattr(task.request, completion.ROW_HEADER, None) != key:
+        # An UPDATE that finds no row may lock where others insert.
         state = completion.look(session, key)
-        if state.kind != "new":
-            return state
+    if state.kind == "owed" and not completion.die(session, key, error):
+        state = completion.look(session, key)
+        if state.kind == "owed":
+            raise Overtaken(key)
+    # Under task_always_eager there was no message, and to make one would run the task.
+    if state.kind == "new" and not task.app.conf.task_always_eager:
         row = _row_of_request(task, key)
         try:
             completion.insert_dead(session, row, error)
         except IntegrityError as exc:
             raise Overtaken(key) from exc
-    return State("dead", error=error, fresh=True)
+    return State("dead", error=error, fresh=True) if state.kind in ("new", "owed") else state
 
 
 def _row_of_request(task: Any, key: str) -> Row:

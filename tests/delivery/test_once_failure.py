@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+import threading
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from celery_alchemy import DeadTaskError, failure, upkeep
+from celery_alchemy import DeadTaskError, failure, released, upkeep
+from celery_alchemy.body import RECORD_STARTS
+from tests.delivery.conftest import MakeStand
 from tests.delivery.stand import Crash, Effect, Stand
 from tests.delivery.test_once import WAYS, Start, start, start_past_outbox
 
@@ -75,11 +79,17 @@ def test_process_that_dies_between_leaves_neither(stand: Stand, begin: Start, ki
 
 
 def test_rival_that_has_failed_first_has_recorded_it(stand: Stand) -> None:
-    """Of two deliveries that fail at the same time one records."""
+    """Of two deliveries that fail one after the other the first records; of two at the same time the first that commits."""
     told: list[str] = []
     runs: list[int] = []
 
-    @stand.task(name="fails", once=True, record_failure=lambda session, exc, name: told.append(str(exc)))
+    def record(session: Session, exc: BaseException, name: str) -> None:
+        told.append(str(exc))
+        if str(exc) == "a 1":
+            stand.deliver(sent)
+        session.add(Effect(name=str(exc)))
+
+    @stand.task(name="fails", once=True, record_failure=record)
     def always_fails(session: Session, name: str) -> None:
         runs.append(len(runs))
         run = runs[-1]
@@ -90,22 +100,30 @@ def test_rival_that_has_failed_first_has_recorded_it(stand: Stand) -> None:
     sent = start(stand, always_fails, "a")
     ended = stand.deliver(sent)
 
+    # The third delivery is the first to commit. The second had written what it takes back; the first is not asked at all.
     assert (ended.state, str(ended.value)) == ("FAILURE", "a 0")
-    assert told == ["a 1"]
-    assert dead(stand) == ["LookupError: a 1"]
+    assert told == ["a 1", "a 2"]
+    assert stand.effects() == ["a 2"]
+    assert dead(stand) == ["LookupError: a 2"]
 
 
 @WAYS
-def test_rival_that_has_succeeded_first_leaves_nothing_to_record(stand: Stand, begin: Start) -> None:
-    """`record_failure` is not called, and this delivery reports the other one's result."""
-    told: list[str] = []
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_rival_that_has_succeeded_first_leaves_nothing_to_record(stand: Stand, begin: Start, when: str) -> None:
+    """What was written about the failure is rolled back, and this delivery reports the other one's result."""
     runs: list[int] = []
 
-    @stand.task(name="fails", once=True, record_failure=lambda session, exc, name: told.append(name))
+    def record(session: Session, exc: BaseException, name: str) -> None:
+        if when == "during":
+            stand.deliver(sent)
+        session.add(Effect(name=f"{name}: {exc}"))
+
+    @stand.task(name="fails", once=True, record_failure=record)
     def fails_at_first(session: Session, name: str) -> str:
         runs.append(len(runs))
         if runs[-1] == 0:
-            stand.deliver(sent)
+            if when == "before":
+                stand.deliver(sent)
             raise LookupError(name)
         session.add(Effect(name=name))
         return "done"
@@ -114,19 +132,137 @@ def test_rival_that_has_succeeded_first_leaves_nothing_to_record(stand: Stand, b
     ended = stand.deliver(sent)
 
     assert (ended.state, ended.value) == ("SUCCESS", "done")
-    assert (stand.effects(), told, dead(stand)) == (["a"], [], [])
+    assert (stand.effects(), dead(stand)) == (["a"], [])
 
 
-def test_record_failure_sees_the_death(stand: Stand) -> None:
-    """It may give it up there and then: what nobody is to look at need not stay."""
+@pytest.mark.databases("postgresql", "mariadb")
+@WAYS
+def test_many_that_fail_at_the_same_time_record_one_failure_each(stand: Stand, begin: Start) -> None:
+    """Copies of one task record it once; different tasks do not cost each other their reasons."""
+    copies, tasks = 3, 4
+    barrier = threading.Barrier(copies * tasks, timeout=30)
 
     def record(session: Session, exc: BaseException, name: str) -> None:
-        session.execute(text("DELETE FROM celery_outbox WHERE died_at IS NOT NULL"))
+        session.add(Effect(name=name))
+        session.flush()
+        time.sleep(0.02)
 
-    ended = stand.deliver(start(stand, fails(stand, record), "a"))
+    @stand.task(name="fails", once=True, record_failure=record)
+    def always_fails(session: Session, name: str) -> None:
+        barrier.wait()
+        raise LookupError(name)
+
+    sent = [begin(stand, always_fails, f"task {number}") for number in range(tasks)]
+    threads = [threading.Thread(target=stand.deliver, args=(one,)) for one in sent for _ in range(copies)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(stand.effects()) == [f"task {number}" for number in range(tasks)]
+    assert len(dead(stand)) == tasks
+
+
+@WAYS
+def test_record_failure_that_kills_its_process_is_bounded(stand: Stand, begin: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """In the end the task is dead without it, and the log says so."""
+    runs: list[int] = []
+
+    def record(session: Session, exc: BaseException, name: str) -> None:
+        runs.append(len(runs))
+        raise Crash
+
+    sent = begin(stand, fails(stand, record, max_deliveries=2), "a")
+    for number in range(10):
+        with contextlib.suppress(Crash):
+            stand.deliver(sent, delivery_info={"redelivered": number > 0})
+
+    assert 2 <= len(runs) <= 2 + RECORD_STARTS + 1
+    assert dead(stand) == ["it was started 2 times and its process died each time"]
+    assert "record_failure of task fails kills its process" in caplog.text
+
+
+@pytest.mark.parametrize("said", ["bad byte \0", "name \udcff", None], ids=["NUL", "half a surrogate pair", "no text"])
+def test_error_that_no_database_takes_is_recorded(stand: Stand, said: str | None) -> None:
+    """Or that cannot even be written as text: the task is dead, and its record_failure has run."""
+
+    class WordlessError(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    # Expected, so that the text is not in a log, which the tests' own processes cannot pass on.
+    options: dict[str, Any] = {"throws": (ValueError, WordlessError)}
+
+    @stand.task(name="fails", once=True, record_failure=lambda session, exc: session.add(Effect(name="told")), **options)
+    def always_fails(session: Session) -> None:
+        raise WordlessError if said is None else ValueError(said)
+
+    ended = stand.deliver(start(stand, always_fails))
 
     assert ended.state == "FAILURE"
-    assert stand.outbox() == []
+    assert type(ended.value).__name__ in ("ValueError", "WordlessError", "UnpickleableExceptionWrapper")
+    assert stand.effects() == ["told"]
+    [error] = dead(stand)
+    assert error.startswith("WordlessError: " if said is None else "ValueError: ")
+
+
+def test_session_of_record_failure_is_new(stand: Stand) -> None:
+    """It has no transaction and no writes yet: it can begin one, and be released around a slow call."""
+
+    def record(session: Session, exc: BaseException, name: str) -> None:
+        with released(session):
+            assert not session.in_transaction()
+        with session.begin():
+            session.add(Effect(name=name))
+
+    stand.deliver(start(stand, fails(stand, record), "a"))
+
+    assert stand.effects() == ["a"]
+    assert dead(stand) == ["LookupError: a"]
+
+
+def test_what_it_writes_in_another_database_is_not_written_again(stand: Stand) -> None:
+    """Two databases do not commit together: an error that may pass is the last one there."""
+    runs: list[int] = []
+
+    def record(session: Annotated[Session, "analytics"], exc: BaseException, name: str) -> None:
+        runs.append(len(runs))
+        raise OperationalError("UPDATE", {}, sqlite3.OperationalError("database is locked"))
+
+    stand.deliver(start(stand, fails(stand, record), "a"))
+
+    assert runs == [0]
+
+
+def test_eager_task_that_fails_is_not_run_again(stand: Stand) -> None:
+    """There was no message to keep, and to make one would run the task."""
+    runs: list[int] = []
+
+    @stand.task(name="fails", once=lambda name: f"fails:{name}")
+    def always_fails(session: Session, name: str) -> None:
+        runs.append(len(runs))
+        raise LookupError(name)
+
+    stand.app.conf.task_always_eager = True
+    ended = always_fails.delay("a")
+
+    assert (ended.state, runs) == ("FAILURE", [0])
+    assert dead(stand) == []
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_what_record_failure_sends_is_kept(make_stand: MakeStand, keeps: bool) -> None:
+    """As what the body of a `once` task sends, whether the Alchemy keeps everything or not."""
+    stand = make_stand(outbox=keeps)
+    sent = start(stand, fails(stand, lambda session, exc, name: stand.effect.delay_on_commit(name) and None), "a")
+
+    with stand.broker_down():
+        stand.deliver(sent)
+    stand.make_due()
+    stand.relay_all()
+    stand.run_all()
+
+    assert stand.effects() == ["a"]
 
 
 def test_late_copy_does_not_record_again(stand: Stand) -> None:

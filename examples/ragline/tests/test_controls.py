@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from celery_alchemy import Alchemy
+from celery_alchemy.testing import captured
 from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
@@ -331,7 +332,10 @@ def test_a_task_that_dies_after_its_document_was_deleted_leaves_nothing(
         raise UnsupportedError("This is a picture.")
 
     monkeypatch.setattr(pipeline, "admit", admit)
-    tasks.ingest.apply(args=(document_id,), task_id=task_id)
+    with captured(alchemy) as sent:
+        tasks.ingest.apply(args=(document_id,), task_id=task_id)
+        assert sent == [tasks.forget.s(document_id)]
+        sent.run()
 
     assert (dead(session), owed(session)) == ([], [])
 

@@ -16,7 +16,6 @@ from sqlalchemy import exists, insert, select
 from sqlalchemy.orm import Session
 
 from ragline.databases import index_of
-from ragline.dead import forget_dead_tasks
 from ragline.embedders import NO_EMBEDDER, Embedder
 from ragline.errors import DocumentError, RaglineError
 from ragline.formats import detect_format
@@ -189,14 +188,17 @@ def embed(
     return _finish(session, document_id)
 
 
-def fail(session: Session, error: BaseException, document_id: int) -> None:
-    """Record why a document could not be processed; for `record_failure`, in a transaction of its own."""
+def fail(session: Session, error: BaseException, document_id: int) -> bool:
+    """Record why a document could not be processed; for `record_failure`, in a transaction of its own.
+
+    Returns:
+        Whether the document is still there.
+    """
     is_permanent = isinstance(error, DocumentError)
     reason = str(error) if isinstance(error, RaglineError) else f"{type(error).__name__}: {error}"
     if move(session, document_id, State.FAILED, reason=reason, is_permanent=is_permanent):
-        return
-    if session.get(Document, document_id) is None:  # deleted while its task failed
-        forget_dead_tasks(session, document_id)
+        return True
+    return session.get(Document, document_id) is not None
 
 
 def _expect(session: Session, document_id: int, state: State) -> Document | None:

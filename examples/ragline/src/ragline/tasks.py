@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from ragline import pipeline
 from ragline.app import app, settings
-from ragline.dead import task_id_prefix
+from ragline.dead import forget_dead_tasks, task_id_prefix
 from ragline.embedders import load_embedder, token_counter
 from ragline.errors import DocumentError, EndpointBusyError
 
@@ -27,7 +27,9 @@ ENDPOINT_RETRIES = 20
 
 def document_failed(session: Session, error: BaseException, document_id: int, *_: Any) -> None:
     """Write the reason where the person who added the document looks for it."""
-    pipeline.fail(session, error, document_id)
+    if not pipeline.fail(session, error, document_id):
+        # Deleted while its task failed: nobody will look. The task is dead when this is committed.
+        forget.delay_on_commit(document_id)
 
 
 class Step(SessionTask):
@@ -49,6 +51,12 @@ class Step(SessionTask):
         return super().apply_async(
             args, kwargs, task_id or task_id_prefix(args[0]) + uuid(), *more, **options
         )
+
+
+@app.task(base=SessionTask)
+def forget(session: Session, document_id: int) -> None:
+    """Give up the dead tasks of a document that is gone."""
+    forget_dead_tasks(session, document_id)
 
 
 @app.task(base=Step, once=True)
