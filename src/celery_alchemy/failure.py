@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import Any
 
+from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from .arguments import Arguments, Keywords, caller, session_first
@@ -30,7 +32,7 @@ __all__ = ["failed_for_good", "is_final", "record_failure", "record_if_final"]
 logger: logging.Logger = logging.getLogger(__name__)
 
 #: How often, and for how many seconds, the ``record_failure`` of a ``once`` task is run again while its errors may pass. One that has
-#: waited in vain for a lock is not: this may be the main loop of a worker.
+#: waited in vain for a lock is not.
 RECORD_ATTEMPTS = 10
 RECORD_SECONDS = 5
 
@@ -69,6 +71,7 @@ def failed_for_good(
     *,
     reason: str | None = None,
     in_own_session: Callable[[Callable[[Session], Any]], Any] | None = None,
+    seconds: float | None = None,
 ) -> State | None:
     """Record that a task has failed for good: a ``once`` task is dead, and its ``record_failure`` is part of the same transaction.
 
@@ -82,6 +85,7 @@ def failed_for_good(
         kwargs: Its keyword arguments.
         reason: Why it failed, for people; left out, the error's text.
         in_own_session: Does something in a session and transaction of its own and commits it; left out, in one of the Alchemy's.
+        seconds: For how long ``record_failure`` is run again while its errors may pass.
 
     Returns:
         The completed state if a ``once`` task's work turns out to have been committed; else None.
@@ -94,7 +98,8 @@ def failed_for_good(
     record = task.failure_record()
     if record is not None:
         try:
-            state = _record_with_death(task, key, record, exc, args, kwargs, reason, in_own_session)
+            run = functools.partial(_run, task, record, exc, args, kwargs)
+            state = _record_with_death(task, key, reason, run, in_own_session, RECORD_SECONDS if seconds is None else seconds)
         except Exception:
             logger.exception(_FAILED, task.name)
         else:
@@ -113,48 +118,54 @@ def record_failure(task: Any, exc: BaseException, args: Arguments, kwargs: Keywo
         logger.exception(_FAILED, task.name)
 
 
+@dataclass(slots=True)
+class _Attempt:
+    """One run of the ``record_failure`` of a ``once`` task.
+
+    Attributes:
+        last: The last thing in the same transaction, which is rolled back if that is no ``fresh`` state.
+        may_repeat: Nothing of it has been committed so far.
+    """
+
+    last: Callable[[Session], State]
+    may_repeat: bool = True
+
+    def note_commit(self, session: Session) -> None:
+        """Note a commit of the ``record_failure``'s own."""
+        if not session.in_nested_transaction():
+            self.may_repeat = False
+
+
 def _record_with_death(
     task: Any,
     key: str,
-    record: Callable[..., Any],
-    exc: BaseException,
-    args: Arguments,
-    kwargs: Keywords,
     reason: str,
+    run: Callable[[_Attempt], State],
     in_own_session: Callable[[Callable[[Session], Any]], Any],
+    seconds: float,
 ) -> State:
     """Run a ``record_failure`` with the death as the last thing in its transaction, again after an error that may pass.
 
     Returns:
         A ``fresh`` death, or what another delivery, or a COMMIT of ours whose answer did not come, has written before.
     """
-    injection = injection_of(record, bound=False, task_name=f"record_failure of {task.name}")
-    # Another database's transaction is committed first, and would be once more.
-    spans = any(parameter.database is not None for parameter in injection.parameters)
-    attempt, until = 1, monotonic() + RECORD_SECONDS
+    number, until = 1, monotonic() + seconds
     while True:
+        attempt = _Attempt(functools.partial(set_aside, task=task, key=key, error=reason))
         try:
             state: State = in_own_session(lambda session: look(session, key))
-            if state.kind not in ("new", "owed"):
-                return state
-            state = _run(task, record, exc, args, kwargs, last=lambda session: set_aside(session, task, key, reason))
-        except Exception as record_exc:
-            may_pass = isinstance(record_exc, Overtaken) or (is_transient(record_exc) and not spans)
-            if not may_pass or attempt == RECORD_ATTEMPTS or monotonic() > until:
+            return run(attempt) if state.kind in ("new", "owed") else state
+        except Exception as exc:
+            may_pass = isinstance(exc, Overtaken) or is_transient(exc)
+            left = until - monotonic()
+            if not (may_pass and attempt.may_repeat) or number == RECORD_ATTEMPTS or left <= 0:
                 raise
-        else:
-            return state
-        sleep(backoff_seconds(attempt))
-        attempt += 1
+        sleep(min(backoff_seconds(number), left))
+        number += 1
 
 
 def _run(
-    task: Any,
-    record: Callable[..., Any],
-    exc: BaseException,
-    args: Arguments,
-    kwargs: Keywords,
-    last: Callable[[Session], State] | None = None,
+    task: Any, record: Callable[..., Any], exc: BaseException, args: Arguments, kwargs: Keywords, attempt: _Attempt | None = None
 ) -> Any:
     """Run ``record(session, exc, *args, **kwargs)`` in a unit of work of its own.
 
@@ -164,10 +175,10 @@ def _run(
         exc: Why it failed.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
-        last: The last thing in the same transaction, which is rolled back if that is no ``fresh`` state.
+        attempt: For a ``once`` task.
 
     Returns:
-        What ``last`` returned.
+        What the attempt's ``last`` returned.
     """
     outer = at_hand.get()
     state = None
@@ -175,15 +186,23 @@ def _run(
         injection = injection_of(record, bound=False, task_name=f"record_failure of {task.name}")
         call = caller(record, injection) if injection.parameters else session_first(record)
         unit = UnitOfWork(_FailureRecord(task, injection), outer)
-        # What it sends is kept in the outbox, as what the task's body sends.
-        unit.is_once = last is not None
         at_hand.set(unit)
         try:
-            call(unit, (exc, *args), kwargs)
-            if last is not None:
+            if attempt is None:
+                call(unit, (exc, *args), kwargs)
+            else:
+                # What it sends is kept in the outbox, as what the task's body sends.
+                unit.is_once = True
+                event.listen(unit.session, "before_commit", attempt.note_commit)
+                call(unit, (exc, *args), kwargs)
+                event.remove(unit.session, "before_commit", attempt.note_commit)
                 # As the completion, so that the record_failure neither waits for the row nor has others wait for it.
                 unit.session.flush()
-                state = last(unit.session)
+                state = attempt.last(unit.session)
+                # Another database's transaction is committed first, and would be once more.
+                others = (other.used_session for other in (unit.others or {}).values())
+                if any(other is not None and other.in_transaction() for other in others):
+                    attempt.may_repeat = False
             if state is None or state.fresh:
                 unit.succeed()
             else:

@@ -33,6 +33,9 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+#: For how long a ``record_failure`` is run again in the worker's main loop, which does nothing else meanwhile.
+RECORD_SECONDS = 1.0
+
 
 class SessionStep(bootsteps.Step):
     """Runs once in the worker's parent, before any child is forked."""
@@ -171,7 +174,7 @@ class SessionRequest(Request):
 
         That one has done its work. Its result is stored here, in the place of the child.
         """
-        state = failed_for_good(task, task.row_key(), exc, *self._arguments())
+        state = failed_for_good(task, task.row_key(), exc, *self._arguments(), seconds=RECORD_SECONDS)
         if state is None:
             return False
         logger.warning("Task %s[%s] was killed at its hard time limit after its commit; it has succeeded", task.name, self.id)
@@ -199,7 +202,7 @@ class SessionRequest(Request):
             if self._runs_again():
                 self._in_request(count_lost_start)
             else:
-                self._in_request(lambda task: failed_for_good(task, task.row_key(), lost, *self._arguments()))
+                self._in_request(lambda task: failed_for_good(task, task.row_key(), lost, *self._arguments(), seconds=RECORD_SECONDS))
         super().on_failure(exc_info, send_failed_event, return_ok)
 
     def _lost_child(self, exc: BaseException) -> WorkerLostError | None:

@@ -6,14 +6,15 @@ import contextlib
 import sqlite3
 import threading
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from celery_alchemy import DeadTaskError, failure, released, upkeep
+from celery_alchemy import Alchemy, DeadTaskError, failure, released, upkeep
 from celery_alchemy.body import RECORD_STARTS
 from tests.delivery.conftest import MakeStand
 from tests.delivery.stand import Crash, Effect, Stand
@@ -179,7 +180,7 @@ def test_record_failure_that_kills_its_process_is_bounded(stand: Stand, begin: S
 
     assert 2 <= len(runs) <= 2 + RECORD_STARTS + 1
     assert dead(stand) == ["it was started 2 times and its process died each time"]
-    assert "record_failure of task fails kills its process" in caplog.text
+    assert "is recorded as dead without its record_failure" in caplog.text
 
 
 @pytest.mark.parametrize("said", ["bad byte \0", "name \udcff", None], ids=["NUL", "half a surrogate pair", "no text"])
@@ -221,17 +222,58 @@ def test_session_of_record_failure_is_new(stand: Stand) -> None:
     assert dead(stand) == ["LookupError: a"]
 
 
-def test_what_it_writes_in_another_database_is_not_written_again(stand: Stand) -> None:
-    """Two databases do not commit together: an error that may pass is the last one there."""
+@pytest.mark.parametrize(("commits", "runs_expected"), [("nothing", 3), ("a savepoint", 3), ("all", 1)])
+def test_commit_of_its_own_is_not_repeated(stand: Stand, commits: str, runs_expected: int) -> None:
+    """What it has committed would be there twice."""
     runs: list[int] = []
 
-    def record(session: Annotated[Session, "analytics"], exc: BaseException, name: str) -> None:
+    def record(session: Session, exc: BaseException, name: str) -> None:
         runs.append(len(runs))
-        raise OperationalError("UPDATE", {}, sqlite3.OperationalError("database is locked"))
+        with session.begin_nested() if commits == "a savepoint" else contextlib.nullcontext():
+            session.add(Effect(name=name))
+            session.flush()
+        if commits == "all":
+            session.commit()
+        if len(runs) < 3:
+            raise OperationalError("UPDATE", {}, sqlite3.OperationalError("database is locked"))
 
     stand.deliver(start(stand, fails(stand, record), "a"))
 
-    assert runs == [0]
+    assert len(runs) == runs_expected
+    assert stand.effects() == ["a"]
+    assert dead(stand) == ["LookupError: a"]
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_what_it_writes_in_another_database_is_not_written_again(stand: Stand, tmp_path: Path, writes: bool) -> None:
+    """Two databases do not commit together: when this one's commit fails, the other's is done. Before that all is rolled back."""
+    runs: list[int] = []
+    commits: list[int] = []
+
+    def fail_at_commit(session: Session) -> None:
+        commits.append(len(commits))
+        if len(commits) < 3:
+            raise OperationalError("COMMIT", {}, sqlite3.OperationalError("database is locked"))
+
+    def record(session: Session, other: Annotated[Session, "analytics"], exc: BaseException, name: str) -> None:
+        runs.append(len(runs))
+        if writes:
+            other.execute(text("INSERT INTO note VALUES (1)"))
+        event.listen(session, "after_flush", lambda *_: event.listen(session, "before_commit", fail_at_commit))
+        session.add(Effect(name=name))
+
+    analytics = Alchemy(stand.app, f"sqlite:///{tmp_path / 'analytics.db'}", name="analytics")
+    with analytics.begin() as session:
+        session.execute(text("CREATE TABLE note (id INTEGER)"))
+    stand.deliver(start(stand, fails(stand, record), "a"))
+    with analytics.session() as session:
+        notes = session.scalar(text("SELECT count(*) FROM note"))
+    analytics.engine.dispose()
+
+    assert len(runs) == (1 if writes else 3)
+    assert notes == (1 if writes else 0)
+    assert stand.effects() == ([] if writes else ["a"])
+    assert dead(stand) == ["LookupError: a"]
 
 
 def test_eager_task_that_fails_is_not_run_again(stand: Stand) -> None:
