@@ -176,8 +176,8 @@ def report(task: Any, unit: OnceUnit, state: State, args: Arguments, kwargs: Key
 def _record_too_many_starts(task: Any, unit: OnceUnit, state: State, args: Arguments, kwargs: Keywords) -> State | None:
     """Record the death of a task that was started too often; return the completed state if its work was committed meanwhile."""
     if state.starts >= task.deliveries_allowed(task.home()) + RECORD_STARTS:
-        named = (task.name, unit.key, RECORD_STARTS)
-        logger.error("Task %s (%s) is recorded as dead without its record_failure, which has not ended %d times", *named)
+        text = "Task %s (%s) is recorded as dead without its record_failure, which has not ended %d times"
+        logger.error(text, task.name, unit.key, RECORD_STARTS)
         return record_death(task, unit.key, state.error, unit.in_own_session)
     error = DeadTaskError(task.name, unit.key, state.error)
     found: State | None = task.fail_for_good(unit, error, args, kwargs, reason=state.error)

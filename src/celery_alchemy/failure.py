@@ -130,8 +130,24 @@ class _Attempt:
     last: Callable[[Session], State]
     may_repeat: bool = True
 
-    def note_commit(self, session: Session) -> None:
-        """Note a commit of the ``record_failure``'s own."""
+    def run(self, unit: UnitOfWork, record: Callable[[], Any]) -> State:
+        """Do everything but the end of the unit; return what ``last`` returned."""
+        session = unit.session
+        # What it sends is kept in the outbox, as what the task's body sends.
+        unit.is_once = True
+        event.listen(session, "before_commit", self._note_commit)
+        record()
+        event.remove(session, "before_commit", self._note_commit)
+        # As the completion, so that the record_failure neither waits for the row nor has others wait for it.
+        session.flush()
+        state = self.last(session)
+        # Another database's transaction is committed first, and would be once more.
+        others = (other.used_session for other in (unit.others or {}).values())
+        if any(other is not None and other.in_transaction() for other in others):
+            self.may_repeat = False
+        return state
+
+    def _note_commit(self, session: Session) -> None:
         if not session.in_nested_transaction():
             self.may_repeat = False
 
@@ -191,18 +207,7 @@ def _run(
             if attempt is None:
                 call(unit, (exc, *args), kwargs)
             else:
-                # What it sends is kept in the outbox, as what the task's body sends.
-                unit.is_once = True
-                event.listen(unit.session, "before_commit", attempt.note_commit)
-                call(unit, (exc, *args), kwargs)
-                event.remove(unit.session, "before_commit", attempt.note_commit)
-                # As the completion, so that the record_failure neither waits for the row nor has others wait for it.
-                unit.session.flush()
-                state = attempt.last(unit.session)
-                # Another database's transaction is committed first, and would be once more.
-                others = (other.used_session for other in (unit.others or {}).values())
-                if any(other is not None and other.in_transaction() for other in others):
-                    attempt.may_repeat = False
+                state = attempt.run(unit, lambda: call(unit, (exc, *args), kwargs))
             if state is None or state.fresh:
                 unit.succeed()
             else:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from subprocess import Popen
 
@@ -21,12 +23,13 @@ from ragline import ingestion
 from ragline.app import alchemy, settings
 from ragline.audit import audit
 from ragline.embedders import NO_EMBEDDER
+from ragline.errors import RaglineError
 from ragline.intake import Outcome
 from ragline.progress import Progress as Counts
 from ragline.progress import failures
 from ragline.states import State
 from ragline.tables import Source
-from ragline.workers import child_processes, temporary_worker
+from ragline.workers import check_runs, child_processes, temporary_worker
 
 DOCUMENTS = 40
 DEADLINE_SECONDS = 150
@@ -118,6 +121,21 @@ def test_idle_processes_that_are_killed_are_replaced(tmp_path: Path) -> None:
         counts = follow(take_in(after), process)
 
     assert counts.documents == {State.READY: 1}
+
+
+def test_worker_that_has_ended_is_not_waited_for(tmp_path: Path) -> None:
+    """Its documents would never be settled: `ragline ingest` and `ragline demo` say where it tells why."""
+    file = tmp_path / "whale.md"
+    file.write_text("The blue whale is the largest animal.")
+    empty_index()
+    outcomes = take_in(file)
+    with Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+
+    with pytest.raises(RaglineError, match=r"The worker ended; .*worker\.log tells why"):
+        ingestion.follow(outcomes, CONSOLE, partial(check_runs, ended, settings.home))
+
+    empty_index()
 
 
 def test_documents_go_on_after_all_workers_and_their_messages_are_gone(folder: Path) -> None:
