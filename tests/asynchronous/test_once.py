@@ -12,7 +12,8 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from celery_alchemy import DeadTaskError, OnceCommitError, SessionTask, enqueue, publisher, released, upkeep
+from celery_alchemy import DeadTaskError, OnceCommitError, SessionTask, enqueue, failure, publisher, released, upkeep
+from celery_alchemy.completion import State
 from tests.delivery.conftest import MakeStand
 from tests.delivery.stand import Crash, Effect, Stand
 
@@ -156,6 +157,24 @@ def test_rival_that_has_succeeded_first_leaves_nothing_to_record(stand: Stand) -
     assert (ended.state, ended.value) == ("SUCCESS", "charged Emma")
     assert (stand.effects(), told) == (["Emma"], [])
     assert upkeep.dead(stand.alchemy.engine) == []
+
+
+def test_rival_that_was_ignored_is_reported_after_too_many_starts(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task is not dead: another delivery has ended it while this one was about to say so."""
+
+    @stand.task(once=True, max_deliveries=1, record_failure=lambda session, exc: None)
+    async def charge(session: AsyncSession) -> None:
+        raise Crash
+
+    with stand.alchemy.begin():
+        charge.delay_on_commit()
+    [sent] = stand.sent()
+    with pytest.raises(Crash):
+        stand.deliver(sent)
+    monkeypatch.setattr(failure, "look", lambda session, key: State("completed", "ignored"))
+    ended = stand.deliver(sent)
+
+    assert ended.state == "IGNORED"
 
 
 def test_task_at_its_soft_limit_is_dead(stand: Stand, soft_limit: Callable[[], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
 from celery.worker.state import revoked
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from celery_alchemy import DeadTaskError, upkeep
+from celery_alchemy import DeadTaskError, upkeep, worker
 from celery_alchemy.worker import SessionRequest
 from tests.delivery.stand import Crash, Effect, Sent, Stand
 from tests.delivery.test_once import WAYS, Start, start
@@ -115,3 +117,21 @@ def test_owed_task_that_is_discarded_is_not_sent_again(stand: Stand, reason: str
     assert (discarded, to_broker) == (True, ["acknowledged"])
     assert [row["error"] for row in upkeep.dead(stand.alchemy.engine)] == [f"the task was {reason}"]
     assert stand.relay_all() == 0
+
+
+def test_parent_has_little_time_for_record_failure(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does nothing else meanwhile: what may pass is tried again for its own, shorter time."""
+    runs: list[int] = []
+
+    def record(session: Session, exc: BaseException, name: str) -> None:
+        runs.append(len(runs))
+        raise OperationalError("UPDATE", {}, sqlite3.OperationalError("database is locked"))
+
+    @stand.task(name="slow", once=True, record_failure=record)
+    def slow(session: Session, name: str) -> None: ...
+
+    monkeypatch.setattr(worker, "RECORD_SECONDS", 0.0)
+    request, _ = in_parent(stand, start(stand, slow, "a"))
+    request.on_timeout(soft=False, timeout=1)
+
+    assert runs == [0]
