@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 AT_ONCE ?= -n 3 --dist loadfile
 # Which of examples/ make example starts.
 NAME ?= fastapi_app
-# What make soak runs on, and for how long.
+# What make soak runs on, and for how long; BROKER=alchemy is the database itself.
 MINUTES ?= 10
 DATABASE ?= sqlite
 BROKER ?= filesystem
@@ -32,7 +32,7 @@ export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo example test minimum soak celery-suite coverage lint ruff mypy pyright imports format bench bench-delivery docs clean
+.PHONY: help demo example test minimum pythons soak celery-suite coverage lint ruff mypy pyright imports format bench bench-delivery bench-overhead docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ minimum: $(STAMPS)/minimum ## build the packages, and run the library's central 
 	@tar -xzf dist/*.tar.gz -C build/sdist --strip-components=1
 	cd build/sdist && $(CURDIR)/$(VENV)/minimum/bin/python -m pytest -n 3 -k "sqlite or test_imports" $(CENTRAL_TESTS)
 
+pythons: $(STAMPS)/test ## run the tests that need no server on each other Python from 3.10 to 3.13 that is found
+	@VENV=$(VENV) .ci/on-each-python
+
 soak: $(STAMPS)/test ## kill at random for MINUTES on DATABASE and BROKER (names or URLs) and see that the accounts add up
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) --database $(DATABASE) --broker $(BROKER)
 
@@ -67,7 +70,7 @@ coverage: $(STAMPS)/test ## run the library's tests, workers included, and show 
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-celery-suite: $(STAMPS)/celery-suite ## run Celery's own tests with SessionTask as the default task class; PARTS="quick" for some minutes
+celery-suite: $(STAMPS)/celery-suite ## run Celery's own tests with SessionTask as the default task class; PARTS="quick", or "broker", on the database
 	$(VENV)/celery-suite/bin/python -m tests.celery_suite $(PARTS)
 
 lint: ruff mypy pyright imports ## check style, types and the direction of imports
@@ -87,12 +90,16 @@ pyright: $(STAMPS)/lint ## check types with pyright, and that every public symbo
 
 imports: $(STAMPS)/lint ## check that modules only import lower ones
 	$(BIN)/lint-imports --no-logo
+	cd examples/ragline && $(BIN)/lint-imports --no-logo
 
 format: $(STAMPS)/lint ## put all files into the house's format
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: $(STAMPS)/bench ## measure what a task costs beside the other ways to get a session
+bench: $(STAMPS)/bench ## measure what the library promises of its cost, beside work by hand; needs PostgreSQL, Redis and RabbitMQ
+	$(BIN)/python benchmarks/targets.py $(PARTS)
+
+bench-overhead: $(STAMPS)/bench ## measure what a task costs beside the other ways to get a session
 	$(BIN)/python benchmarks/overhead.py
 
 bench-delivery: $(STAMPS)/bench ## measure sending on commit, the relay and once tasks; needs PostgreSQL, Redis and RabbitMQ

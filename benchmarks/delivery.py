@@ -28,10 +28,10 @@ from sqlalchemy import event, update
 from sqlalchemy.orm import Session
 
 from celery_alchemy import enqueue
-from celery_alchemy.message import recording
-from celery_alchemy.outbox import Row, unique_id
-from celery_alchemy.relay import relay_of
-from celery_alchemy.tables import from_now, outbox
+from celery_alchemy.databases.tables import from_now, outbox
+from celery_alchemy.messages.message import recording
+from celery_alchemy.outbox.outbox import Row, unique_id
+from celery_alchemy.outbox.relay import relay_of
 
 BROKERS = {
     "redis": "redis://127.0.0.1:6379/9",
@@ -102,31 +102,37 @@ class Arrivals:
         self._thread.join()
 
 
+def milliseconds_to_broker(made: rivals.Shop, samples: int) -> dict[str, list[float]]:
+    """From the end of COMMIT to the arrival at a consumer, one message after the other."""
+    arrivals = Arrivals(made.app)
+    committed: list[float] = []
+    session = Session(made.engine)
+    event.listen(session, "after_commit", lambda _, c=committed: c.append(perf_counter()))
+    spent: dict[str, list[float]] = {"delay": [], "outbox": []}
+    for number in range(samples + 20):
+        for name, taken in spent.items():
+            committed.clear()
+            session.execute(rivals.ADD_LINE)
+            if name == "outbox":
+                task_id = enqueue(session, made.line.s()).id
+                session.commit()
+            else:
+                session.commit()
+                task_id = made.line.delay().id
+            came = arrivals.of(task_id)
+            if number >= 20:
+                taken.append((came - committed[0]) * 1000)
+    session.close()
+    arrivals.close()
+    return spent
+
+
 def latency(samples: int = 300) -> None:
     """From the end of COMMIT to the arrival at a consumer: ``.delay()`` after the commit, and the outbox."""
     rows = []
     for broker in ("redis", "rabbitmq"):
         with shop(broker) as made:
-            arrivals = Arrivals(made.app)
-            committed: list[float] = []
-            session = Session(made.engine)
-            event.listen(session, "after_commit", lambda _, c=committed: c.append(perf_counter()))
-            spent: dict[str, list[float]] = {"delay": [], "outbox": []}
-            for number in range(samples + 20):
-                for name, taken in spent.items():
-                    committed.clear()
-                    session.execute(rivals.ADD_LINE)
-                    if name == "outbox":
-                        task_id = enqueue(session, made.line.s()).id
-                        session.commit()
-                    else:
-                        session.commit()
-                        task_id = made.line.delay().id
-                    came = arrivals.of(task_id)
-                    if number >= 20:
-                        taken.append((came - committed[0]) * 1000)
-            session.close()
-            arrivals.close()
+            spent = milliseconds_to_broker(made, samples)
         rows += [[f"{broker}, {name}", f"{median(taken):.2f}", f"{quantiles(taken, n=100)[98]:.2f}"] for name, taken in spent.items()]
         ratio = median(o / d for o, d in zip(spent["outbox"], spent["delay"], strict=True))
         rows.append([f"{broker}, outbox : delay", f"{ratio:.2f}", ""])

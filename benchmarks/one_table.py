@@ -15,7 +15,7 @@ from uuid import uuid4
 from sqlalchemy import Engine, create_engine, event, text
 
 from celery_alchemy.databases import database_of
-from celery_alchemy.tables import metadata, outbox
+from celery_alchemy.databases.tables import metadata, outbox
 
 SERVERS = {
     "postgresql": ("postgresql+psycopg://postgres@127.0.0.1:5432/", "postgres", "?options=-csynchronous_commit%3Doff"),

@@ -1,10 +1,11 @@
 """What a session costs a task: microseconds for one task in Celery's own tracer, beside every other way to get a session.
 
-Run it with ``make bench``, or ``python benchmarks/overhead.py --help``. It times nothing but ``celery.app.trace.build_tracer``: no
-broker, no result backend. All contenders are measured in turn, round after round, so that whatever else the machine does
-meets all of them. Compared are CPU times, of the best rounds of two contenders in the same process: waiting for the server is the
-same for all who send the same statements, and its scatter is a hundred times what is looked for; the best rounds are those that
-nothing else disturbed.
+Run it with ``make bench-overhead``, or ``python benchmarks/overhead.py --help``. It times nothing but
+``celery.app.trace.build_tracer``: no broker, no result backend. All contenders are measured in
+turn, round after round, so that whatever else the machine does meets all of them. Compared are CPU
+times, of the best rounds of two contenders in the same process: waiting for the server is the same
+for all who send the same statements, and its scatter is a hundred times what is looked for; the
+best rounds are those that nothing else disturbed.
 """
 
 from __future__ import annotations

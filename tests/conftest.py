@@ -12,12 +12,16 @@ import pytest
 from celery import _state
 from sqlalchemy.orm import Session, scoped_session
 
+from celery_alchemy.outbox import hand_over
+from celery_alchemy.sessions.engine import set_worker_pool, worker_pool
 from tests.services import brokers as broker_services
 from tests.services import databases as database_services
 from tests.services.availability import Missing, in_ci
 from tests.services.brokers import Broker, Brokers
 from tests.services.databases import Database, Databases
-from tests.workers import Pool, Worker
+from tests.services.opened import Connections
+from tests.workers import Pool as WorkerPool
+from tests.workers import Worker
 
 # Celery gives a task made by @app.task to every app of the process that is finalized later. What other test modules made must
 # not turn up in a test's own app.
@@ -42,7 +46,7 @@ _BROKERS = Brokers()
 class StartWorker(Protocol):
     """Starts a worker on the broker and database of the test; keyword arguments are those of `Worker`."""
 
-    def __call__(self, app: str, *, pool: Pool = "prefork", concurrency: int = 1, **options: Any) -> Worker:
+    def __call__(self, app: str, *, pool: WorkerPool = "prefork", concurrency: int = 1, **options: Any) -> Worker:
         """Return the started worker."""
         ...
 
@@ -53,6 +57,30 @@ def no_shared_tasks() -> Iterator[None]:
     _state._on_app_finalizers.intersection_update(_CELERYS_OWN)
     yield
     _state._on_app_finalizers.intersection_update(_CELERYS_OWN)
+
+
+@pytest.fixture(autouse=True)
+def worker_pool_is_forgotten() -> Iterator[None]:
+    """Let no test's engines have the size that another one's worker has."""
+    before = worker_pool()
+    yield
+    set_worker_pool(before)
+
+
+@pytest.fixture(autouse=True)
+def pools_are_emptied(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Close what the pools of a test's engines still hold, as a process does that ends.
+
+    From 3.13 on Python warns of each SQLite connection that is collected before it was closed.
+    """
+    if request.node.get_closest_marker("empties_its_pools"):
+        yield
+        return
+    with Connections().remembered() as opened:
+        yield
+        # Else it still holds a connection, or takes one of a pool that is new.
+        hand_over.wait_for_all(10)
+    opened.close()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -79,7 +107,7 @@ def pytest_report_header() -> list[str]:
     searches = [_DATABASES.server(name) for name in ("postgresql", "mariadb")]
     searches += [_BROKERS.server(name) for name in ("redis", "rabbitmq")]
     return [
-        f"{server.name}: missing, its tests {'fail' if in_ci() else 'are skipped'}: {server.reason}"
+        f"{server.name}: missing, its tests {'fail' if in_ci() and server.is_wanted else 'are skipped'}: {server.reason}"
         if isinstance(server, Missing)
         else f"{server.name}: found ({server.origin})"
         for server in searches
@@ -128,7 +156,7 @@ def start_worker(request: pytest.FixtureRequest, broker: Broker, tmp_path: Path)
     workers = request.node.stash.setdefault(WORKERS, [])
     database = request.getfixturevalue("database") if "database" in request.fixturenames else None
 
-    def start(app: str, *, pool: Pool = "prefork", concurrency: int = 1, **options: Any) -> Worker:
+    def start(app: str, *, pool: WorkerPool = "prefork", concurrency: int = 1, **options: Any) -> Worker:
         options.setdefault("database", database)
         worker = Worker(app, broker, folder=tmp_path, pool=pool, concurrency=concurrency, **options)
         workers.append(worker)

@@ -13,13 +13,13 @@ SETTINGS_VARIABLE = "CELERY_ALCHEMY_TEST_SETTINGS"
 DATABASE_VARIABLE = "CELERY_ALCHEMY_TEST_DATABASE_URL"
 
 
-def make_app(name: str) -> Celery:
+def make_app(name: str, **options: Any) -> Celery:
     """Return a Celery app with the settings of the test, for modules that a `Worker` runs.
 
     In the test's own process, where no settings are handed over, the app has Celery's defaults; the test
     updates `app.conf` itself or sends by name through `broker.client`.
     """
-    app = Celery(name)
+    app = Celery(name, **options)
     app.conf.update(json.loads(os.environ.get(SETTINGS_VARIABLE, "{}")))
     return app
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import psutil
 
+from tests.forked import Forked, can_fork, fork
 from tests.services.brokers import Broker
 from tests.services.databases import Database
 from tests.settings import environment
@@ -22,6 +23,14 @@ from tests.waiting import eventually
 
 Pool = Literal["prefork", "threads", "solo", "gevent", "eventlet"]
 ROOT = Path(__file__).parent.parent
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        # It has ended since it was listed.
+        return False
 
 
 class Worker:
@@ -59,17 +68,18 @@ class Worker:
         self.name = f"{pool}-{secrets.token_hex(4)}"
         self.hostname = f"{self.name}@tests"
         self.log_path = folder / f"worker-{self.name}.log"
-        self._command = [sys.executable, "-m", "celery", "-A", app, "worker", "-P", pool]
-        self._command += ["-c", str(concurrency)]
-        self._command += ["-n", self.hostname, "-l", "INFO", "-Q", ",".join(queues or (broker.prefix,))]
+        # gevent and eventlet patch the modules of Python before anything is imported.
+        self._can_fork = pool in ("prefork", "threads", "solo")
+        self._arguments = ["-A", app, "worker", "-P", pool, "-c", str(concurrency)]
+        self._arguments += ["-n", self.hostname, "-l", "INFO", "-Q", ",".join(queues or (broker.prefix,))]
         # Gossip, mingle and heartbeats talk to other workers and cost each start a second.
-        self._command += ["--without-gossip", "--without-mingle", "--without-heartbeat", *arguments]
+        self._arguments += ["--without-gossip", "--without-mingle", "--without-heartbeat", *arguments]
         handed_over = environment({**broker.settings, **(settings or {})}, database.url if database else None)
         # Celery warns when root runs a worker; the containers of CI run as root.
         own = {"C_FORCE_ROOT": "1", "PYTHONPATH": str(ROOT)}
         self._environment = {**os.environ, **own, **handed_over, **(env or {})}
         self._ready_seconds = ready_seconds
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
 
     def __enter__(self) -> Worker:  # noqa: PYI034 (Self is not in Python 3.10's typing)
         self.start()
@@ -90,16 +100,7 @@ class Worker:
             RuntimeError: The worker ended; says its log.
         """
         before = len(self.log)
-        with self.log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                cwd=ROOT,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._process = self._start()
         try:
             what = f"{self.hostname} is ready"
             eventually(lambda: self._is_ready(before), timeout=self._ready_seconds, what=what)
@@ -109,6 +110,20 @@ class Worker:
         except BaseException:
             self.kill()
             raise
+
+    def _start(self) -> subprocess.Popen[bytes] | Forked:
+        if self._can_fork and can_fork(self._environment):
+            return fork(self._arguments, env=self._environment, output=self.log_path)
+        with self.log_path.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "celery", *self._arguments],
+                cwd=ROOT,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def stop(self, *, timeout: float = 20.0) -> int | None:
         """End the worker as an operator does (SIGTERM); SIGKILL for what is left after `timeout` seconds.
@@ -156,8 +171,7 @@ class Worker:
 
     def child_pids(self) -> list[int]:
         """Return the ids of the pool's processes (only prefork has any), without zombies."""
-        children = psutil.Process(self.pid).children(recursive=True)
-        return sorted(child.pid for child in children if child.status() != psutil.STATUS_ZOMBIE)
+        return sorted(child.pid for child in psutil.Process(self.pid).children(recursive=True) if _lives(child))
 
     @property
     def log(self) -> str:
@@ -177,7 +191,7 @@ class Worker:
             raise RuntimeError(f"{self.hostname} ended with code {self._running().returncode}:\n{log}")
         return False
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> subprocess.Popen[bytes] | Forked:
         if self._process is None:
             raise RuntimeError(f"{self.hostname} was not started")
         return self._process

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery import Celery
+from celery import Celery, Task
 from flask import Flask
 
-from celery_alchemy import Alchemy, SessionTask
+from celery_alchemy import Alchemy
 from flask_app.models import db
 from flask_app.views import views
 from without_servers import celery_settings, database_url
@@ -29,25 +29,20 @@ def create_app() -> Flask:
 
 # <celery_init_app>
 def celery_init_app(app: Flask) -> Celery[Any]:
-    """As in Flask's documentation, with two differences: FlaskTask is a SessionTask, and Alchemy is given the engine.
+    """As in Flask's documentation, with Alchemy beside it.
 
     Source: https://flask.palletsprojects.com/en/stable/patterns/celery/
     """
 
-    class FlaskTask(SessionTask):
-        abstract = True
-        app_context = False  # @shared_task(app_context=True) for a task that wants one.
-
+    class FlaskTask(Task):  # type: ignore[type-arg]
         def __call__(self, *args: object, **kwargs: object) -> object:
-            if not self.app_context:
-                return self.run(*args, **kwargs)
             with app.app_context():
                 return self.run(*args, **kwargs)
 
     celery_app: Celery[Any] = Celery(app.name, task_cls=FlaskTask)
     celery_app.config_from_object(app.config["CELERY"])
     with app.app_context():
-        app.extensions["alchemy"] = Alchemy(celery_app, db.engine, outbox=True)
+        app.extensions["alchemy"] = Alchemy(celery_app, db.session, outbox=True)
     celery_app.set_default()
     app.extensions["celery"] = celery_app
     return celery_app

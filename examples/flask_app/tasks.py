@@ -4,7 +4,7 @@ from celery import shared_task
 from flask import current_app
 from sqlalchemy.orm import Session
 
-from flask_app.models import Order
+from flask_app.models import Order, db
 
 
 # <tasks>
@@ -16,10 +16,12 @@ def charge(session: Session, order_id: int) -> str:
     return order.item
 
 
-@shared_task(app_context=True)  # type: ignore[call-overload] # As above.
-def invoice(session: Session, order_id: int) -> str:
-    """Write an invoice; its sender is in Flask's configuration."""
-    return f"{current_app.name}: {session.get_one(Order, order_id).item}"
+@shared_task
+def invoice(order_id: int) -> str:
+    """Write an invoice; its sender is in Flask's configuration, and the session is db.session."""
+    order = db.session.get_one(Order, order_id)
+    order.state = "invoiced"
+    return f"{current_app.name}: {order.item}"
 
 
 # </tasks>

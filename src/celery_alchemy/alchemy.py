@@ -1,54 +1,64 @@
 """Alchemy: ties one database to one Celery app.
 
-At the edge: it checks what the user gives, makes the source of sessions and registers it for the app's tasks.
+At the edge: it checks what the user gives, makes the source of sessions and registers it for the
+app's tasks.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, closing, contextmanager
 from datetime import timedelta
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args
+from typing import TYPE_CHECKING
 
-from celery import Celery, Task
-from sqlalchemy import URL, Engine, MetaData
-from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy import Engine, MetaData
+from sqlalchemy.orm import Session
 
-from . import tables
-from .engine import ForeignEngine, OwnEngine, WorkerPool, checked_url
-from .entities import belongs_to, models_from
-from .errors import ConfigurationError, TasksAlreadyBoundError
-from .events import SessionListener
-from .insight import switch_on
-from .labels import LabelledSource, Labels, comment_keys_from
-from .message import install
-from .outbox import MAX_MESSAGE_BYTES, Outbox
-from .outcome import CommitOn, commit_on_from
-from .publisher import Publisher
-from .registry import Home, homes_of
-from .request import AtHand, abandon, at_hand
-from .sending import intercept
-from .sessions import NOTHING, CallableSource, OneMaker, SessionmakerSource, SessionSource, is_open, refuse_unfit
+from .broker.homes import WORKER_LOST_AFTER, BrokerHome, free_key
+from .broker.routes import Routes
+from .broker.settings import be_broker_of
+from .databases.tables import outbox_in
+from .errors import ConfigurationError
+from .events import SessionListener, listener_of
+from .messages.celery_types import App, tasks_so_far
+from .messages.message import install
+from .messages.publisher import Publisher
+from .outbox.hand_over import EXIT_SECONDS
+from .outbox.outbox import MAX_MESSAGE_BYTES, Outbox
+from .outbox.place import Place
+from .requests.around import Around
+from .requests.insight import switch_on
+from .requests.registry import give_home
+from .requests.sending import intercept
+from .sessions.binds import Bind, Bound, bound_if_given, bound_to, engine_options_of
+from .sessions.blocks import async_session_block, begin_block, session_block
+from .sessions.engine import WorkerPool
+from .sessions.isolation import ShownEngine
+from .sessions.scope import RequestRegistry
+from .sessions.sources import SessionSource
+from .signatures import settings
+from .signatures.entities import belongs_to, models_from
+from .signatures.options import check_around
+from .signatures.outcomes import CommitOn, commit_on_from
+from .signatures.settings import PublishInTransaction
 from .task import SessionTask
+from .task_class import give_task_class
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+    from sqlalchemy.ext.asyncio import AsyncSession
 
-    from .async_engine import AsyncSource
+    from .sessions.async_engine import AsyncSource
 
 __all__ = ["Alchemy", "Bind", "PublishInTransaction"]
 
-Bind = Union[str, URL, Engine, "AsyncEngine", "sessionmaker[Any]", "async_sessionmaker[Any]", Callable[[], Session]]
-PublishInTransaction = Literal["warn", "raise", "defer", "allow"]
+#: Celery's setting beside ``sqlalchemy_url``.
+_ENGINE_OPTIONS = "sqlalchemy_engine_options"
 
 _REPLACED = (
-    "The app {app!r} had an Alchemy{named} already, and its tasks use this one from now on."
-    " For a second database give each further Alchemy a name: Alchemy(app, url, name='analytics')."
+    "The app {app!r} had an Alchemy already, and its tasks use this one from now on."
+    " For a second database make an Alchemy without the app: analytics = Alchemy(bind=url)."
 )
-
-_DEFAULT_TASK_CLASS = "celery.app.task:Task"
 
 
 class Alchemy:
@@ -56,212 +66,174 @@ class Alchemy:
 
     Args:
         app: The Celery app; left out, ``init_app(app)`` gives it later.
-        bind: The database: a URL, an Engine or AsyncEngine, a sessionmaker or async_sessionmaker, or a callable that takes no
-            arguments and returns a new Session. Left
-            out, the URL is read from the app's setting ``sqlalchemy_url`` at first use, and ``create_engine`` options from
-            ``sqlalchemy_engine_options``.
-        name: For a second database of the app: tasks ask for its session by ``Annotated[Session, "name"]``. The Alchemy without
-            a name serves everything else: ``self.session``, the outbox, ``once``.
-        commit_on: The outcomes that commit, for tasks that do not say: any of ``"success"``, ``"retry"``, ``"ignore"``,
-            ``"reject"``; every other outcome, and every exception, rolls back.
+        bind: The database: a URL, an Engine or AsyncEngine, a sessionmaker or async_sessionmaker, a
+            callable that takes no arguments and returns a new Session, or the registry that the
+            application's code uses, a scoped_session such as Flask-SQLAlchemy's ``db.session`` or
+            an async_scoped_session: while a task's body runs, it hands out the task's session. Left
+            out, the URL is read from the app's setting ``sqlalchemy_url`` at first use, and
+            ``create_engine`` options from ``sqlalchemy_engine_options``.
+        commit_on: The outcomes that commit, for tasks that do not say: any of ``"success"``,
+            ``"retry"``, ``"ignore"``, ``"reject"``; every other outcome, and every exception, rolls
+            back.
         engine_options: ``create_engine`` options for a URL; they win over Alchemy's own choice.
-        publish_in_transaction: What a plain ``.delay()`` does inside a task's transaction that has uncommitted writes: ``"warn"``,
-            ``"raise"``, ``"defer"`` (sends after the commit) or ``"allow"``.
-        outbox: Keep every message that is sent on commit in the table ``celery_outbox``, in the sender's own transaction.
+        broker: The database is the app's broker too: its table is the queue that workers take
+            messages from. It implies ``outbox=True``.
+        worker_lost_after: Seconds without a heartbeat after which a worker counts as lost, and what
+            it had taken is due again.
+        publish_in_transaction: What a plain ``.delay()`` does inside a task's transaction that has
+            uncommitted writes: ``"warn"``, ``"raise"``, ``"defer"`` (sends after the commit) or
+            ``"allow"``.
+        outbox: Keep every message that is sent on commit in the table ``celery_outbox``, in the
+            sender's own transaction.
         relay: Run a relay in every worker that sends what the outbox still holds.
         relay_interval_seconds: How often a relay looks when there was nothing to do.
-        idle_transaction_seconds: A task's transaction that is idle for longer is reported in the log; None for never.
-        on_session_closed: Called with a SessionReport when a task's session is closed; see ``on_session_closed()``.
-        application_name: Show the running task's name and id as ``application_name`` in PostgreSQL's ``pg_stat_activity``, for one
-            more statement in each transaction.
-        statement_comments: What stands in a comment behind each statement of a task: ``"task"``, its name, and ``"id"``, which
-            makes each request's statements new texts to a driver that keeps prepared statements.
+        idle_transaction_seconds: A task's transaction that is idle for longer is reported in the
+            log; None for never.
+        on_session_closed: Called with a SessionReport when a task's session is closed; see
+            ``on_session_closed()``.
         once_window: How long completion records are kept: seconds, or a timedelta. Default 7 days.
         redeliver_after: Seconds after which an owed ``once`` task is sent again.
         max_deliveries: Starts without an end after which a ``once`` task is dead.
         max_message_bytes: The largest message body that the outbox accepts.
-        models: The declarative bases, registries or MetaData whose entities may be arguments of tasks; left out, every mapped
-            class may.
-        remote_tasks: Names, or patterns such as ``"billing.*"``, of tasks that other services run and this app does not know.
+        schema: The schema of the library's own table: on MySQL and MariaDB a database, on SQLite an
+            attached one. Left out, the one that the database gives a new connection.
+        engine: The engine of that table, where the bind cannot tell: sessions with ``binds=`` only,
+            sharded ones, Flask-SQLAlchemy's outside of an app context.
+        models: The declarative bases, registries or MetaData whose entities may be arguments of
+            tasks; left out, every mapped class may.
+        remote_tasks: Names, or patterns such as ``"billing.*"``, of tasks that other services run
+            and this app does not know.
+        around: Called with the task and its session; returns a context manager that is around each
+            run of a task's body and of its ``record_failure``: entered first in the transaction,
+            left before the commit. See ``SessionTask.around``.
 
     Raises:
         ConfigurationError: The URL, the bind or an option cannot work.
-        TasksAlreadyBoundError: Tasks of the app are in use already, with a class that knows no sessions.
+        TasksAlreadyBoundError: Tasks of the app are in use already, with a class that knows no
+            sessions.
     """
+
+    app: App | None = None
+    outbox: Outbox | None = None
+    _broker_home: BrokerHome | None = None
 
     def __init__(
         self,
-        app: Celery[Any] | None = None,
+        app: App | None = None,
         bind: Bind | None = None,
         *,
-        name: str | None = None,
         commit_on: Iterable[str] = ("success",),
-        engine_options: Mapping[str, Any] | None = None,
+        engine_options: Mapping[str, object] | None = None,
         publish_in_transaction: PublishInTransaction = "warn",
         outbox: bool = False,
+        broker: bool = False,
+        worker_lost_after: float = WORKER_LOST_AFTER,
         relay: bool = True,
         relay_interval_seconds: float = 1.0,
         idle_transaction_seconds: float | None = 5.0,
         on_session_closed: SessionListener | None = None,
-        application_name: bool = False,
-        statement_comments: Iterable[str] = (),
         once_window: float | timedelta = timedelta(days=7),
         redeliver_after: float = 900,
         max_deliveries: int = 5,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        schema: str | None = None,
+        engine: Engine | None = None,
         models: object = None,
         remote_tasks: Iterable[str] = (),
+        around: Around | None = None,
     ) -> None:
-        if isinstance(app, (str, URL, Engine, sessionmaker)):
-            raise ConfigurationError(
-                f"The first argument of Alchemy is a {type(app).__name__!r}, not the Celery app.",
-                "Write Alchemy(app, url), or Alchemy(bind=url) and init_app(app) later.",
-            )
-        if publish_in_transaction not in get_args(PublishInTransaction):
-            raise ConfigurationError(
-                f"publish_in_transaction={publish_in_transaction!r} is unknown.",
-                f"Use one of {', '.join(map(repr, get_args(PublishInTransaction)))}.",
-            )
-        self.commit_on: CommitOn = commit_on_from(commit_on, "Alchemy")
-        self.publish_in_transaction: str = publish_in_transaction
-        self.name = name
-        self.app: Celery[Any] | None = None
-        self.keeps_messages = outbox
-        self.outbox: Outbox | None = None
-        self.runs_relay = relay
-        self.idle_transaction_seconds: float | None = (
-            None if idle_transaction_seconds is None else _positive("idle_transaction_seconds", idle_transaction_seconds)
-        )
-        self.session_listeners: list[SessionListener] = [] if on_session_closed is None else [on_session_closed]
-        switch_on()
-        comment_with = comment_keys_from(statement_comments)
-        self._labels = Labels(comment_with, application_name=application_name) if application_name or comment_with else None
-        self.relay_interval_seconds: float = _positive("relay_interval_seconds", relay_interval_seconds)
+        settings.refuse_bind_as_app(app)
+        check_around(around, "of Alchemy")
         window = once_window.total_seconds() if isinstance(once_window, timedelta) else once_window
-        self.once_window_seconds: float = _positive("once_window", window)
-        self.redeliver_after: float = _positive("redeliver_after", redeliver_after)
-        self.max_deliveries: int = int(_positive("max_deliveries", max_deliveries))
-        self._max_message_bytes = int(_positive("max_message_bytes", max_message_bytes))
-        self.remote_tasks: tuple[str, ...] = tuple(remote_tasks)
+        self.app: App | None = None
+        self.outbox: Outbox | None = None
+        self.is_broker: bool = settings.flag("broker", broker)
+        self.keeps_messages: bool = settings.flag("outbox", outbox) or broker
+        self.runs_relay: bool = settings.flag("relay", relay)
+        self.commit_on: CommitOn = commit_on_from(commit_on, "Alchemy")
+        self.publish_in_transaction: str = settings.known_publishing(publish_in_transaction)
+        self.around: Around | None = around
+        self.worker_lost_after: float = settings.positive("worker_lost_after", worker_lost_after)
+        self.idle_transaction_seconds: float | None = settings.positive_or_none(
+            "idle_transaction_seconds", idle_transaction_seconds
+        )
+        self.session_listeners: list[SessionListener] = []
+        if on_session_closed is not None:
+            self.on_session_closed(on_session_closed)
+        self.relay_interval_seconds: float = settings.positive(
+            "relay_interval_seconds", relay_interval_seconds
+        )
+        self.once_window_seconds: float = settings.positive("once_window", window)
+        self.redeliver_after: float = settings.positive("redeliver_after", redeliver_after)
+        self.max_deliveries: int = settings.whole("max_deliveries", max_deliveries)
+        self._max_message_bytes = settings.whole("max_message_bytes", max_message_bytes)
+        self.remote_tasks: tuple[str, ...] = settings.names("remote_tasks", remote_tasks)
         self._models = None if models is None else models_from(models)
-        self._engine_options = dict(engine_options or {})
-        self._engine_home: OwnEngine | ForeignEngine | None = None
-        self._source: SessionSource | None = None
+        self.place: Place = Place(settings.schema_or_none(schema), settings.engine_or_none(engine))
+        self._engine_seen: Engine | None = None
+        self._bound = bound_if_given(bind, engine_options, self.place.engine)
         self._async_source: AsyncSource | None = None
-        self._bind: object = None
-        if bind is not None:
-            self._source = self._source_of(bind)
-        elif engine_options:
-            raise ConfigurationError(
-                "engine_options were given without a URL.",
-                "Give the URL as bind, or set sqlalchemy_engine_options in the app's configuration.",
-            )
+        switch_on()
         if app is not None:
             self._tie(app)
 
-    def init_app(self, app: Celery[Any]) -> None:
-        """Serve the tasks of a Celery app; its default task class becomes SessionTask unless it was given one.
+    def init_app(self, app: App) -> None:
+        """Serve the tasks of a Celery app; its default task class becomes SessionTask.
+
+        A task class that the app was given stays, with SessionTask mixed in front of it; one that
+        was given by name, at its first use.
 
         Raises:
-            TasksAlreadyBoundError: Tasks of the app are in use already, with a class that knows no sessions.
-            ConfigurationError: This Alchemy serves another app, or this is no app.
+            TasksAlreadyBoundError: Tasks of the app are in use already, with a class that knows no
+                sessions.
+            ConfigurationError: This Alchemy serves another app, this is no app, or its task class
+                cannot be mixed with SessionTask.
         """
         self._tie(app)
 
-    def _tie(self, app: Celery[Any]) -> None:
-        if not isinstance(cast("object", app), Celery):
-            raise ConfigurationError(
-                f"An Alchemy was given {type(app).__name__!r} for its app, which is no Celery app.",
-                "Write Alchemy(celery_app, url), or alchemy.init_app(celery_app).",
-            )
-        if self.app is not None and self.app is not app:
-            raise ConfigurationError(
-                f"This Alchemy serves the app {self.app.main!r} already.", "Make another Alchemy for another app."
-            )
-        if not _has_task_class(app):
-            _set_task_class(app)
+    def _tie(self, app: App) -> None:
+        settings.refuse_unfit_app(app, self.app)
+        routes = self._routes_for(app) if self.is_broker else None
+        give_task_class(app)
         self.app = app
-        self.outbox = Outbox(Publisher(app), lambda: self.engine, self._max_message_bytes)
+        self.outbox = Outbox(
+            Publisher(app), lambda: self.engine, self._max_message_bytes, self.place, routes
+        )
         install(app, intercept)
-        if homes_of(app).get(self.name, self) is not self:
+        if give_home(app, self) not in (None, self):
             # Not refused: a test may give an app another database.
-            warnings.warn(_REPLACED.format(app=app.main, named=f" named {self.name!r}" if self.name else ""), stacklevel=3)
-        homes_of(app)[self.name] = cast("Home", self)
-        for task in cast("Any", app)._tasks.values():
+            warnings.warn(_REPLACED.format(app=app.main), stacklevel=3)
+        for task in tasks_so_far(app):
             if isinstance(task, SessionTask):
-                task.forget_home()
-                task.refuse_spanning()
-        app.steps["worker"].add("celery_alchemy.worker:SessionStep")
-        app.steps["worker"].add("celery_alchemy.worker:RelayStep")
+                task.see_home()
+        for step in ("SessionStep", "GrowthStep", "RelayStep"):
+            app.steps["worker"].add(f"celery_alchemy.worker.boot_steps:{step}")
 
-    # --- the source of sessions ------------------------------------------------------------------------------------------
+    def _routes_for(self, app: App) -> Routes:
+        """Make the database the broker of an app."""
+        if self._broker_home is None:
+            self._broker_home = BrokerHome(
+                free_key(app.main or "celery"),
+                lambda: self.engine,
+                self.place,
+                self.worker_lost_after,
+                self.max_deliveries,
+                self.once_window_seconds,
+                app,
+            )
+        be_broker_of(app, self._broker_home.key)
+        return Routes(self._broker_home, lambda: app.amqp.queues)
 
-    @cached_property
+    # --- the source of sessions -------------------------------------------------------------------
+
+    @property
     def source(self) -> SessionSource:
         """Where this Alchemy's sessions come from.
 
         Raises:
             ConfigurationError: No bind was given and the app has no ``sqlalchemy_url``.
         """
-        if self._source is None:
-            self._source = self._source_from_settings()
-        return self._source if self._labels is None else LabelledSource(self._source, self._labels)
-
-    @property
-    def engine(self) -> Engine:
-        """This process's engine.
-
-        Raises:
-            ConfigurationError: The bind is a callable whose sessions are bound to no engine.
-        """
-        engine = self.source.engine()
-        if engine is None:
-            raise ConfigurationError(
-                "This Alchemy knows no engine: its sessions are not bound to one.",
-                "Give it a URL, an Engine, or a sessionmaker with bind=engine.",
-            )
-        return engine
-
-    def engine_in(self, pool: WorkerPool) -> Engine:
-        """Return the engine as it is in a worker of this shape, with the pool that it has there; for ``alchemy check``.
-
-        Raises:
-            ConfigurationError: As for ``engine``.
-        """
-        engine = self.engine
-        return engine if self._engine_home is None else self._engine_home.in_worker(pool)
-
-    def on_session_closed(self, listener: SessionListener) -> SessionListener:
-        """Have a callable told of each closed session of a task; returns it, so it serves as a decorator.
-
-        It runs in the task's process, right after the session was closed; what it raises is logged.
-        """
-        self.session_listeners.append(listener)
-        return listener
-
-    def allows_entity(self, class_: type) -> bool:
-        """Tell whether entities of a mapped class may be arguments of tasks."""
-        return self._models is None or belongs_to(class_, self._models)
-
-    @property
-    def metadata(self) -> MetaData:
-        """The library's own tables; for Alembic ``target_metadata = [Base.metadata, alchemy.metadata]``."""
-        return tables.metadata
-
-    def create_tables(self) -> None:
-        """Make the library's own tables where they do not exist."""
-        tables.metadata.create_all(self.engine)
-
-    def _source_from_settings(self) -> SessionSource:
-        url = None if self.app is None else self.app.conf.get("sqlalchemy_url")
-        if self.app is None or url is None:
-            raise ConfigurationError(
-                "This Alchemy has no database.",
-                "Give a bind, Alchemy(app, url), or set sqlalchemy_url in the app's configuration"
-                + (" (and call init_app(app) first)." if self.app is None else "."),
-            )
-        self._engine_options = dict(self.app.conf.get("sqlalchemy_engine_options") or {})
-        return self._source_of(url)
+        return self._bound_now().source
 
     @property
     def async_source(self) -> AsyncSource:
@@ -271,144 +243,152 @@ class Alchemy:
             ConfigurationError: The bind gives none, or no async driver is installed.
         """
         if self._async_source is None:
-            if self._bind is None:
-                self.source  # noqa: B018 - reads the URL from the settings.
-            # An optional extra: greenlet and an async driver are only there where it is used.
-            from .async_engine import async_source_of
-
-            self._async_source = async_source_of(self._bind, self._engine_options)
-            if self._labels is not None and self._async_source is not None:
-                self._async_source = cast("AsyncSource", LabelledSource(self._async_source, self._labels))
-        if self._async_source is None:
-            raise ConfigurationError(
-                f"An AsyncSession is needed, and a {type(self._bind).__name__!r} as bind gives none.",
-                "Give Alchemy a URL, an AsyncEngine or an async_sessionmaker.",
-            )
+            self._async_source = self._bound_now().async_source()
         return self._async_source
 
-    def _source_of(self, bind: object) -> SessionSource:
-        if isinstance(bind, scoped_session) or _is_async(bind, "async_scoped_session"):
-            # Its own sessions are one for each thread; each request has one of its own.
-            bind = cast("Any", bind).session_factory
-        self._bind = bind
-        url = self._url_of(bind)
-        if url is not None:
-            self._engine_home = OwnEngine(url, self._engine_options)
-            return SessionmakerSource(self._engine_home)
-        if self._engine_options:
+    @property
+    def registry(self) -> RequestRegistry | None:
+        """The application's own registry, if it is the bind.
+
+        It hands out the requests' sessions.
+        """
+        return None if self._bound is None else self._bound.registry
+
+    def _bound_now(self) -> Bound:
+        """Return what the bind has become; at the first call without one the settings are read."""
+        if self._bound is None:
+            self._bound = self._bound_by_settings()
+        return self._bound
+
+    def _bound_by_settings(self) -> Bound:
+        url = None if self.app is None else self.app.conf.get("sqlalchemy_url")
+        if self.app is None or url is None:
             raise ConfigurationError(
-                f"engine_options were given with a {type(bind).__name__!r}.",
-                "They are for a URL; give these options where your engine is made.",
+                "This Alchemy has no database.",
+                "Give a bind, Alchemy(app, url), or set sqlalchemy_url in the app's configuration"
+                + (" (and call init_app(app) first)." if self.app is None else "."),
             )
-        if isinstance(bind, Engine):
-            self._engine_home = ForeignEngine(bind)
-            return SessionmakerSource(self._engine_home)
-        if isinstance(bind, sessionmaker):
-            engine = bind.kw.get("bind")
-            if isinstance(engine, Engine):
-                self._engine_home = ForeignEngine(engine)
-            return SessionmakerSource(OneMaker(bind), bind.class_)
-        if callable(bind) and not isinstance(bind, type):
-            refuse_unfit(bind, "The callable given to Alchemy")
-            return CallableSource(cast("Callable[[], Session]", bind))
-        raise ConfigurationError(
-            f"bind is a {type(bind).__name__!r}.",
-            "Give a URL, an Engine, a sessionmaker, or a callable that takes no arguments and returns a new Session.",
-        )
+        options = self.app.conf.get(_ENGINE_OPTIONS)
+        return bound_to(url, engine_options_of(_ENGINE_OPTIONS, options), self.place.engine)
 
-    def _url_of(self, bind: object) -> URL | None:
-        """Return the URL for the sync engine of a URL, and of an AsyncEngine, whose own one only works in its event loop."""
-        if isinstance(bind, (str, URL)):
-            url = checked_url(bind)
-            self._bind = url
-        else:
-            of_maker = getattr(bind, "kw", {}).get("bind") if _is_async(bind, "async_sessionmaker") else bind
-            if not _is_async(of_maker, "AsyncEngine"):
-                return None
-            url = cast("Any", of_maker).url
-        if url.get_dialect().is_async and url.get_driver_name() != "psycopg":
-            from .async_engine import sync_url_of
+    @property
+    def engine(self) -> Engine:
+        """The engine of the default database.
 
-            return sync_url_of(url)
-        return url
+        It is the same object for the life of the Alchemy, also in processes that are forked. Where
+        the bind does not show it, a session is asked where it would write; what one has answered
+        holds until the next.
 
-    # --- sessions outside of tasks ---------------------------------------------------------------------------------------
+        Raises:
+            ConfigurationError: The sessions know no engine, here and now.
+        """
+        if self.place.engine is not None:
+            return self.place.engine
+        bound = self._bound_now()
+        if bound.engine_home is not None:
+            return bound.engine_home.get()
+        return bound.source.engine() or self._engine_of_sessions(bound.source)
+
+    def _engine_of_sessions(self, source: SessionSource) -> Engine:
+        try:
+            with closing(source.opened()) as session:
+                engine = self._engine_seen = self.place.bind_of(session).engine
+        except ConfigurationError as exc:
+            if self._engine_seen is not None:
+                return self._engine_seen
+            raise ConfigurationError(
+                f"This Alchemy knows no engine: its sessions are not bound to one. {exc.problem}",
+                "Give it a URL, an Engine, or a sessionmaker with bind=engine; or name the engine"
+                " that has the library's table: Alchemy(..., engine=...).",
+            ) from exc
+        return engine
+
+    def engine_in(self, pool: WorkerPool) -> Engine:
+        """Return the engine as it is in a worker of this shape, with the pool that it has there.
+
+        ``alchemy check`` asks for it.
+
+        Raises:
+            ConfigurationError: As for ``engine``.
+        """
+        home = self._bound_now().engine_home
+        return self.engine if home is None else home.in_worker(pool)
+
+    def on_session_closed(self, listener: SessionListener) -> SessionListener:
+        """Have a callable told of each closed session of a task.
+
+        Returns it, so it serves as a decorator.
+
+        It runs in the task's process, right after the session was closed; what it raises is logged.
+        """
+        self.session_listeners.append(listener_of(listener))
+        return listener
+
+    def engines_shown(self) -> list[ShownEngine]:
+        """Return the engines that the bind is known to use.
+
+        Nothing is connected, and no engine is made.
+        """
+        return [] if self._bound is None else self._bound.engines_shown()
+
+    def allows_entity(self, class_: type) -> bool:
+        """Tell whether entities of a mapped class may be arguments of tasks."""
+        return self._models is None or belongs_to(class_, self._models)
+
+    @property
+    def metadata(self) -> MetaData:
+        """The library's own tables.
+
+        For Alembic ``target_metadata = [Base.metadata, alchemy.metadata]``.
+        """
+        return outbox_in(self.place.schema).metadata
+
+    def create_tables(self) -> None:
+        """Make the library's own tables where they do not exist.
+
+        On PostgreSQL it also makes the ``schema`` that they were given.
+        """
+        self.place.create(self.engine)
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Wait until the broker has every message that this process has committed so far.
+
+        A commit does not wait for the broker: a thread hands its messages over right after it. A
+        process that ends does this by itself, for up to 10 seconds.
+
+        Args:
+            timeout: Seconds for which it waits at most; left out, 10.
+
+        Returns:
+            True when all of them are handed over. False when the time was over, or when some could
+            not be since the last call: the relay sends those. Without an outbox there is nothing to
+            wait for.
+        """
+        if self.outbox is None:
+            return True
+        return self.outbox.drain(EXIT_SECONDS if timeout is None else timeout)
+
+    # --- sessions outside of tasks ----------------------------------------------------------------
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """Give a session to code outside of tasks; it is closed at the end, what was not committed is rolled back.
+        """Give a session to code outside of tasks.
 
-        Inside the block, in the same thread or asyncio task, it is the session at hand for ``delay_on_commit``.
+        It is closed at the end of the block; what was not committed is rolled back. Inside the
+        block, in the same thread or asyncio task, it is the session at hand for
+        ``delay_on_commit``.
         """
-        session = self.source.session()
-        outer = at_hand.get()
-        at_hand.set(_Block(session, outer))
-        try:
+        with session_block(self.source) as session:
             yield session
-        except BaseException as exc:
-            if is_open(session):
-                abandon(session, exc, lambda: "alchemy.session()")
-            raise
-        else:
-            session.close()
-        finally:
-            at_hand.set(outer)
 
     @asynccontextmanager
     async def async_session(self) -> AsyncIterator[AsyncSession]:
         """As ``session()``, with an AsyncSession on an engine of the running event loop."""
-        session = self.async_source.session(NOTHING)
-        outer = at_hand.get()
-        at_hand.set(_Block(session.sync_session, outer))
-        try:
-            async with session:
-                yield session
-        finally:
-            at_hand.set(outer)
+        async with async_session_block(self.async_source) as session:
+            yield session
 
     @contextmanager
     def begin(self) -> Iterator[Session]:
         """As ``session()``, and commit at the end of the block; roll back if it raises."""
-        with self.session() as session:
+        with begin_block(self.source) as session:
             yield session
-            session.commit()
-
-
-def _positive(name: str, value: float) -> float:
-    given: object = value
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or given <= 0:
-        raise ConfigurationError(f"{name}={value!r} is not a positive number.", "Give a number greater than 0.")
-    return value
-
-
-class _Block:
-    """The session of an ``alchemy.session()`` block, at hand while the block runs."""
-
-    __slots__ = ("outer", "session")
-
-    def __init__(self, session: Session, outer: AtHand | None) -> None:
-        self.session = session
-        self.outer = outer
-
-
-def _is_async(bind: object, name: str) -> bool:
-    """Tell whether a bind is one of SQLAlchemy's async kinds, without importing its asyncio extension."""
-    return any(base.__name__ == name and base.__module__.startswith("sqlalchemy.ext.asyncio") for base in type(bind).__mro__)
-
-
-def _has_task_class(app: Celery[Any]) -> bool:
-    """Tell whether an app was given a task class of its own: as ``task_cls``, or by ``app.Task = ...`` as many Flask apps do."""
-    assigned = app.__dict__.get("Task")
-    # The class that Celery makes of task_cls carries its app.
-    return app.task_cls not in (_DEFAULT_TASK_CLASS, Task) or (assigned is not None and vars(assigned).get("_app") is not app)
-
-
-def _set_task_class(app: Celery[Any]) -> None:
-    bound = [
-        task for name, task in cast("Any", app)._tasks.items() if not name.startswith("celery.") and not isinstance(task, SessionTask)
-    ]
-    if bound:
-        raise TasksAlreadyBoundError(tuple(sorted(task.name for task in bound))[:5])
-    cast("Any", app).task_cls = SessionTask
-    # app.Task is a cached property; Celery's own tasks, which need no session, may have filled it.
-    app.__dict__.pop("Task", None)

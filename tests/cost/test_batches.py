@@ -9,9 +9,9 @@ import pytest
 from celery import Celery
 from kombu import Connection, Queue
 
-from celery_alchemy import publisher as publishing
-from celery_alchemy.message import Message, recording
-from celery_alchemy.publisher import Publisher
+from celery_alchemy.messages import publisher as publishing
+from celery_alchemy.messages.message import Message, recording
+from celery_alchemy.messages.publisher import Publisher
 from tests.services.brokers import Broker
 
 ROWS = 50
@@ -180,7 +180,7 @@ def test_message_that_is_larger_than_a_frame_arrives_whole(
 @pytest.mark.brokers("rabbitmq")
 def test_silent_broker_is_not_taken_for_a_confirm(app: Celery, publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
     """When no confirm comes in time every message has an error and the broker counts as down."""
-    from celery_alchemy import pipeline
+    from celery_alchemy.messages import batches as pipeline
 
     publisher.publish(_messages(app, 2))
     monkeypatch.setattr(pipeline, "CONFIRM_TIMEOUT_SECONDS", 0.05)

@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import Connection, Engine, create_engine, event, text
 
 from celery_alchemy.databases import database_of
-from celery_alchemy.relay import prune
-from celery_alchemy.tables import metadata, outbox
+from celery_alchemy.databases.tables import metadata, outbox
+from celery_alchemy.outbox.relay import prune
 from tests.services.databases import Database
 
 #: A million where it is checked whole (`.ci/run`); a tenth of that chooses the same plans and is there in a second.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from celery_alchemy.tables import metadata
+from celery_alchemy.databases.tables import metadata
 from tests.crash.injection import STRUCK_VARIABLE
 from tests.crash.points import (
     CHILD_POINTS,
@@ -20,6 +20,10 @@ from tests.crash.points import (
     PARENT_POINTS,
     PRODUCER_POINTS,
     RELAY_POINTS,
+    SENT_BY_COMMIT_POINTS,
+    STEP_POINTS,
+    TAKEN_CHILD_POINTS,
+    TAKER_POINTS,
     Extent,
     Fault,
     faults,
@@ -34,6 +38,8 @@ from tests.workers import ROOT
 
 SETTLE_SECONDS = 120.0
 ROUNDS = 8
+#: How many faults that end whole workers are sent together: each has the others' tasks delivered again, a little later each time.
+WHOLE_AT_ONCE = 10
 AFTER_SECONDS = 1.0
 
 
@@ -75,11 +81,17 @@ class _Plan:
 def _plan(database: Database, broker: Broker, extent: Extent) -> _Plan:
     """Choose the faults."""
     has_server = database.name != "sqlite"
+    if broker.name == "alchemy":
+        in_worker = [*TAKEN_CHILD_POINTS, *DEATH_POINTS, *STEP_POINTS, *PARENT_POINTS, *TAKER_POINTS]
+        of_worker = faults(in_worker, has_server=has_server, extent=extent)
+        # What would be wiped is the database.
+        of_worker = [fault for fault in of_worker if fault.action != "wipe"]
+        return _Plan(faults(SENT_BY_COMMIT_POINTS, has_server=has_server), [], of_worker)
     confirms = CONFIRM_POINTS if broker.name == "rabbitmq" else ()
     return _Plan(
         faults([*PRODUCER_POINTS, *confirms[:1]], has_server=has_server),
         faults([*RELAY_POINTS, *confirms[1:]], has_server=has_server),
-        faults([*CHILD_POINTS, *DEATH_POINTS, *PARENT_POINTS], has_server=has_server, extent=extent),
+        faults([*CHILD_POINTS, *DEATH_POINTS, *STEP_POINTS, *PARENT_POINTS], has_server=has_server, extent=extent),
     )
 
 
@@ -94,7 +106,9 @@ def make_aftermath(database: Database, broker: Broker, folder: Path, extent: Ext
     plan = _plan(database, broker, extent)
     struck = folder / "struck"
     struck.mkdir()
-    handed_over = environment(broker.settings, database.url)
+    # The app's own database: it is told by its Alchemy which one.
+    url = {"broker_url": "alchemy://"} if broker.name == "alchemy" else {}
+    handed_over = environment(broker.settings | url, database.url)
     variables = {
         **os.environ,
         **handed_over,
@@ -109,6 +123,10 @@ def make_aftermath(database: Database, broker: Broker, folder: Path, extent: Ext
     aftermath = Aftermath(database, broker, struck, everything, {})
     _work(aftermath, variables, folder)
     return aftermath
+
+
+def _ends_worker(fault: Fault) -> bool:
+    return fault.action in ("kill worker", "wipe")
 
 
 def _fork(what: str, chosen: Sequence[Fault], variables: dict[str, str]) -> str:
@@ -152,9 +170,11 @@ def _work(aftermath: Aftermath, variables: dict[str, str], folder: Path) -> None
         eventually(is_settled, timeout=SETTLE_SECONDS, interval=0.1, what="the poison is dead")
         # What dies first may spare others their death: a task that another's worker takes over does not publish.
         # Those that kill whole workers come last.
-        for action in ("kill", "kill worker"):
-            for _ in range(ROUNDS):
-                left = [f for f in aftermath.unstruck() if (f.action == "kill worker") == (action == "kill worker")]
+        for whole in (False, True):
+            of_kind = [fault for fault in aftermath.faults if _ends_worker(fault) == whole]
+            together = WHOLE_AT_ONCE if whole else len(of_kind)
+            for _ in range(ROUNDS + len(of_kind) // WHOLE_AT_ONCE):
+                left = [fault for fault in aftermath.unstruck() if fault in of_kind][:together]
                 if not left:
                     break
                 aftermath.task_ids.update(json.loads(_fork("senders", left, variables)))

@@ -12,25 +12,33 @@ from celery import chain
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-import celery_alchemy.outbox
-import celery_alchemy.relay
-import celery_alchemy.task
+import celery_alchemy.outbox.outbox
+import celery_alchemy.outbox.relay
 from celery_alchemy import Alchemy, enqueue
 from tests.crash.injection import STRUCK_VARIABLE, Injection
-from tests.crash.points import DEATH_POINTS, POISON_DELIVERIES, Fault
+from tests.crash.points import DEATH_POINTS, POISON_DELIVERIES, STEP_POINTS, Fault
 from tests.settings import database_url, make_app
 from tests.soak.ledger import Effect, promise
 
 # Whatever was left behind is taken up again within a few seconds.
-celery_alchemy.outbox.LEASE_SECONDS = 0.5
-celery_alchemy.relay.LEASE_SECONDS = 1.0
-celery_alchemy.relay.BACKOFF_SECONDS = 0.2
-celery_alchemy.task.REDELIVER_MARGIN_SECONDS = 0
+celery_alchemy.outbox.outbox.LEASE_SECONDS = 0.5
+celery_alchemy.outbox.relay.LEASE_SECONDS = 1.0
+celery_alchemy.outbox.relay.BACKOFF_SECONDS = 0.2
 REDELIVER_SECONDS = 1
 
 url = database_url() or "sqlite://"
 app = make_app("crash")
-alchemy = Alchemy(app, url, outbox=True, redeliver_after=REDELIVER_SECONDS, max_deliveries=100, relay_interval_seconds=0.2)
+is_broker = app.conf.broker_url.startswith("alchemy")
+alchemy = Alchemy(
+    app,
+    url,
+    outbox=True,
+    broker=is_broker,
+    worker_lost_after=2,
+    redeliver_after=REDELIVER_SECONDS,
+    max_deliveries=100,
+    relay_interval_seconds=0.2,
+)
 folder = Path(os.environ.get(STRUCK_VARIABLE, "."))
 injection = Injection(url, folder)
 injection.install(app)
@@ -60,6 +68,32 @@ def step(self: Any, session: Session, name: str, *, fault: list[str] | None = No
             savepoint.rollback()
     injection.reach("body, after")
     return name
+
+
+@task(
+    name="stepped",
+    bind=True,
+    once=True,
+    max_retries=None,
+    autoretry_for=(DBAPIError,),
+    retry_kwargs={"countdown": 0.1, "max_retries": None},
+)
+def stepped(self: Any, session: Session, name: str, *, fault: list[str] | None = None) -> str:
+    """Write an effect in each of two steps, and one at the end."""
+    celery_alchemy.step("one", work, f"{name}.one", self.request.id, sends=True)
+    celery_alchemy.step("two", work, f"{name}.two", self.request.id)
+    session.add(Effect(name=name, task_id=self.request.id))
+    return name
+
+
+def work(session: Session, name: str, task_id: str, *, sends: bool = False) -> None:
+    """Write the effect of a step, and send a task with it."""
+    injection.reach("work, before")
+    session.add(Effect(name=name, task_id=task_id))
+    if sends:
+        step.delay_on_commit(promise(session, f"{name}.child"))
+    session.flush()
+    injection.reach("work, after")
 
 
 class DoomedError(Exception):
@@ -92,6 +126,10 @@ def send(session: Session, name: str, fault: Fault | None) -> str:
     given = None if fault is None else [fault.point, fault.action]
     if fault is not None and fault.point in DEATH_POINTS:
         return str(doomed.apply_async_on_commit((promise(session, name),), {"fault": given}, task_id=name, session=session).id)
+    if fault is not None and fault.point in STEP_POINTS:
+        for part in ("one", "two"):
+            promise(session, f"{name}.{part}")
+        return str(stepped.apply_async_on_commit((promise(session, name),), {"fault": given}, session=session).id)
     first = step.si(promise(session, name), fault=given, children=1)
     result = enqueue(session, chain(first, step.si(promise(session, f"{name}.next"))))
     return str(result.parent.id)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.broker.lines import database_broker
 from tests.crash.aftermath import Aftermath, make_aftermath
 from tests.crash.points import Extent
 from tests.services.brokers import Brokers
@@ -19,6 +20,9 @@ PAIRS: dict[str, tuple[str, str, Extent]] = {
     "postgresql-redis": ("postgresql", "redis", "every" if os.environ.get("TEST_EVERY_CRASH") else "most"),
     "postgresql-rabbitmq": ("postgresql", "rabbitmq", "few"),
     "mariadb-redis": ("mariadb", "redis", "few"),
+    "postgresql-alchemy": ("postgresql", "alchemy", "most"),
+    "mariadb-alchemy": ("mariadb", "alchemy", "few"),
+    "sqlite-alchemy": ("sqlite", "alchemy", "few"),
 }
 
 
@@ -28,8 +32,9 @@ def aftermath(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     database_name, broker_name, extent = PAIRS[request.param]
     folder: Path = tmp_path_factory.mktemp("crash")
     databases, brokers = Databases(), Brokers()
-    broker = brokers.open(broker_name, folder)
     database = databases.open(database_name, folder)
+    database.clear()
+    broker = database_broker(database, folder) if broker_name == "alchemy" else brokers.open(broker_name, folder)
     yield make_aftermath(database, broker, folder, extent)
     broker.close()
     databases.close()

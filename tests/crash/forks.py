@@ -14,14 +14,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 from uuid import uuid4
 
 from sqlalchemy.exc import DBAPIError
 
-from celery_alchemy.relay import relay_of
+from celery_alchemy.outbox.hand_over import drain_at_exit
+from celery_alchemy.outbox.relay import relay_of
 from tests.crash.app import alchemy, app, folder, injection, poison, send
+from tests.crash.injection import WIPE
 from tests.crash.points import Fault
 from tests.soak.ledger import promise
 
@@ -53,6 +56,8 @@ def produce(fault: Fault) -> None:
         # Committed or not: the promise says which.
         if fault.action != "cut":
             raise
+    # As at the end of a process: what follows the commit dies there, or the process ends with it done.
+    drain_at_exit()
 
 
 def leave_behind(fault: Fault) -> None:
@@ -105,10 +110,31 @@ def keep_worker(arguments: list[str]) -> int:
         pid = os.fork()
         if pid == 0:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            app.worker_main(["worker", *arguments])
+            with ExitStack() as stack:
+                if app.conf.broker_url.startswith("filesystem"):
+                    # Without an event loop the pool's children write results to one pipe: one that is
+                    # killed by its hand-over thread, while it writes, keeps the pipe's lock for ever.
+                    stack.enter_context(alchemy.outbox.in_caller())
+                app.worker_main(["worker", *arguments])
             os._exit(0)
         os.waitpid(pid, 0)
+        if (folder / WIPE).exists():
+            wipe_broker()
+            (folder / WIPE).unlink()
     return 0
+
+
+def wipe_broker() -> None:
+    """Throw away all messages, those too that the worker had which was killed."""
+    with app.connection_for_write() as connection:
+        channel: Any = connection.default_channel
+        queue = app.conf.task_default_queue
+        while connection.transport.driver_type == "amqp" and channel.queue_declare(queue, passive=True).consumer_count:
+            # RabbitMQ puts back what the worker had when it sees that the worker has gone.
+            time.sleep(0.01)
+        channel.queue_purge(queue)
+        if connection.transport.driver_type == "redis":
+            channel.client.delete(channel.unacked_key, channel.unacked_index_key)
 
 
 def in_fork(act: Callable[[Fault], None], fault: Fault, *, dies: bool) -> bool:

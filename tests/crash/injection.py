@@ -6,12 +6,13 @@ library has no hook for it.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +22,43 @@ from celery._state import get_current_task
 from celery.worker.request import Request
 from kombu.exceptions import OperationalError
 from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.engine import Dialect
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.pool import NullPool
 
-from celery_alchemy import completion, outbox, pipeline, publisher, relay
+from celery_alchemy.broker import taking
+from celery_alchemy.broker.claims import Claim, Delivery
+from celery_alchemy.broker.tables import BrokerTables
+from celery_alchemy.databases import LoneStatement
+from celery_alchemy.databases.tables import moved
+from celery_alchemy.messages import batches as pipeline
+from celery_alchemy.messages import publisher
+from celery_alchemy.outbox import lone_statement, outbox, relay, settlement, step_records
+from celery_alchemy.outbox.prepared import prepared
+from celery_alchemy.requests import once_statements as completion
 from tests.crash.points import Fault
 
 #: Folder in which every fault that struck leaves a file; it strikes no second time.
 STRUCK_VARIABLE = "CELERY_ALCHEMY_TEST_STRUCK"
+#: The file in that folder that has the broker wiped before the next worker starts.
+WIPE = "wipe"
 BROKER_DOWN_SECONDS = 1.0
 
-_STATEMENTS = {
-    id(outbox._INSERT): "insert",
-    id(outbox._DELETE_SENT): "settle",
-    id(outbox._KEEP_OWED): "settle",
-    id(completion._START): "start",
-    id(completion._COMPLETE): "complete",
-    id(completion._DIE): "die",
+_STATEMENTS: list[tuple[Any, str]] = [
+    (outbox._INSERT, "insert"),
+    (settlement._DELETE_SENT, "settle"),
+    (settlement._KEEP_OWED, "settle"),
+    (completion.DIE, "die"),
+    (step_records._LOAD, "load"),
+    (step_records._FORGET, "forget"),
+]
+
+#: Those that are sent as they were made once.
+_PREPARED: dict[Any, str] = {
+    completion.COMPLETE: "complete",
+    completion.COMPLETE_AND_KEEP: "complete",
+    outbox._INSERT: "insert",
+    step_records._INSERT: "keep",
 }
 
 
@@ -55,6 +76,8 @@ class Injection:
         self._folder = folder
         self._broker_down_until = 0.0
         self._local = threading.local()
+        self._of_claims: dict[str, Fault] = {}
+        self._of_ends: dict[str, Fault] = {}
 
     # --- where ---------------------------------------------------------------------------------------------------------------
 
@@ -63,11 +86,16 @@ class Injection:
         event.listen(Engine, "before_cursor_execute", self._before_statement)
         event.listen(Engine, "after_cursor_execute", self._after_statement)
         self._wrap(DefaultDialect, "do_commit", self._around_commit)
+        self._wrap(lone_statement, "_execute", self._around_lone_statement)
         self._wrap(relay, "claim_due", self._around_claim)
+        self._wrap(outbox.Outbox, "hand_over", self._around_hand_over)
+        self._wrap(outbox, "deliver", self._around_deliver)
         self._wrap(publisher, "send", self._around_send)
         self._wrap(publisher, "confirmed_together", self._around_send)
         self._wrap(pipeline._ConfirmingChannel, "_flush", self._around_amqp_publish)
         self._wrap(amqp.Channel, "_basic_publish", self._around_amqp_publish)
+        self._wrap(taking, "take", self._around_take)
+        self._wrap(taking, "acknowledge", self._around_end)
         self._wrap(Request, "acknowledge", self._around_acknowledge)
         self._wrap(app.backend, "mark_as_done", self._around_result)
 
@@ -100,12 +128,42 @@ class Injection:
         commit()
         self.reach(f"{what}'s COMMIT, after", dbapi_connection)
 
-    def _around_claim(self, claim: Callable[[], Any], connection: Any, *args: Any) -> Any:
+    def _around_lone_statement(
+        self, execute: Callable[[], Any], connection: Any, dialect: Dialect, statement: LoneStatement, parameters: Any
+    ) -> Any:
+        """Reach the points of a start, which is its own COMMIT."""
+        if statement is not moved(completion.START, dialect.default_schema_name):
+            return execute()
+        for moment in ("start", "start's COMMIT"):
+            self.reach(f"{moment}, before", connection)
+        answer = execute()
+        for moment in ("start", "start's COMMIT"):
+            self.reach(f"{moment}, after", connection)
+        return answer
+
+    def _around_claim(self, claim: Callable[[], Any], table: Any, *args: Any) -> Any:
+        connection = table.connection
         self.reach("claim, before", connection.connection)
         rows = claim()
         self._local.last = "claim"
         self.reach("claim, after", connection.connection)
         return rows
+
+    def _around_hand_over(self, hand_over: Callable[[], None], outbox: Any, rows: Any, claim: str) -> None:
+        task = get_current_task()
+        fault = None if task is None else _fault_of(task.request.kwargs)
+        if fault is not None:
+            # What follows the commit happens in another thread, which knows of no task.
+            self._of_claims[claim] = fault
+        hand_over()
+
+    def _around_deliver(self, deliver: Callable[[], bool], group: Any, *args: Any) -> bool:
+        faults = [self._of_claims.pop(one.claim, None) for one in group]
+        self._local.fault = next((fault for fault in faults if fault is not None), None)
+        try:
+            return deliver()
+        finally:
+            self._local.fault = None
 
     def _around_send(self, send: Callable[[], Any], *args: Any) -> Any:
         self.reach("publish, before")
@@ -128,9 +186,31 @@ class Injection:
         fault = _fault_of(request.kwargs)
         if fault is not None and not request.acknowledged:
             self._reach_with(fault, "parent: acknowledge, before")
+            # What takes the messages ends the delivery later, if the database is the broker.
+            self._of_ends[request.id] = fault
         acknowledge()
         if fault is not None:
             self._reach_with(fault, "parent: acknowledge, after")
+
+    def _around_take(self, take: Callable[[], list[Delivery]], tables: BrokerTables, *args: Any) -> list[Delivery]:
+        taken = take()
+        faults = [_fault_of(json.loads(delivery.payload["body"])[1]) for delivery in taken]
+        self._of_round("take", tables, next((fault for fault in faults if fault is not None), None))
+        return taken
+
+    def _around_end(self, end: Callable[[], None], tables: BrokerTables, worker: str, claims: Sequence[Claim]) -> None:
+        faults = [self._of_ends.pop(claim.row_id, None) for claim in claims]
+        fault = next((fault for fault in faults if fault is not None), None)
+        if fault is not None:
+            self._reach_with(fault, "taker: end, before", tables.connection.connection)
+        end()
+        self._of_round("end", tables, fault)
+
+    def _of_round(self, what: str, tables: BrokerTables, fault: Fault | None) -> None:
+        """Note what the round's COMMIT is about, and reach the point before it."""
+        if fault is not None and fault.point.startswith(f"taker: {what}"):
+            self._local.fault, self._local.last = fault, what
+            self.reach(f"{what}, after", tables.connection.connection)
 
     def _around_result(self, mark: Callable[[], None], *args: Any) -> None:
         self.reach("result, before")
@@ -147,6 +227,9 @@ class Injection:
             fault = _fault_of(task.request.kwargs)
             if fault is not None:
                 self._reach_with(fault, f"child: {what}", dbapi_connection)
+        elif getattr(self._local, "fault", None) is not None:
+            who = "taker" if self._local.fault.point.startswith("taker") else "child"
+            self._reach_with(self._local.fault, f"{who}: {what}", dbapi_connection)
 
     def _reach_with(self, fault: Fault, point: str, dbapi_connection: Any = None) -> None:
         if point == fault.point and self._is_first(fault):
@@ -163,7 +246,9 @@ class Injection:
         action = fault.action
         if action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        elif action == "kill worker":
+        elif action in ("kill worker", "wipe"):
+            if action == "wipe":
+                (self._folder / WIPE).touch()
             parent = os.getppid()
             os.kill(parent, signal.SIGKILL)
             while os.getppid() == parent:
@@ -182,7 +267,12 @@ class Injection:
 
 def _name_of(context: Any) -> str | None:
     compiled = getattr(context, "compiled", None)
-    return None if compiled is None else _STATEMENTS.get(id(compiled.statement))
+    schema = context.dialect.default_schema_name
+    if compiled is None:
+        texts = (prepared(moved(own, schema), context.dialect).text for own in _PREPARED)
+        return next((name for text, name in zip(texts, _PREPARED.values(), strict=True) if context.statement == text), None)
+    names = (name for own, name in _STATEMENTS if moved(own, schema) is compiled.statement)
+    return next(names, None)
 
 
 def _fault_of(kwargs: Any) -> Fault | None:

@@ -14,16 +14,16 @@ from typing import Literal
 POISON_DELIVERIES = 3
 
 #: "kill": SIGKILL of the process itself. "kill worker": SIGKILL of the parent of a pool's child, which Celery has the kernel
-#: kill with it.
+#: kill with it. "wipe": the same, and the broker has lost every message when the next worker starts.
 #: "cut": the database cuts the connection; right after a COMMIT, its answer does not arrive. "broker": the broker refuses, or
 #: right after a publish its confirm does not arrive.
-Action = Literal["kill", "kill worker", "cut", "broker"]
+Action = Literal["kill", "kill worker", "wipe", "cut", "broker"]
 
 # RabbitMQ alone confirms: after the message was sent, and before the confirm arrived.
 CONFIRM_POINTS = ("producer: confirm, before", "relay: confirm, before")
 _SENDING = ("insert", "insert's COMMIT", "publish", "settle", "settle's COMMIT")
 # The database cannot cut what is not connected; a body is cut at the statement that follows it.
-_WITHOUT_CONNECTION = ("publish", "confirm", "body", "result")
+_WITHOUT_CONNECTION = ("publish", "confirm", "body", "work", "result")
 #: How many of the kills of whole workers are made: each needs another worker, which takes a second or two.
 Extent = Literal["few", "most", "every"]
 _WORKERS_DIE_AT = {
@@ -38,8 +38,14 @@ _WORKERS_DIE_AT = {
         "settle's COMMIT, after",
         "result, before",
         "result, after",
+        "work, after",
+        "keep's COMMIT, before",
+        "keep's COMMIT, after",
+        "forget, after",
     ),
 }
+#: At how many points of a step the broker is wiped.
+_WIPED_AT = {"few": ("keep's COMMIT, after",), "most": ("keep's COMMIT, before", "keep's COMMIT, after")}
 
 
 def _around(who: str, steps: Iterable[str]) -> tuple[str, ...]:
@@ -54,7 +60,15 @@ CHILD_POINTS = _around(
 )
 #: In a task that always fails, whose ``record_failure`` keeps the promise.
 DEATH_POINTS = _around("child", ("die", "die's COMMIT"))
+#: In a task of steps: it reads what is recorded, does the work of a step, keeps what that returned, and forgets all of it at its end.
+STEP_POINTS = _around("child", ("load", "work", "keep", "keep's COMMIT", "forget"))
 PARENT_POINTS = _around("parent", ("acknowledge",))
+
+# Where the database is the broker nothing is published, and the worker's thread takes messages and ends deliveries. Which message
+# dies is known when it has been taken.
+SENT_BY_COMMIT_POINTS = _around("producer", ("insert", "insert's COMMIT"))
+TAKEN_CHILD_POINTS = _around("child", ("body", "complete", "insert", "insert's COMMIT", "result"))
+TAKER_POINTS = ("taker: take, after", *_around("taker", ("take's COMMIT", "end", "end's COMMIT")))
 
 
 @dataclass(frozen=True)
@@ -96,6 +110,8 @@ def _actions(point: str, *, has_server: bool, extent: Extent) -> list[Action]:
     actions: list[Action] = ["kill"]
     if who == "child" and (extent == "every" or what in _WORKERS_DIE_AT[extent]):
         actions.append("kill worker")
+    if point in STEP_POINTS and (extent == "every" or what in _WIPED_AT[extent]):
+        actions.append("wipe")
     if has_server and not what.startswith(_WITHOUT_CONNECTION):
         actions.append("cut")
     if what.startswith("publish"):

@@ -6,13 +6,13 @@ import pytest
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from celery_alchemy.tables import outbox
+from celery_alchemy.databases.tables import outbox
 from tests.crash.aftermath import Aftermath
 from tests.crash.points import POISON_DELIVERIES
 from tests.soak.ledger import Effect, accounts
 
 # The first test of each pair waits for all that dies in it.
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_every_named_point_is_reached_and_strikes(aftermath: Aftermath) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from celery_alchemy import Alchemy
-from tests.delivery.stand import add_effect
+from tests.delivery.outbox_stand import add_effect
 from tests.settings import database_url, make_app
 
 app = make_app("commands")

@@ -7,14 +7,14 @@ from typing import Any, Protocol
 
 import pytest
 
-from tests.delivery.stand import Stand
+from tests.delivery.outbox_stand import OutboxStand
 from tests.services.databases import Database
 
 
 class MakeStand(Protocol):
     """Makes a stand with options of Alchemy."""
 
-    def __call__(self, **options: Any) -> Stand:
+    def __call__(self, **options: Any) -> OutboxStand:
         """Return the stand."""
         ...
 
@@ -22,10 +22,10 @@ class MakeStand(Protocol):
 @pytest.fixture
 def make_stand(database: Database) -> Iterator[MakeStand]:
     """Make stands on the test's database; their connections are closed at the end."""
-    stands: list[Stand] = []
+    stands: list[OutboxStand] = []
 
-    def make(**options: Any) -> Stand:
-        stands.append(Stand(database, **options))
+    def make(**options: Any) -> OutboxStand:
+        stands.append(OutboxStand(database, **options))
         return stands[-1]
 
     yield make
@@ -34,6 +34,6 @@ def make_stand(database: Database) -> Iterator[MakeStand]:
 
 
 @pytest.fixture
-def stand(make_stand: MakeStand) -> Stand:
+def stand(make_stand: MakeStand) -> OutboxStand:
     """A stand with an outbox."""
     return make_stand()

@@ -18,12 +18,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, SessionTransaction
 
-from celery_alchemy import enqueue, upkeep
-from celery_alchemy import relay as relay_module
-from celery_alchemy.outbox import Outbox
-from celery_alchemy.relay import Relay
-from celery_alchemy.tables import from_now, outbox
-from tests.delivery.stand import Crash, Effect, Ended, Sent, Stand
+from celery_alchemy import enqueue
+from celery_alchemy.databases.tables import from_now, outbox
+from celery_alchemy.operations import dead_tasks as upkeep
+from celery_alchemy.outbox import relay as relay_module
+from celery_alchemy.outbox.outbox import Outbox
+from celery_alchemy.outbox.relay import Relay
+from tests.delivery.outbox_stand import Effect, OutboxStand
+from tests.stand import Crash, Ended, Sent
 
 #: How often a task is started without an end before it is dead.
 MAX_DELIVERIES = 3
@@ -79,7 +81,7 @@ class Delivery(RuleBasedStateMachine):
         reached: What the examples have reached so far; one that reaches nothing proves nothing.
     """
 
-    stand: Stand
+    stand: OutboxStand
     reached: set[str]
 
     def __init__(self) -> None:
@@ -173,6 +175,7 @@ class Delivery(RuleBasedStateMachine):
                 self.open().commit()
         else:
             self.open().commit()
+        self.stand.handed_over()
         outbox.publisher._paused_until = 0.0
         self.effects += self.levels[0].effects
         self.committed_sends.update(self.levels[0].sends)
@@ -444,6 +447,7 @@ class Delivery(RuleBasedStateMachine):
     @invariant()
     def no_connection_is_left(self) -> None:
         """I10."""
+        self.stand.handed_over()
         assert self.stand.alchemy.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
     def teardown(self) -> None:
@@ -470,7 +474,7 @@ class Delivery(RuleBasedStateMachine):
         self.once_tasks_are_owed_completed_or_dead()
 
 
-def make_work(stand: Stand) -> None:
+def make_work(stand: OutboxStand) -> None:
     """Make the once task of the machine, which says how it ends."""
 
     @stand.task(name="work", once=True, bind=True, max_retries=None, default_retry_delay=0, max_deliveries=MAX_DELIVERIES)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, Connection, make_url
 
 #: What becomes of the next COMMIT: it reaches the server and its answer does not come back, or it never arrives.
 Loss = Literal["answer", "commit"]
@@ -36,6 +37,8 @@ class CommitProxy:
         self.url = server.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
         self.lost = 0
         self._loss: Loss | None = None
+        self._loser: int | None = None
+        self._is_away = False
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
 
@@ -51,9 +54,25 @@ class CommitProxy:
         for thread in self._threads:
             thread.join(5)
 
-    def lose_next(self, loss: Loss) -> None:
-        """Cut the connection of the next COMMIT, after the server has carried it out or before it has seen it."""
+    def lose_next(self, loss: Loss, *, of: Connection | None = None) -> None:
+        """Cut the connection of the next COMMIT, after the server has carried it out or before it has seen it.
+
+        Args:
+            loss: What is lost.
+            of: The connection whose COMMIT it is; None for whichever comes next.
+        """
+        self._loser = None if of is None else _port_of(of)
         self._loss = loss
+
+    def go_away(self) -> None:
+        """Cut all connections, and refuse new ones."""
+        self._is_away = True
+        for end in self._sockets:
+            _close(end)
+
+    def come_back(self) -> None:
+        """Take connections again."""
+        self._is_away = False
 
     def _start(self, run: object, *args: object) -> None:
         thread = threading.Thread(target=run, args=args, daemon=True)  # type: ignore[arg-type]
@@ -66,6 +85,9 @@ class CommitProxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            if self._is_away:
+                _close(client)
+                continue
             server = socket.create_connection(self._server)
             self._sockets += [client, server]
             answered = threading.Event()
@@ -74,9 +96,10 @@ class CommitProxy:
             self._start(self._answers, client, server, swallowing, answered)
 
     def _requests(self, client: socket.socket, server: socket.socket, swallowing: threading.Event, answered: threading.Event) -> None:
+        port = client.getpeername()[1]
         with contextlib.suppress(OSError):
             while data := client.recv(65536):
-                if self._loss is not None and _COMMIT in data:
+                if self._loss is not None and _COMMIT in data and self._loser in (None, port):
                     loss, self._loss = self._loss, None
                     if loss == "answer":
                         swallowing.set()
@@ -96,6 +119,15 @@ class CommitProxy:
                     return
                 client.sendall(data)
         _close(client)
+
+
+def _port_of(connection: Connection) -> int:
+    """Return the local port of a connection."""
+    driver: Any = connection.connection.driver_connection
+    number = driver.fileno() if hasattr(driver, "fileno") else driver._sock.fileno()
+    with socket.socket(fileno=os.dup(number)) as twin:
+        port: int = twin.getsockname()[1]
+    return port
 
 
 def _default_port(url: URL) -> int:

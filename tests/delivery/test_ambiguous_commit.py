@@ -9,9 +9,10 @@ import pytest
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
-from celery_alchemy import enqueue, upkeep
+from celery_alchemy import enqueue
+from celery_alchemy.operations import dead_tasks as upkeep
+from tests.delivery.outbox_stand import Effect, OutboxStand
 from tests.delivery.proxy import CommitProxy
-from tests.delivery.stand import Effect, Stand
 from tests.delivery.test_once import WAYS, Start
 from tests.services.databases import Database
 
@@ -26,17 +27,19 @@ def proxy(database: Database) -> Iterator[CommitProxy]:
 
 
 @pytest.fixture
-def stand(database: Database, proxy: CommitProxy) -> Iterator[Stand]:
+def stand(database: Database, proxy: CommitProxy) -> Iterator[OutboxStand]:
     """A stand whose connections go through the proxy."""
     database.url = proxy.url
-    stand = Stand(database)
+    stand = OutboxStand(database)
     yield stand
     stand.close()
 
 
 @WAYS
 @pytest.mark.parametrize("again", [{}, {"autoretry_for": (DBAPIError,)}, {"transient_retries": 3}])
-def test_commit_whose_answer_is_lost_is_a_success(stand: Stand, proxy: CommitProxy, begin: Start, again: dict[str, Any]) -> None:
+def test_commit_whose_answer_is_lost_is_a_success(
+    stand: OutboxStand, proxy: CommitProxy, begin: Start, again: dict[str, Any]
+) -> None:
     """The work is done: the task reports its result, what it sent is sent, and neither it nor a copy runs again."""
     runs: list[int] = []
 
@@ -63,7 +66,7 @@ def test_commit_whose_answer_is_lost_is_a_success(stand: Stand, proxy: CommitPro
 
 
 @WAYS
-def test_commit_that_never_arrived_is_a_failure(stand: Stand, proxy: CommitProxy, begin: Start) -> None:
+def test_commit_that_never_arrived_is_a_failure(stand: OutboxStand, proxy: CommitProxy, begin: Start) -> None:
     """Nothing is done: autoretry sees the error, and the next attempt does the work."""
 
     @stand.task(name="works", once=True, autoretry_for=(OperationalError,), default_retry_delay=0)
@@ -89,7 +92,7 @@ def test_commit_that_never_arrived_is_a_failure(stand: Stand, proxy: CommitProxy
     assert [child.args for child in stand.sent()] == [["child"]]
 
 
-def test_lost_answer_to_the_start_costs_a_count_and_nothing_else(stand: Stand, proxy: CommitProxy) -> None:
+def test_lost_answer_to_the_start_costs_a_count_and_nothing_else(stand: OutboxStand, proxy: CommitProxy) -> None:
     """The start is tried again; counted twice, it is still one run."""
 
     @stand.task(name="works", once=True)
@@ -108,7 +111,7 @@ def test_lost_answer_to_the_start_costs_a_count_and_nothing_else(stand: Stand, p
     assert stand.effects() == ["a"]
 
 
-def test_message_of_a_caller_whose_commit_lost_its_answer_is_sent(stand: Stand, proxy: CommitProxy) -> None:
+def test_message_of_a_caller_whose_commit_lost_its_answer_is_sent(stand: OutboxStand, proxy: CommitProxy) -> None:
     """The caller cannot know that it has committed; the row can: the relay sends it."""
     with pytest.raises(OperationalError), stand.alchemy.begin() as session:
         session.add(Effect(name="a"))
@@ -124,7 +127,7 @@ def test_message_of_a_caller_whose_commit_lost_its_answer_is_sent(stand: Stand, 
     assert [sent.args for sent in stand.sent()] == [["sent"]]
 
 
-def test_message_of_a_caller_whose_commit_never_arrived_is_not_sent(stand: Stand, proxy: CommitProxy) -> None:
+def test_message_of_a_caller_whose_commit_never_arrived_is_not_sent(stand: OutboxStand, proxy: CommitProxy) -> None:
     """No row, no message."""
     with pytest.raises(OperationalError), stand.alchemy.begin() as session:
         session.add(Effect(name="a"))
@@ -138,7 +141,7 @@ def test_message_of_a_caller_whose_commit_never_arrived_is_not_sent(stand: Stand
     assert stand.sent() == []
 
 
-def test_task_that_seems_to_fail_for_good_is_not_dead_if_it_committed(stand: Stand, proxy: CommitProxy) -> None:
+def test_task_that_seems_to_fail_for_good_is_not_dead_if_it_committed(stand: OutboxStand, proxy: CommitProxy) -> None:
     """Without any retries the lost answer would make it dead, and a revived one would do its work again."""
 
     @stand.task(name="works", once=True, max_retries=0)

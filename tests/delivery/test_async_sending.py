@@ -14,7 +14,7 @@ from sqlalchemy.pool import NullPool
 
 from celery_alchemy import enqueue, on_commit, released
 from tests.delivery.conftest import MakeStand
-from tests.delivery.stand import Effect, Stand
+from tests.delivery.outbox_stand import Effect, OutboxStand
 
 pytestmark = pytest.mark.databases("sqlite+aiosqlite", "postgresql+asyncpg", "postgresql+psycopg")
 
@@ -23,7 +23,7 @@ SYNC_DRIVERS = {"aiosqlite": "pysqlite", "asyncpg": "psycopg"}
 
 
 @pytest.fixture(params=[True, False], ids=["outbox", "direct"])
-def stand(request: pytest.FixtureRequest, database: Any, make_stand: MakeStand) -> Stand:
+def stand(request: pytest.FixtureRequest, database: Any, make_stand: MakeStand) -> OutboxStand:
     """A stand, once with and once without the outbox, whose own engine is synchronous."""
     database.async_url = database.url
     dialect, _, driver = make_url(database.url).drivername.partition("+")
@@ -32,7 +32,7 @@ def stand(request: pytest.FixtureRequest, database: Any, make_stand: MakeStand) 
     return make_stand(outbox=request.param)
 
 
-def in_session(stand: Stand, use: Callable[[AsyncSession], Awaitable[Any]]) -> Any:
+def in_session(stand: OutboxStand, use: Callable[[AsyncSession], Awaitable[Any]]) -> Any:
     """Run a coroutine with an AsyncSession of the user's own engine, in an event loop of its own."""
 
     async def run() -> Any:
@@ -46,7 +46,7 @@ def in_session(stand: Stand, use: Callable[[AsyncSession], Awaitable[Any]]) -> A
     return asyncio.run(run())
 
 
-def test_committed_async_transaction_sends_its_task(stand: Stand) -> None:
+def test_committed_async_transaction_sends_its_task(stand: OutboxStand) -> None:
     """After the commit, once, under the final id."""
 
     async def use(session: AsyncSession) -> tuple[Any, int]:
@@ -65,7 +65,7 @@ def test_committed_async_transaction_sends_its_task(stand: Stand) -> None:
     assert stand.outbox() == []
 
 
-def test_rolled_back_async_transaction_sends_nothing(stand: Stand) -> None:
+def test_rolled_back_async_transaction_sends_nothing(stand: OutboxStand) -> None:
     """Neither the transaction's nor the SAVEPOINT's; what was outside of it is sent."""
 
     async def use(session: AsyncSession) -> None:
@@ -84,7 +84,7 @@ def test_rolled_back_async_transaction_sends_nothing(stand: Stand) -> None:
     assert stand.outbox() == []
 
 
-def test_delay_on_commit_takes_an_async_session(stand: Stand) -> None:
+def test_delay_on_commit_takes_an_async_session(stand: OutboxStand) -> None:
     """apply_async_on_commit(session=...) and on_commit take one as enqueue does."""
     ran: list[str] = []
 
@@ -99,10 +99,10 @@ def test_delay_on_commit_takes_an_async_session(stand: Stand) -> None:
     assert ran == ["after"]
 
 
-def test_event_loop_goes_on_while_the_broker_is_slow(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_event_loop_goes_on_while_the_broker_is_slow(stand: OutboxStand, monkeypatch: pytest.MonkeyPatch) -> None:
     """A commit that waits for a confirm must not stop every other request of the process."""
     publishing, may_publish = threading.Event(), threading.Event()
-    send = "celery_alchemy.publisher.send"
+    send = "celery_alchemy.messages.publisher.send"
 
     def slow_send(*args: Any, **kwargs: Any) -> None:
         publishing.set()
@@ -125,7 +125,7 @@ def test_event_loop_goes_on_while_the_broker_is_slow(stand: Stand, monkeypatch: 
     assert publishing.is_set()
 
 
-def test_many_async_sessions_send_at_once(stand: Stand) -> None:
+def test_many_async_sessions_send_at_once(stand: OutboxStand) -> None:
     """Sessions of one loop commit side by side; each sends its own, none twice."""
     count = 8
 
@@ -146,7 +146,7 @@ def test_many_async_sessions_send_at_once(stand: Stand) -> None:
     assert stand.outbox() == []
 
 
-def test_async_scoped_session_sends_as_its_session_does(stand: Stand) -> None:
+def test_async_scoped_session_sends_as_its_session_does(stand: OutboxStand) -> None:
     """Enqueue, on_commit and released take the registry itself, as web applications hold it."""
     ran: list[str] = []
 
@@ -165,3 +165,20 @@ def test_async_scoped_session_sends_as_its_session_does(stand: Stand) -> None:
 
     assert [sent.id for sent in stand.sent()] == [result.id]
     assert ran == ["kept"]
+
+
+def test_send_of_a_callable_that_waited_for_an_async_commit_goes_out(stand: OutboxStand) -> None:
+    """In a transaction of its own, in the greenlet of the commit."""
+
+    async def use(session: AsyncSession) -> None:
+        def follow() -> None:
+            session.add(Effect(name="after"))
+            enqueue(session, stand.effect.s("child"))
+
+        on_commit(session, follow)
+        await session.commit()
+
+    in_session(stand, use)
+
+    assert [sent.args for sent in stand.sent()] == [["child"]]
+    assert stand.effects() == ["after"]

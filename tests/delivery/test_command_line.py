@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy.orm import Session
 
 from celery_alchemy import enqueue
-from tests.delivery.stand import Stand
+from celery_alchemy.databases.tables import metadata
+from tests import forked
+from tests.delivery.outbox_stand import OutboxStand
 from tests.delivery.test_once import start
 from tests.services.brokers import Broker
 from tests.services.databases import Database
@@ -29,19 +31,12 @@ Celery = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def celery(database: Database, broker: Broker) -> Celery:
+def celery(database: Database, broker: Broker, tmp_path: Path) -> Celery:
     """Run `celery -A <app> alchemy <arguments>` and return what it printed and its exit code."""
 
     def run(*arguments: str, app: str = "tests.delivery.command_app", url: str | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "celery", "-A", app, "alchemy", *arguments],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment(broker.settings, url or database.url)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        env = {**os.environ, "PYTHONPATH": str(ROOT), **environment(broker.settings, url or database.url)}
+        return forked.run(["-A", app, "alchemy", *arguments], env=env, folder=tmp_path)
 
     return run
 
@@ -106,7 +101,7 @@ def test_every_command_answers_programs(celery: Celery) -> None:
 
     assert answers.pop("status")["waiting"] == 0
     assert answers == {
-        "create-tables": {"tables": ["celery_outbox"]},
+        "create-tables": {"tables": sorted(metadata.tables)},
         "check": answers["check"],
         "dead": [],
         "revive --all": {"revived": 0},
@@ -117,7 +112,7 @@ def test_every_command_answers_programs(celery: Celery) -> None:
 
 def test_dead_tasks_are_shown_revived_and_sent(celery: Celery, database: Database, broker: Broker) -> None:
     """Status counts them, dead says why, revive and relay --once send them under their old ids."""
-    stand = Stand(database, broker)
+    stand = OutboxStand(database, broker)
     dead_id = fail_for_good(stand)
     with stand.broker_down(), stand.alchemy.begin() as session:
         enqueue(session, stand.effect.s("waits"))
@@ -143,7 +138,7 @@ def test_dead_tasks_are_shown_revived_and_sent(celery: Celery, database: Databas
     assert dead_id in {one.id for one in sent}
 
 
-def fail_for_good(stand: Stand) -> str:
+def fail_for_good(stand: OutboxStand) -> str:
     @stand.task(name="fails", once=True)
     def fails(session: Session) -> None:
         raise LookupError("no such book")
@@ -156,7 +151,7 @@ def fail_for_good(stand: Stand) -> str:
 @pytest.mark.databases("sqlite")
 def test_old_records_are_pruned(celery: Celery, database: Database, broker: Broker) -> None:
     """Prune deletes completion records that are older than the window, and says how many."""
-    stand = Stand(database, broker)
+    stand = OutboxStand(database, broker)
 
     @stand.task(name="done", once=True)
     def done(session: Session) -> None:
@@ -178,7 +173,7 @@ def test_old_records_are_pruned(celery: Celery, database: Database, broker: Brok
 @pytest.mark.databases("sqlite")
 def test_revive_refuses_what_it_cannot_do(celery: Celery, database: Database, broker: Broker) -> None:
     """Without ids or --all it is a misuse; of ids that are not of dead tasks it tells how many."""
-    Stand(database, broker).close()
+    OutboxStand(database, broker).close()
 
     nothing, both, unknown, everything = (
         celery("revive"),

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from celery_alchemy import enqueue
-from tests.delivery.stand import Effect, Stand
+from tests.delivery.outbox_stand import Effect, OutboxStand
 from tests.services.brokers import Broker
 from tests.services.databases import Database
 from tests.waiting import eventually
@@ -28,15 +28,15 @@ pytestmark = [
 
 
 @pytest.fixture
-def stand(database: Database, broker: Broker) -> Iterator[Stand]:
+def stand(database: Database, broker: Broker) -> Iterator[OutboxStand]:
     """A stand on a real broker."""
-    stand = Stand(database, broker)
+    stand = OutboxStand(database, broker)
     yield stand
     stand.close()
 
 
 @pytest.mark.parametrize("number", [1, 5])
-def test_committed_messages_are_in_the_broker(stand: Stand, number: int) -> None:
+def test_committed_messages_are_in_the_broker(stand: OutboxStand, number: int) -> None:
     """Alone and together, in their order, with their headers and properties."""
     with stand.alchemy.begin() as session:
         ids = [enqueue(session, stand.effect.s(f"{n}"), priority=n, headers={"n": n}).id for n in range(number)]
@@ -50,7 +50,7 @@ def test_committed_messages_are_in_the_broker(stand: Stand, number: int) -> None
 @pytest.mark.brokers("rabbitmq")
 @pytest.mark.parametrize("number", [1, 5])
 @pytest.mark.parametrize("priority", [None, 3])
-def test_properties_are_those_that_celery_gives(stand: Stand, number: int, priority: int | None) -> None:
+def test_properties_are_those_that_celery_gives(stand: OutboxStand, number: int, priority: int | None) -> None:
     """A message that Celery sends without a priority has none here either, alone and in a batch."""
     options: dict[str, Any] = {"queue": stand.queue, "expires": 3600.4} | ({} if priority is None else {"priority": priority})
     stand.effect.apply_async(("a",), **options)
@@ -69,7 +69,7 @@ def test_properties_are_those_that_celery_gives(stand: Stand, number: int, prior
 
 
 @pytest.mark.parametrize("number", [1, 5])
-def test_owed_tasks_are_sent_again_after_the_broker_came_back_empty(stand: Stand, broker: Broker, number: int) -> None:
+def test_owed_tasks_are_sent_again_after_the_broker_came_back_empty(stand: OutboxStand, broker: Broker, number: int) -> None:
     """Their queue is gone with everything else: the relay declares it again."""
 
     @stand.task(name="owed", once=True)
@@ -78,6 +78,7 @@ def test_owed_tasks_are_sent_again_after_the_broker_came_back_empty(stand: Stand
 
     with stand.alchemy.begin():
         ids = {owed.delay_on_commit(f"{n}").id for n in range(number)}
+    stand.handed_over()
     lose_everything(broker, stand.queue)
     stand.make_due()
     stand.relay_all()
@@ -91,7 +92,7 @@ def test_owed_tasks_are_sent_again_after_the_broker_came_back_empty(stand: Stand
 
 @pytest.mark.brokers("redis", "rabbitmq")
 @pytest.mark.parametrize("number", [1, 3])
-def test_monitors_are_told_of_what_the_outbox_sends(stand: Stand, number: int) -> None:
+def test_monitors_are_told_of_what_the_outbox_sends(stand: OutboxStand, number: int) -> None:
     """With task_send_sent_event, and also when this process is the first that an exchange for events is declared by."""
     stand.app.conf.task_send_sent_event = True
     told: list[str] = []
@@ -130,7 +131,7 @@ def lose_everything(broker: Broker, queue: str) -> None:
 
 @pytest.mark.brokers("rabbitmq")
 @pytest.mark.parametrize("number", [1, 5])
-def test_message_that_rabbitmq_refuses_is_not_settled(stand: Stand, broker: Broker, number: int) -> None:
+def test_message_that_rabbitmq_refuses_is_not_settled(stand: OutboxStand, broker: Broker, number: int) -> None:
     """A full queue with reject-publish answers with a nack, which only a channel in confirm mode gets."""
     name = broker.queue("full")
     arguments = {"x-max-length": 1, "x-overflow": "reject-publish"}
@@ -153,7 +154,7 @@ def test_message_that_rabbitmq_refuses_is_not_settled(stand: Stand, broker: Brok
 
 
 @pytest.mark.brokers("rabbitmq")
-def test_every_channel_that_publishes_is_in_confirm_mode(stand: Stand) -> None:
+def test_every_channel_that_publishes_is_in_confirm_mode(stand: OutboxStand) -> None:
     """Without it RabbitMQ may drop a message in silence, and the outbox would have deleted it."""
     outbox = stand.alchemy.outbox
     assert outbox is not None
@@ -167,7 +168,7 @@ def test_every_channel_that_publishes_is_in_confirm_mode(stand: Stand) -> None:
 
 @pytest.mark.brokers("rabbitmq")
 @pytest.mark.parametrize("number", [1, 5])
-def test_message_without_a_route_is_not_settled(stand: Stand, number: int) -> None:
+def test_message_without_a_route_is_not_settled(stand: OutboxStand, number: int) -> None:
     """RabbitMQ confirms a message that no queue takes: it must be asked to give it back."""
     with stand.broker_down(), stand.alchemy.begin() as session:
         for n in range(number):
@@ -188,12 +189,15 @@ def test_message_without_a_route_is_not_settled(stand: Stand, number: int) -> No
 
 @pytest.mark.brokers("rabbitmq")
 @pytest.mark.parametrize("number", [1, 5])
-def test_queue_behind_an_exchange_of_its_own_is_declared_again_when_it_is_gone(stand: Stand, broker: Broker, number: int) -> None:
+def test_queue_behind_an_exchange_of_its_own_is_declared_again_when_it_is_gone(
+    stand: OutboxStand, broker: Broker, number: int
+) -> None:
     """RabbitMQ confirms what a topic exchange has no queue for, as it does on the default exchange."""
     name = broker.queue("topic")
     stand.app.conf.task_queues = [Queue(name, Exchange(name, type="topic"), routing_key=f"{name}.#")]
     with stand.alchemy.begin() as session:
         enqueue(session, stand.effect.s("first"), queue=name, routing_key=f"{name}.effects")
+    stand.handed_over()
     with Connection(broker.settings["broker_url"]) as connection:
         channel: Any = connection.channel()
         channel.queue_delete(name)
@@ -209,7 +213,7 @@ def test_queue_behind_an_exchange_of_its_own_is_declared_again_when_it_is_gone(s
 @pytest.mark.parametrize("number", [1, 5])
 @pytest.mark.parametrize(("left", "shortest"), [(600, 500), (-60, 0)], ids=["some of it", "nothing"])
 def test_delay_that_rabbitmq_counts_is_what_is_left_of_it(
-    stand: Stand, broker: Broker, number: int, left: int, shortest: int
+    stand: OutboxStand, broker: Broker, number: int, left: int, shortest: int
 ) -> None:
     """With quorum queues the broker holds a message for the seconds in its routing key, from the publish on."""
     name = broker.queue("delayed")

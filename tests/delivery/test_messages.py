@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session
 
 from celery_alchemy import enqueue
 from tests.delivery.conftest import MakeStand
-from tests.delivery.stand import Sent, Stand
+from tests.delivery.outbox_stand import OutboxStand
+from tests.stand import Sent
 
 pytestmark = pytest.mark.databases("sqlite")
 
@@ -25,7 +26,7 @@ Make = Callable[[Any], Any]
 
 
 @pytest.fixture(params=[True, False], ids=["outbox", "direct"])
-def stand(request: pytest.FixtureRequest, make_stand: MakeStand) -> Stand:
+def stand(request: pytest.FixtureRequest, make_stand: MakeStand) -> OutboxStand:
     """A stand, once with and once without the outbox."""
     return make_stand(outbox=request.param)
 
@@ -60,13 +61,13 @@ def stamped(signature: Any) -> Any:
     return signature
 
 
-def options_of(stand: Stand, options: dict[str, Any]) -> dict[str, Any]:
+def options_of(stand: OutboxStand, options: dict[str, Any]) -> dict[str, Any]:
     links: dict[str, Any] = {name: stand.effect.si(name) for name in ("link", "link_error") if name in options}
     return {**options, **links}
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
-def test_message_is_the_one_that_celery_would_send(stand: Stand, name: str) -> None:
+def test_message_is_the_one_that_celery_would_send(stand: OutboxStand, name: str) -> None:
     """Every signature, every option: the same queue, body, headers and properties."""
     stand.app.conf.accept_content = ["json", "yaml"]
     make, options = SIGNATURES[name]
@@ -105,7 +106,7 @@ def without_ids(value: Any) -> Any:
     return UUID.sub("<id>", value) if isinstance(value, str) else value
 
 
-def test_every_task_of_a_canvas_has_its_id_when_it_is_enqueued(stand: Stand) -> None:
+def test_every_task_of_a_canvas_has_its_id_when_it_is_enqueued(stand: OutboxStand) -> None:
     """A parent that is delivered twice sends its callbacks, and its chain, under the same ids both times."""
     effect = stand.effect
     canvas = chain(
@@ -141,7 +142,7 @@ def every_task(value: Any) -> list[dict[str, Any]]:
     return every_task(list((value.get("kwargs") or {}).values()))
 
 
-def test_result_of_a_group_knows_its_members(stand: Stand) -> None:
+def test_result_of_a_group_knows_its_members(stand: OutboxStand) -> None:
     """The ids that the caller gets are those of the messages."""
     with stand.alchemy.begin() as session:
         result: Any = enqueue(session, group(stand.effect.s("a"), stand.effect.s("b")))
@@ -149,7 +150,7 @@ def test_result_of_a_group_knows_its_members(stand: Stand) -> None:
     assert [sent.id for sent in stand.sent()] == [member.id for member in result.results]
 
 
-def test_chosen_task_id_is_kept(stand: Stand) -> None:
+def test_chosen_task_id_is_kept(stand: OutboxStand) -> None:
     """task_id= is the caller's word."""
     with stand.alchemy.begin():
         result = stand.effect.apply_async_on_commit(("a",), task_id="order-7")
@@ -205,7 +206,7 @@ def test_expired_message_still_reaches_a_worker(make_stand: MakeStand) -> None:
     assert datetime.fromisoformat(sent.headers["expires"]) < datetime.now(timezone.utc)
 
 
-def test_publish_signal_runs_in_the_caller_and_changes_what_is_sent(stand: Stand) -> None:
+def test_publish_signal_runs_in_the_caller_and_changes_what_is_sent(stand: OutboxStand) -> None:
     """Tracing libraries add their headers in before_task_publish: it must run where the caller's context is."""
 
     def trace(headers: dict[str, Any] | None = None, **rest: object) -> None:
@@ -220,7 +221,7 @@ def test_publish_signal_runs_in_the_caller_and_changes_what_is_sent(stand: Stand
     assert [sent.headers["traceparent"] for sent in stand.sent()] == ["00-abc"]
 
 
-def test_chain_chord_and_links_run_to_their_ends(stand: Stand) -> None:
+def test_chain_chord_and_links_run_to_their_ends(stand: OutboxStand) -> None:
     """What was sent on commit is not only alike but works: every task of the canvas runs, in its order."""
     effect = stand.effect
     with stand.alchemy.begin() as session:
@@ -234,7 +235,7 @@ def test_chain_chord_and_links_run_to_their_ends(stand: Stand) -> None:
     assert effects.index("x") < effects.index("linked")
 
 
-def test_delivery_mode_and_expiration_reach_the_broker_as_they_were(stand: Stand) -> None:
+def test_delivery_mode_and_expiration_reach_the_broker_as_they_were(stand: OutboxStand) -> None:
     """AMQP properties that a caller names are kept in the outbox too."""
     with stand.alchemy.begin():
         stand.effect.apply_async_on_commit(("a",), delivery_mode=1, reply_to="answers")
@@ -243,7 +244,7 @@ def test_delivery_mode_and_expiration_reach_the_broker_as_they_were(stand: Stand
     assert (sent.properties["delivery_mode"], sent.properties["reply_to"]) == (1, "answers")
 
 
-def test_message_does_not_change_after_the_call(stand: Stand) -> None:
+def test_message_does_not_change_after_the_call(stand: OutboxStand) -> None:
     """Arguments are serialised at the call: what the caller does to them before the commit is too late."""
     names = ["early"]
 

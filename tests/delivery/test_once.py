@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from datetime import datetime, timezone
 from decimal import Decimal
+from threading import Thread
 from typing import Any
 from uuid import UUID
 
@@ -15,12 +16,13 @@ from sqlalchemy import event, select
 from sqlalchemy.orm import Session
 
 from celery_alchemy import ConfigurationError, MissingTableError, OnceCommitError, OnceKeyError, SessionTask, enqueue, released
-from celery_alchemy.engine import WorkerPool, set_worker_pool, worker_pool
+from celery_alchemy.sessions.engine import WorkerPool, set_worker_pool, worker_pool
 from tests.delivery.conftest import MakeStand
-from tests.delivery.stand import Effect, Sent, Stand
+from tests.delivery.outbox_stand import Effect, OutboxStand
+from tests.stand import Sent
 
 
-def start(stand: Stand, task: Any, *args: Any, **options: Any) -> Sent:
+def start(stand: OutboxStand, task: Any, *args: Any, **options: Any) -> Sent:
     """Send a task from a transaction of its own and take its message out of the broker."""
     with stand.alchemy.begin():
         task.apply_async_on_commit(args, **options)
@@ -28,7 +30,7 @@ def start(stand: Stand, task: Any, *args: Any, **options: Any) -> Sent:
     return sent
 
 
-def start_past_outbox(stand: Stand, task: Any, *args: Any, **options: Any) -> Sent:
+def start_past_outbox(stand: OutboxStand, task: Any, *args: Any, **options: Any) -> Sent:
     """Send a task as code that knows nothing of the library does."""
     task.apply_async(args, **options)
     [sent] = stand.sent()
@@ -41,7 +43,7 @@ WAYS = pytest.mark.parametrize(
 )
 
 
-def count(stand: Stand, **options: Any) -> Any:
+def count(stand: OutboxStand, **options: Any) -> Any:
     """Make a once task whose result says which effect was its own."""
 
     @stand.task(**{"name": "count", "once": True, **options})
@@ -55,7 +57,7 @@ def count(stand: Stand, **options: Any) -> Any:
 
 
 @WAYS
-def test_many_deliveries_are_one_effect_and_one_result(stand: Stand, begin: Start) -> None:
+def test_many_deliveries_are_one_effect_and_one_result(stand: OutboxStand, begin: Start) -> None:
     """Also when it came past the outbox, and when the copies say that they are redelivered."""
     sent = begin(stand, count(stand), "a")
 
@@ -67,7 +69,7 @@ def test_many_deliveries_are_one_effect_and_one_result(stand: Stand, begin: Star
     assert stand.outbox("completed_at IS NOT NULL, due_at IS NULL, body IS NULL") == [(True, True, True)]
 
 
-def test_crash_before_the_commit_leaves_the_work_to_the_next_delivery(stand: Stand) -> None:
+def test_crash_before_the_commit_leaves_the_work_to_the_next_delivery(stand: OutboxStand) -> None:
     """Nothing of the run that died is committed, and its task is still owed."""
     dies = [True]
 
@@ -105,7 +107,7 @@ def test_crash_before_the_commit_leaves_the_work_to_the_next_delivery(stand: Sta
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_result_is_replayed_as_it_was(stand: Stand, value: Any) -> None:
+def test_result_is_replayed_as_it_was(stand: OutboxStand, value: Any) -> None:
     """Whatever Celery's JSON carries; a chord counts on members that look alike."""
 
     @stand.task(name="returns", once=True)
@@ -117,7 +119,7 @@ def test_result_is_replayed_as_it_was(stand: Stand, value: Any) -> None:
     assert [stand.deliver(sent).value for _ in range(2)] == [value, value]
 
 
-def test_result_that_cannot_be_kept_commits_nothing(stand: Stand) -> None:
+def test_result_that_cannot_be_kept_commits_nothing(stand: OutboxStand) -> None:
     """It could not be replayed; the failure is the task's own."""
 
     @stand.task(name="returns", once=True)
@@ -133,7 +135,7 @@ def test_result_that_cannot_be_kept_commits_nothing(stand: Stand) -> None:
 
 
 @WAYS
-def test_chain_goes_on_after_any_number_of_deliveries(stand: Stand, begin: Start) -> None:
+def test_chain_goes_on_after_any_number_of_deliveries(stand: OutboxStand, begin: Start) -> None:
     """The next link goes out with the commit, once, and is not sent again by a duplicate."""
     task = count(stand)
     with stand.alchemy.begin() as session:
@@ -155,8 +157,31 @@ def test_chain_goes_on_after_any_number_of_deliveries(stand: Stand, begin: Start
     assert stand.effects() == ["a", "b", "c"]
 
 
+def test_what_comes_after_a_task_that_is_sent_again_with_its_id_goes_on(stand: OutboxStand) -> None:
+    """An id of the application's own names the work; another sender's chain waits for it as well."""
+
+    @stand.task(name="charge", once=True)
+    def charge(session: Session, name: str) -> str:
+        session.add(Effect(name=name))
+        return name
+
+    charge.apply_async(("a",), task_id="order-1", link=stand.effect.si("linked"))
+    [first] = stand.sent()
+    stand.deliver(first)
+    [linked] = stand.sent()
+    chain(charge.s("a").set(task_id="order-1"), stand.effect.si("after")).apply_async()
+    [again] = stand.sent()
+    for sent in (again, first):
+        stand.deliver(sent)
+    [after] = stand.sent()
+    for sent in (linked, after):
+        stand.deliver(sent)
+
+    assert stand.effects() == ["a", "linked", "after"]
+
+
 @WAYS
-def test_chain_and_callbacks_of_another_task_with_the_same_key_go_on_too(stand: Stand, begin: Start) -> None:
+def test_chain_and_callbacks_of_another_task_with_the_same_key_go_on_too(stand: OutboxStand, begin: Start) -> None:
     """Each of two senders waits for what comes after its own task, whichever of the two does the work."""
 
     @stand.task(name="keyed", once=lambda name: name)
@@ -183,7 +208,7 @@ def test_chain_and_callbacks_of_another_task_with_the_same_key_go_on_too(stand: 
     assert stand.effects() == ["a", "after the second", "after the first"]
 
 
-def test_next_link_is_kept_when_the_broker_is_down_at_the_commit(stand: Stand) -> None:
+def test_next_link_is_kept_when_the_broker_is_down_at_the_commit(stand: OutboxStand) -> None:
     """A chain does not end because the broker was away for the moment between two links."""
     with stand.alchemy.begin() as session:
         enqueue(session, chain(count(stand).si("a"), stand.effect.si("b")))
@@ -199,13 +224,28 @@ def test_next_link_is_kept_when_the_broker_is_down_at_the_commit(stand: Stand) -
     assert [sent.args for sent in stand.sent()] == [["b"]]
 
 
-def test_sends_of_a_once_task_are_kept_without_an_outbox_too(make_stand: MakeStand) -> None:
-    """What it sends must be one with its completion: nothing would send it again."""
+@pytest.mark.parametrize("by", ["itself", "a task that is lent its session", "a block", "a thread"])
+def test_sends_of_a_once_task_are_kept_without_an_outbox_too(make_stand: MakeStand, by: str) -> None:
+    """What is sent in its transaction must be one with its completion, whoever sends: nothing would send it again."""
     stand = make_stand(outbox=False)
+
+    @stand.task(name="inner")
+    def inner(session: Session) -> None:
+        stand.effect.delay_on_commit("child")
 
     @stand.task(name="fans out", once=True)
     def fans_out(session: Session) -> None:
-        stand.effect.delay_on_commit("child")
+        if by == "itself":
+            stand.effect.delay_on_commit("child")
+        elif by == "a task that is lent its session":
+            inner(session=session)
+        elif by == "a block":
+            with stand.alchemy.session():
+                enqueue(session, stand.effect.s("child"))
+        else:
+            thread = Thread(target=lambda: enqueue(session, stand.effect.s("child")))
+            thread.start()
+            thread.join()
 
     fans_out.delay()
     [sent] = stand.sent()
@@ -221,7 +261,7 @@ def test_sends_of_a_once_task_are_kept_without_an_outbox_too(make_stand: MakeSta
 
 
 @WAYS
-def test_key_makes_different_tasks_one(stand: Stand, begin: Start) -> None:
+def test_key_makes_different_tasks_one(stand: OutboxStand, begin: Start) -> None:
     """Two messages with two ids and one key: one effect, one result."""
     task = count(stand, once=lambda name: f"key:{name}")
     first, second, other = begin(stand, task, "a"), begin(stand, task, "a"), begin(stand, task, "b")
@@ -244,7 +284,7 @@ def test_key_makes_different_tasks_one(stand: Stand, begin: Start) -> None:
         lambda **arguments: f"{arguments['name']} {arguments['copy']}",
     ],
 )
-def test_key_is_the_same_however_the_arguments_are_passed(stand: Stand, key: Any) -> None:
+def test_key_is_the_same_however_the_arguments_are_passed(stand: OutboxStand, key: Any) -> None:
     """By position, by name, and with a default left out or given."""
 
     @stand.task(name="keyed", once=key)
@@ -261,7 +301,7 @@ def test_key_is_the_same_however_the_arguments_are_passed(stand: Stand, key: Any
 
 
 @pytest.mark.databases("sqlite")
-def test_key_of_some_of_the_arguments(stand: Stand) -> None:
+def test_key_of_some_of_the_arguments(stand: OutboxStand) -> None:
     """What the key function does not name makes no difference; one with names of its own gets what was passed."""
 
     @stand.task(name="keyed", once=lambda order: f"{order}")
@@ -282,7 +322,7 @@ def test_key_of_some_of_the_arguments(stand: Stand) -> None:
     "canvas",
     [chain, group, lambda first, second: chord([first], second)],
 )
-def test_ids_that_the_caller_chose_may_be_sent_again(stand: Stand, canvas: Callable[..., Any]) -> None:
+def test_ids_that_the_caller_chose_may_be_sent_again(stand: OutboxStand, canvas: Callable[..., Any]) -> None:
     """By themselves or in a canvas: it is another delivery, not an error of the caller's commit."""
     task = count(stand)
     for _ in range(2):
@@ -296,7 +336,7 @@ def test_ids_that_the_caller_chose_may_be_sent_again(stand: Stand, canvas: Calla
     assert [effects.count(name) for name in ("caller", "first", "second")] == [2, 1, 1]
 
 
-def test_once_implies_late_acknowledgement_and_reject_on_worker_lost(stand: Stand) -> None:
+def test_once_implies_late_acknowledgement_and_reject_on_worker_lost(stand: OutboxStand) -> None:
     """However the task is made, and whatever it or the app says of it: else a message is gone before the work is done."""
     stand.app.conf.task_annotations = {"annotated": {"once": True}}
     stand.app.conf.task_acks_late = False
@@ -315,7 +355,7 @@ def test_once_implies_late_acknowledgement_and_reject_on_worker_lost(stand: Stan
     ]
 
 
-def test_keys_differ_by_case_by_accent_and_by_task(stand: Stand) -> None:
+def test_keys_differ_by_case_by_accent_and_by_task(stand: OutboxStand) -> None:
     """MariaDB's usual collation takes all of these for the same."""
     keys = ["resume", "Resume", "RESUME", "résumé", "resume.", "\uff52esume"]  # the last begins with a full-width letter
     task = count(stand, once=lambda name: name)
@@ -337,7 +377,7 @@ def test_keys_differ_by_case_by_accent_and_by_task(stand: Stand) -> None:
     ("key", "says"),
     [(7, "int"), (None, "NoneType"), ("", "''"), (" a", "' a'"), ("a ", "'a '"), ("a\0", "a"), ("x" * 300, "306 characters")],
 )
-def test_key_that_cannot_be_used_is_refused(stand: Stand, key: Any, says: str) -> None:
+def test_key_that_cannot_be_used_is_refused(stand: OutboxStand, key: Any, says: str) -> None:
     """In the caller, before anything is written; in the worker for a message that came past the outbox."""
     task = count(stand, once=lambda name: key)
 
@@ -351,7 +391,7 @@ def test_key_that_cannot_be_used_is_refused(stand: Stand, key: Any, says: str) -
     assert (ended.state, type(ended.value)) == ("FAILURE", OnceKeyError)
 
 
-def test_id_that_is_too_long_is_refused_in_the_caller(stand: Stand) -> None:
+def test_id_that_is_too_long_is_refused_in_the_caller(stand: OutboxStand) -> None:
     """One that the caller chose, for a task without a key: it is the id of the row."""
     with stand.alchemy.begin() as session:
         session.add(Effect(name="kept"))
@@ -361,7 +401,7 @@ def test_id_that_is_too_long_is_refused_in_the_caller(stand: Stand) -> None:
     assert stand.effects() == ["kept"]
 
 
-def test_longest_key_fits(stand: Stand) -> None:
+def test_longest_key_fits(stand: OutboxStand) -> None:
     """255 characters with the task's name, of any script."""
     task = count(stand, once=lambda name: name)
     key = "é" * (255 - len("count:"))
@@ -375,7 +415,7 @@ def test_longest_key_fits(stand: Stand) -> None:
 # --- commits in the body ----------------------------------------------------------------------------------------------
 
 
-def test_commit_of_writes_in_the_body_is_refused(stand: Stand) -> None:
+def test_commit_of_writes_in_the_body_is_refused(stand: OutboxStand) -> None:
     """They would be committed again by the next delivery; the text says why, and nothing stays."""
 
     @stand.task(name="commits", once=True)
@@ -390,7 +430,7 @@ def test_commit_of_writes_in_the_body_is_refused(stand: Stand) -> None:
     assert stand.effects() == []
 
 
-def test_commit_of_sends_in_the_body_is_refused(stand: Stand) -> None:
+def test_commit_of_sends_in_the_body_is_refused(stand: OutboxStand) -> None:
     """A send that went out before the completion would go out again under another id."""
 
     @stand.task(name="commits", once=True)
@@ -404,7 +444,7 @@ def test_commit_of_sends_in_the_body_is_refused(stand: Stand) -> None:
     assert stand.sent() == []
 
 
-def test_released_savepoints_and_commits_of_nothing_are_fine(stand: Stand) -> None:
+def test_released_savepoints_and_commits_of_nothing_are_fine(stand: OutboxStand) -> None:
     """Reading, giving the connection back, and SAVEPOINTs commit no writes."""
 
     @stand.task(name="reads", once=True)
@@ -432,7 +472,7 @@ def test_released_savepoints_and_commits_of_nothing_are_fine(stand: Stand) -> No
 
 
 @pytest.mark.databases("sqlite", "postgresql")
-def test_eager_and_direct_calls_run_the_body(stand: Stand) -> None:
+def test_eager_and_direct_calls_run_the_body(stand: OutboxStand) -> None:
     """A direct call has no task id to be known by and runs each time; apply() with an id twice runs once; a key counts always."""
     by_id = count(stand)
 
@@ -450,7 +490,7 @@ def test_eager_and_direct_calls_run_the_body(stand: Stand) -> None:
     assert stand.effects() == ["direct", "direct", "eager", "key"]
 
 
-def test_session_of_the_caller_makes_a_direct_call_part_of_its_transaction(stand: Stand) -> None:
+def test_session_of_the_caller_makes_a_direct_call_part_of_its_transaction(stand: OutboxStand) -> None:
     """It is neither recorded nor committed, with a key or without."""
     by_id = count(stand)
 
@@ -473,7 +513,7 @@ def test_session_of_the_caller_makes_a_direct_call_part_of_its_transaction(stand
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
 
-def statements_of(stand: Stand, act: Callable[[], object]) -> list[str]:
+def statements_of(stand: OutboxStand, act: Callable[[], object]) -> list[str]:
     """Return what a callable sends through the Alchemy's engine, without BEGIN, COMMIT and SAVEPOINT."""
     statements: list[str] = []
 
@@ -490,7 +530,7 @@ def statements_of(stand: Stand, act: Callable[[], object]) -> list[str]:
 
 
 @WAYS
-def test_once_adds_at_most_two_statements_to_a_task(stand: Stand, begin: Start) -> None:
+def test_once_adds_at_most_two_statements_to_a_task(stand: OutboxStand, begin: Start) -> None:
     """One that looks at the start, one that completes at the end; a replay is one statement or two."""
 
     @stand.task(name="plain")
@@ -510,7 +550,7 @@ def test_once_adds_at_most_two_statements_to_a_task(stand: Stand, begin: Start) 
 
 
 @pytest.mark.parametrize("once", [False, True])
-def test_enqueue_adds_one_insert_to_the_transaction_and_one_statement_after_it(stand: Stand, once: bool) -> None:
+def test_enqueue_adds_one_insert_to_the_transaction_and_one_statement_after_it(stand: OutboxStand, once: bool) -> None:
     """However many tasks it sends: they are one INSERT and one settlement."""
     task = count(stand, name="counted", once=once)
 
@@ -518,17 +558,19 @@ def test_enqueue_adds_one_insert_to_the_transaction_and_one_statement_after_it(s
         with stand.alchemy.begin() as session:
             for _ in range(number):
                 enqueue(session, task.s("a"))
+        stand.handed_over()
 
     for number in (1, 5):
         statements = statements_of(stand, lambda number=number: send(number))  # type: ignore[misc]
-        assert [statement.split()[0] for statement in statements] == ["INSERT", "UPDATE" if once else "DELETE"]
+        sent = [word for statement in statements if (word := statement.split()[0]) != "SET"]
+        assert sent == ["INSERT", "UPDATE" if once else "DELETE"]
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.databases("sqlite")
-def test_once_that_cannot_work_is_refused_when_the_task_is_made(stand: Stand) -> None:
+def test_once_that_cannot_work_is_refused_when_the_task_is_made(stand: OutboxStand) -> None:
     """Once of a wrong kind; a task that may not write cannot record that it is done; one that commits before it is done, or never."""
     wrong: list[dict[str, Any]] = [{"once": "yes"}, {"once": 1}, {"once": True, "read_only": True}]
     wrong += [{"once": True, "commit_on": outcomes} for outcomes in ((), ("retry",), ("success", "retry"), ("success", "reject"))]
@@ -547,9 +589,11 @@ def test_numbers_that_cannot_work_are_refused_at_once(make_stand: MakeStand, opt
         make_stand(**options)
 
 
-@pytest.mark.parametrize("options", [{"redeliver_after": 0}, {"redeliver_after": "900"}, {"max_deliveries": -1}])
+@pytest.mark.parametrize(
+    "options", [{"redeliver_after": 0}, {"redeliver_after": "900"}, {"max_deliveries": -1}, {"max_deliveries": 1.5}]
+)
 @pytest.mark.databases("sqlite")
-def test_numbers_of_a_task_that_cannot_work_are_refused_at_once(stand: Stand, options: dict[str, Any]) -> None:
+def test_numbers_of_a_task_that_cannot_work_are_refused_at_once(stand: OutboxStand, options: dict[str, Any]) -> None:
     """As those of the Alchemy; the text names the task too."""
     [name] = options
 
@@ -587,7 +631,7 @@ def test_limit_of_the_worker_itself_puts_the_next_sending_off_too(make_stand: Ma
     assert 4900 < waits[0] < 5100
 
 
-def test_missing_table_is_named_with_the_command_that_makes_it(stand: Stand) -> None:
+def test_missing_table_is_named_with_the_command_that_makes_it(stand: OutboxStand) -> None:
     """In the caller that enqueues, and in the worker that runs a once task."""
     task = count(stand)
     sent = start_past_outbox(stand, task, "a")

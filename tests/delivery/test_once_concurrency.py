@@ -10,7 +10,7 @@ import pytest
 from celery.exceptions import Ignore
 from sqlalchemy.orm import Session
 
-from tests.delivery.stand import Effect, Stand
+from tests.delivery.outbox_stand import Effect, OutboxStand
 from tests.delivery.test_once import WAYS, Start
 
 LEVELS = [
@@ -43,7 +43,7 @@ class Meeting:
 
 @WAYS
 @pytest.mark.parametrize(("database", "level"), LEVELS, indirect=["database"])
-def test_deliveries_at_the_same_time_are_one_effect(stand: Stand, level: str | None, begin: Start) -> None:
+def test_deliveries_at_the_same_time_are_one_effect(stand: OutboxStand, level: str | None, begin: Start) -> None:
     """Both bodies run, both have read that nothing is done yet; one commits and both report its result."""
     meeting = Meeting(2)
 
@@ -67,7 +67,7 @@ def test_deliveries_at_the_same_time_are_one_effect(stand: Stand, level: str | N
 
 
 @pytest.mark.parametrize(("database", "level"), LEVELS, indirect=["database"])
-def test_many_tasks_with_one_key_at_the_same_time_are_one_effect(stand: Stand, level: str | None) -> None:
+def test_many_tasks_with_one_key_at_the_same_time_are_one_effect(stand: OutboxStand, level: str | None) -> None:
     """A key, four messages, four threads: MariaDB's gap locks make some of them victims of a deadlock, and still."""
     meeting = Meeting(4)
 
@@ -92,7 +92,7 @@ def test_many_tasks_with_one_key_at_the_same_time_are_one_effect(stand: Stand, l
 
 
 @pytest.mark.parametrize(("database", "level"), LEVELS, indirect=["database"])
-def test_loser_of_a_winner_that_rolls_back_does_the_work(stand: Stand, level: str | None) -> None:
+def test_loser_of_a_winner_that_rolls_back_does_the_work(stand: OutboxStand, level: str | None) -> None:
     """The one that came first fails after the other has waited for it: the other one's effect is the effect."""
     meeting = Meeting(2)
     first = threading.local()
@@ -124,7 +124,7 @@ def test_loser_of_a_winner_that_rolls_back_does_the_work(stand: Stand, level: st
 @pytest.mark.parametrize("database", ["sqlite", "postgresql", "mariadb"], indirect=True)
 @pytest.mark.parametrize(("ending", "state"), [(Ignore(), "IGNORED"), (LookupError("no such book"), "FAILURE")])
 def test_deliveries_that_end_without_success_at_the_same_time_leave_one_record(
-    stand: Stand, begin: Start, ending: Exception, state: str, caplog: pytest.LogCaptureFixture
+    stand: OutboxStand, begin: Start, ending: Exception, state: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each writes the record; those that come too late neither fail by that nor complain."""
     meeting = Meeting(3)

@@ -9,21 +9,23 @@ from celery.exceptions import Ignore, Reject
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from celery_alchemy import DeadTaskError, upkeep
-from celery_alchemy import relay as relay_module
+from celery_alchemy import DeadTaskError
+from celery_alchemy.operations import dead_tasks as upkeep
+from celery_alchemy.outbox import relay as relay_module
 from tests.delivery.conftest import MakeStand
-from tests.delivery.stand import Crash, Effect, Stand
+from tests.delivery.outbox_stand import Effect, OutboxStand
 from tests.delivery.test_once import WAYS, Start, start, start_past_outbox
+from tests.stand import Crash
 
 OWED = "due_at IS NOT NULL AND completed_at IS NULL AND died_at IS NULL"
 
 
-def owed(stand: Stand) -> int:
+def owed(stand: OutboxStand) -> int:
     return len(stand.database.rows(f"SELECT id FROM celery_outbox WHERE {OWED}"))
 
 
 @WAYS
-def test_retry_keeps_the_task_owed(stand: Stand, begin: Start) -> None:
+def test_retry_keeps_the_task_owed(stand: OutboxStand, begin: Start) -> None:
     """The message of the next attempt takes the place of the first; lost by the broker, it is sent again as it was."""
 
     @stand.task(name="again", once=True, bind=True)
@@ -55,7 +57,7 @@ def test_retry_keeps_the_task_owed(stand: Stand, begin: Start) -> None:
 
 
 @WAYS
-def test_autoretry_keeps_the_task_owed_until_it_has_failed_for_good(stand: Stand, begin: Start) -> None:
+def test_autoretry_keeps_the_task_owed_until_it_has_failed_for_good(stand: OutboxStand, begin: Start) -> None:
     """With retries left it is owed; without, it is dead with the last error."""
 
     @stand.task(name="fails", once=True, autoretry_for=(LookupError,), max_retries=1, default_retry_delay=0)
@@ -74,7 +76,7 @@ def test_autoretry_keeps_the_task_owed_until_it_has_failed_for_good(stand: Stand
 
 
 @WAYS
-def test_autoretry_does_not_revive_a_dead_task(stand: Stand, begin: Start) -> None:
+def test_autoretry_does_not_revive_a_dead_task(stand: OutboxStand, begin: Start) -> None:
     """A copy of the first message has retries left, and the error that it meets is an Exception too."""
     runs: list[int] = []
     told: list[str] = []
@@ -106,7 +108,7 @@ def test_autoretry_does_not_revive_a_dead_task(stand: Stand, begin: Start) -> No
 
 
 @WAYS
-def test_dead_task_is_not_run_until_it_is_revived(stand: Stand, begin: Start) -> None:
+def test_dead_task_is_not_run_until_it_is_revived(stand: OutboxStand, begin: Start) -> None:
     """Its error is kept, a late copy reports it, and the revived one does the work once."""
     broken = [True]
 
@@ -138,7 +140,7 @@ def test_dead_task_is_not_run_until_it_is_revived(stand: Stand, begin: Start) ->
 
 
 @WAYS
-def test_task_that_kills_its_process_each_time_is_dead_in_the_end(stand: Stand, begin: Start) -> None:
+def test_task_that_kills_its_process_each_time_is_dead_in_the_end(stand: OutboxStand, begin: Start) -> None:
     """max_deliveries bounds it; record_failure is told once; a late copy does not start it again."""
     starts: list[int] = []
     told: list[str] = []
@@ -167,7 +169,7 @@ def test_task_that_kills_its_process_each_time_is_dead_in_the_end(stand: Stand, 
     assert "started 3 times" in upkeep.dead(stand.alchemy.engine)[0]["error"]
 
 
-def test_starts_that_ended_do_not_count(stand: Stand) -> None:
+def test_starts_that_ended_do_not_count(stand: OutboxStand) -> None:
     """Only starts without an end say that a task kills its process: retries may be many."""
 
     @stand.task(name="again", once=True, bind=True, max_deliveries=2, max_retries=None)
@@ -184,7 +186,7 @@ def test_starts_that_ended_do_not_count(stand: Stand) -> None:
 
 
 @WAYS
-def test_runs_again_in_a_living_process_do_not_count(stand: Stand, begin: Start) -> None:
+def test_runs_again_in_a_living_process_do_not_count(stand: OutboxStand, begin: Start) -> None:
     """A body that is run again after a transient error has killed nothing."""
     runs: list[str] = []
 
@@ -204,7 +206,7 @@ def test_runs_again_in_a_living_process_do_not_count(stand: Stand, begin: Start)
 
 
 @WAYS
-def test_message_that_is_requeued_again_and_again_does_not_count(stand: Stand, begin: Start) -> None:
+def test_message_that_is_requeued_again_and_again_does_not_count(stand: OutboxStand, begin: Start) -> None:
     """`Reject(requeue=True)` says "not now"; each of these starts has ended."""
     runs: list[str] = []
 
@@ -225,7 +227,7 @@ def test_message_that_is_requeued_again_and_again_does_not_count(stand: Stand, b
 
 @WAYS
 @pytest.mark.parametrize("commit_on", [("success",), ("success", "ignore")])
-def test_ignored_task_is_done(stand: Stand, begin: Start, commit_on: tuple[str, ...]) -> None:
+def test_ignored_task_is_done(stand: OutboxStand, begin: Start, commit_on: tuple[str, ...]) -> None:
     """Ignore ends it, with its writes or without; a copy is ignored as well and does nothing."""
 
     @stand.task(name="ignores", once=True, commit_on=commit_on)
@@ -241,7 +243,7 @@ def test_ignored_task_is_done(stand: Stand, begin: Start, commit_on: tuple[str, 
     assert owed(stand) == 0
 
 
-def test_rejected_task_is_dead_and_a_requeued_one_is_owed(stand: Stand) -> None:
+def test_rejected_task_is_dead_and_a_requeued_one_is_owed(stand: OutboxStand) -> None:
     """Reject without requeue has failed for good; with it, the broker keeps it, and so does the outbox."""
 
     @stand.task(name="rejects", once=True)
@@ -259,7 +261,7 @@ def test_rejected_task_is_dead_and_a_requeued_one_is_owed(stand: Stand) -> None:
 
 
 @WAYS
-def test_replaced_task_is_done_and_its_replacement_runs_once(stand: Stand, begin: Start) -> None:
+def test_replaced_task_is_done_and_its_replacement_runs_once(stand: OutboxStand, begin: Start) -> None:
     """The replacement has the task's id and a record of its own."""
 
     @stand.task(name="replacement", once=True)
@@ -285,7 +287,7 @@ def test_replaced_task_is_done_and_its_replacement_runs_once(stand: Stand, begin
     assert owed(stand) == 0
 
 
-def test_owed_task_is_sent_again_when_the_broker_has_lost_it(stand: Stand) -> None:
+def test_owed_task_is_sent_again_when_the_broker_has_lost_it(stand: OutboxStand) -> None:
     """And it is not sent before its time; the copy that turns up after all does nothing."""
 
     @stand.task(name="slow", once=True)
@@ -307,7 +309,7 @@ def test_owed_task_is_sent_again_when_the_broker_has_lost_it(stand: Stand) -> No
     assert stand.effects() == ["a"]
 
 
-def test_start_of_a_run_puts_the_next_delivery_off(stand: Stand) -> None:
+def test_start_of_a_run_puts_the_next_delivery_off(stand: OutboxStand) -> None:
     """redeliver_after counts from the start: a task that waited long in the queue is not sent beside its own run."""
     waits: list[Any] = []
 
@@ -324,7 +326,7 @@ def test_start_of_a_run_puts_the_next_delivery_off(stand: Stand) -> None:
     assert 90 < waits[0] <= 100
 
 
-def test_task_with_an_eta_is_sent_again_after_its_eta(stand: Stand) -> None:
+def test_task_with_an_eta_is_sent_again_after_its_eta(stand: OutboxStand) -> None:
     """Before it no worker would have run it."""
 
     @stand.task(name="later", once=True, redeliver_after=100)
@@ -336,7 +338,7 @@ def test_task_with_an_eta_is_sent_again_after_its_eta(stand: Stand) -> None:
     assert 1090 < seconds_until_due(stand) <= 1100
 
 
-def seconds_until_due(stand: Stand) -> float:
+def seconds_until_due(stand: OutboxStand) -> float:
     """Return how far ahead the only row's due_at is, by the database's clock."""
     query = {
         "sqlite": "SELECT round((julianday(due_at) - julianday('now')) * 86400, 3) FROM celery_outbox",
@@ -398,7 +400,7 @@ def test_relay_prunes_as_fast_as_records_grow_old(make_stand: MakeStand, monkeyp
     assert left == [5, 3, 1, 0, 1, 0, 0]
 
 
-def test_revive_takes_only_the_dead(stand: Stand) -> None:
+def test_revive_takes_only_the_dead(stand: OutboxStand) -> None:
     """Ids of tasks that are owed, completed or unknown are not theirs; without ids it takes all the dead."""
 
     @stand.task(name="count", once=True)
@@ -418,7 +420,7 @@ def test_revive_takes_only_the_dead(stand: Stand) -> None:
     assert sorted(sent.id for sent in stand.sent()) == sorted(sent.id for sent in dead)
 
 
-def test_same_key_enqueued_again_after_it_is_done_reports_the_result(stand: Stand) -> None:
+def test_same_key_enqueued_again_after_it_is_done_reports_the_result(stand: OutboxStand) -> None:
     """The message goes out as any other and finds the work done; while it is owed, a second message shares its fate."""
 
     @stand.task(name="keyed", once=lambda name: name)
@@ -434,7 +436,7 @@ def test_same_key_enqueued_again_after_it_is_done_reports_the_result(stand: Stan
     assert len(stand.outbox()) == 1
 
 
-def test_task_that_was_sent_past_the_outbox_leaves_a_dead_row_that_can_be_revived(stand: Stand) -> None:
+def test_task_that_was_sent_past_the_outbox_leaves_a_dead_row_that_can_be_revived(stand: OutboxStand) -> None:
     """Its message is made from the request: the same id, arguments and chain."""
 
     @stand.task(name="fails", once=True)

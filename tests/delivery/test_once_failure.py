@@ -6,22 +6,24 @@ import contextlib
 import sqlite3
 import threading
 import time
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from celery_alchemy import Alchemy, DeadTaskError, failure, released, upkeep
-from celery_alchemy.body import RECORD_STARTS
+from celery_alchemy import DeadTaskError, released
+from celery_alchemy.operations import dead_tasks as upkeep
+from celery_alchemy.requests import failure
+from celery_alchemy.requests.once_body import RECORD_STARTS
 from tests.delivery.conftest import MakeStand
-from tests.delivery.stand import Crash, Effect, Stand
+from tests.delivery.outbox_stand import Effect, OutboxStand
 from tests.delivery.test_once import WAYS, Start, start, start_past_outbox
+from tests.stand import Crash
 
 
-def fails(stand: Stand, record: Any, **options: Any) -> Any:
+def fails(stand: OutboxStand, record: Any, **options: Any) -> Any:
     """Make a once task that always fails, with a `record_failure`."""
 
     @stand.task(name="fails", once=True, record_failure=record, **options)
@@ -33,7 +35,7 @@ def fails(stand: Stand, record: Any, **options: Any) -> Any:
     return always_fails
 
 
-def dead(stand: Stand) -> list[str]:
+def dead(stand: OutboxStand) -> list[str]:
     """Return the errors of the dead tasks."""
     return [row["error"] for row in upkeep.dead(stand.alchemy.engine)]
 
@@ -49,7 +51,7 @@ def crash_at_commit(session: Session) -> None:
 
 @WAYS
 @pytest.mark.parametrize("kills", [False, True], ids=["failed", "killed its process too often"])
-def test_process_that_dies_between_leaves_neither(stand: Stand, begin: Start, kills: bool) -> None:
+def test_process_that_dies_between_leaves_neither(stand: OutboxStand, begin: Start, kills: bool) -> None:
     """Else the task would be dead and the document's reason never written: nobody would run `record_failure` again."""
     crashes = [True]
 
@@ -79,7 +81,7 @@ def test_process_that_dies_between_leaves_neither(stand: Stand, begin: Start, ki
     assert len(dead(stand)) == 1
 
 
-def test_rival_that_has_failed_first_has_recorded_it(stand: Stand) -> None:
+def test_rival_that_has_failed_first_has_recorded_it(stand: OutboxStand) -> None:
     """Of two deliveries that fail one after the other the first records; of two at the same time the first that commits."""
     told: list[str] = []
     runs: list[int] = []
@@ -110,7 +112,7 @@ def test_rival_that_has_failed_first_has_recorded_it(stand: Stand) -> None:
 
 @WAYS
 @pytest.mark.parametrize("when", ["before", "during"])
-def test_rival_that_has_succeeded_first_leaves_nothing_to_record(stand: Stand, begin: Start, when: str) -> None:
+def test_rival_that_has_succeeded_first_leaves_nothing_to_record(stand: OutboxStand, begin: Start, when: str) -> None:
     """What was written about the failure is rolled back, and this delivery reports the other one's result."""
     runs: list[int] = []
 
@@ -139,7 +141,7 @@ def test_rival_that_has_succeeded_first_leaves_nothing_to_record(stand: Stand, b
 @pytest.mark.databases("postgresql", "mariadb")
 @WAYS
 def test_many_that_fail_at_the_same_time_record_one_failure_each(
-    stand: Stand, begin: Start, caplog: pytest.LogCaptureFixture
+    stand: OutboxStand, begin: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Copies of one task record it once, which is no error; different tasks do not cost each other their reasons."""
     copies, tasks = 3, 4
@@ -168,7 +170,7 @@ def test_many_that_fail_at_the_same_time_record_one_failure_each(
 
 
 @WAYS
-def test_record_failure_that_kills_its_process_is_bounded(stand: Stand, begin: Start, caplog: pytest.LogCaptureFixture) -> None:
+def test_record_failure_that_kills_its_process_is_bounded(stand: OutboxStand, begin: Start, caplog: pytest.LogCaptureFixture) -> None:
     """In the end the task is dead without it, and the log says so."""
     runs: list[int] = []
 
@@ -187,7 +189,7 @@ def test_record_failure_that_kills_its_process_is_bounded(stand: Stand, begin: S
 
 
 @pytest.mark.parametrize("said", ["bad byte \0", "name \udcff", None], ids=["NUL", "half a surrogate pair", "no text"])
-def test_error_that_no_database_takes_is_recorded(stand: Stand, said: str | None) -> None:
+def test_error_that_no_database_takes_is_recorded(stand: OutboxStand, said: str | None) -> None:
     """Or that cannot even be written as text: the task is dead, and its record_failure has run."""
 
     class WordlessError(Exception):
@@ -210,7 +212,7 @@ def test_error_that_no_database_takes_is_recorded(stand: Stand, said: str | None
     assert error.startswith("WordlessError: " if said is None else "ValueError: ")
 
 
-def test_session_of_record_failure_is_new(stand: Stand) -> None:
+def test_session_of_record_failure_is_new(stand: OutboxStand) -> None:
     """It has no transaction and no writes yet: it can begin one, and be released around a slow call."""
 
     def record(session: Session, exc: BaseException, name: str) -> None:
@@ -226,7 +228,7 @@ def test_session_of_record_failure_is_new(stand: Stand) -> None:
 
 
 @pytest.mark.parametrize(("commits", "runs_expected"), [("nothing", 3), ("a savepoint", 3), ("all", 1)])
-def test_commit_of_its_own_is_not_repeated(stand: Stand, commits: str, runs_expected: int) -> None:
+def test_commit_of_its_own_is_not_repeated(stand: OutboxStand, commits: str, runs_expected: int) -> None:
     """What it has committed would be there twice."""
     runs: list[int] = []
 
@@ -247,39 +249,7 @@ def test_commit_of_its_own_is_not_repeated(stand: Stand, commits: str, runs_expe
     assert dead(stand) == ["LookupError: a"]
 
 
-@pytest.mark.parametrize("writes", [True, False])
-def test_what_it_writes_in_another_database_is_not_written_again(stand: Stand, tmp_path: Path, writes: bool) -> None:
-    """Two databases do not commit together: when this one's commit fails, the other's is done. Before that all is rolled back."""
-    runs: list[int] = []
-    commits: list[int] = []
-
-    def fail_at_commit(session: Session) -> None:
-        commits.append(len(commits))
-        if len(commits) < 3:
-            raise OperationalError("COMMIT", {}, sqlite3.OperationalError("database is locked"))
-
-    def record(session: Session, other: Annotated[Session, "analytics"], exc: BaseException, name: str) -> None:
-        runs.append(len(runs))
-        if writes:
-            other.execute(text("INSERT INTO note VALUES (1)"))
-        event.listen(session, "after_flush", lambda *_: event.listen(session, "before_commit", fail_at_commit))
-        session.add(Effect(name=name))
-
-    analytics = Alchemy(stand.app, f"sqlite:///{tmp_path / 'analytics.db'}", name="analytics")
-    with analytics.begin() as session:
-        session.execute(text("CREATE TABLE note (id INTEGER)"))
-    stand.deliver(start(stand, fails(stand, record), "a"))
-    with analytics.session() as session:
-        notes = session.scalar(text("SELECT count(*) FROM note"))
-    analytics.engine.dispose()
-
-    assert len(runs) == (1 if writes else 3)
-    assert notes == (1 if writes else 0)
-    assert stand.effects() == ([] if writes else ["a"])
-    assert dead(stand) == ["LookupError: a"]
-
-
-def test_eager_task_that_fails_is_not_run_again(stand: Stand) -> None:
+def test_eager_task_that_fails_is_not_run_again(stand: OutboxStand) -> None:
     """There was no message to keep, and to make one would run the task."""
     runs: list[int] = []
 
@@ -310,7 +280,7 @@ def test_what_record_failure_sends_is_kept(make_stand: MakeStand, keeps: bool) -
     assert stand.effects() == ["a"]
 
 
-def test_late_copy_does_not_record_again(stand: Stand) -> None:
+def test_late_copy_does_not_record_again(stand: OutboxStand) -> None:
     """The task is dead; a copy of its message reports that."""
     told: list[str] = []
     sent = start(stand, fails(stand, lambda session, exc, name: told.append(name)), "a")
@@ -321,7 +291,7 @@ def test_late_copy_does_not_record_again(stand: Stand) -> None:
     assert told == ["a"]
 
 
-def test_error_that_may_pass_runs_record_failure_again(stand: Stand) -> None:
+def test_error_that_may_pass_runs_record_failure_again(stand: OutboxStand) -> None:
     """A connection that is cut in it must not cost the reason; nothing of the first run is left."""
     runs: list[int] = []
 
@@ -339,7 +309,7 @@ def test_error_that_may_pass_runs_record_failure_again(stand: Stand) -> None:
     assert dead(stand) == ["LookupError: a"]
 
 
-def test_record_failure_that_waits_in_vain_is_not_run_again(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_failure_that_waits_in_vain_is_not_run_again(stand: OutboxStand, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parent process of a worker runs it too, and does nothing else meanwhile."""
     runs: list[int] = []
 
@@ -356,7 +326,9 @@ def test_record_failure_that_waits_in_vain_is_not_run_again(stand: Stand, monkey
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), OperationalError("", {}, sqlite3.OperationalError("database is locked"))])
-def test_record_failure_that_fails_leaves_the_task_dead(stand: Stand, error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+def test_record_failure_that_fails_leaves_the_task_dead(
+    stand: OutboxStand, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     """Its error is logged, the task's own stands and is kept; nothing that it wrote is."""
 
     def record(session: Session, exc: BaseException, name: str) -> None:
@@ -372,7 +344,7 @@ def test_record_failure_that_fails_leaves_the_task_dead(stand: Stand, error: Exc
     assert "record_failure of task fails failed" in caplog.text
 
 
-def test_what_record_failure_sends_is_sent_with_the_death(stand: Stand) -> None:
+def test_what_record_failure_sends_is_sent_with_the_death(stand: OutboxStand) -> None:
     """Its sends are part of the same transaction too."""
     crashes = [True]
 
@@ -393,7 +365,7 @@ def test_what_record_failure_sends_is_sent_with_the_death(stand: Stand) -> None:
 
 
 @pytest.mark.parametrize("end", ["rollback", "commit"])
-def test_record_failure_that_ends_the_transaction_leaves_the_task_dead(stand: Stand, end: str) -> None:
+def test_record_failure_that_ends_the_transaction_leaves_the_task_dead(stand: OutboxStand, end: str) -> None:
     """A rollback of its own takes back what it wrote, and not that the task has failed for good."""
 
     def record(session: Session, exc: BaseException, name: str) -> None:
@@ -410,7 +382,7 @@ def test_record_failure_that_ends_the_transaction_leaves_the_task_dead(stand: St
     assert dead(stand) == ["LookupError: a"]
 
 
-def test_session_of_record_failure_may_be_left_alone(stand: Stand) -> None:
+def test_session_of_record_failure_may_be_left_alone(stand: OutboxStand) -> None:
     """The death needs one all the same."""
     told: list[str] = []
     sent = start(stand, fails(stand, lambda session, exc, name: told.append(name)), "a")

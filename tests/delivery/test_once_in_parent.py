@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,16 +9,35 @@ import pytest
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
 from celery.worker.state import revoked
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from celery_alchemy import DeadTaskError, upkeep, worker
-from celery_alchemy.worker import SessionRequest
-from tests.delivery.stand import Crash, Effect, Sent, Stand
+from celery_alchemy import DeadTaskError
+from celery_alchemy.operations import dead_tasks as upkeep
+from celery_alchemy.worker.parent import SessionRequest
+from celery_alchemy.worker.record_threads import record_threads
+from tests.delivery.outbox_stand import Effect, OutboxStand
 from tests.delivery.test_once import WAYS, Start, start
+from tests.stand import Crash, Sent
 
 
-def in_parent(stand: Stand, sent: Sent) -> tuple[Any, list[str]]:
+class Waiting(SessionRequest):
+    """The request of a worker's parent process, in which a test waits for what its threads record."""
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        super().on_timeout(soft, timeout)
+        assert record_threads.drain(30)
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        super().on_failure(exc_info, send_failed_event, return_ok)
+        assert record_threads.drain(30)
+
+    def revoked(self) -> bool:
+        is_revoked = bool(super().revoked())
+        assert record_threads.drain(30)
+        return is_revoked
+
+
+def in_parent(stand: OutboxStand, sent: Sent, kind: type[SessionRequest] = Waiting) -> tuple[Any, list[str]]:
     """Return the request of a message as a worker's parent process holds it, and what it will tell the broker."""
     told: list[str] = []
     message: Any = SimpleNamespace(
@@ -31,7 +49,7 @@ def in_parent(stand: Stand, sent: Sent) -> tuple[Any, list[str]]:
         body=sent.body,
         payload=sent.content(),
     )
-    request = SessionRequest(
+    request = kind(
         message,
         app=stand.app,
         task=stand.app.tasks[sent.task],
@@ -43,7 +61,7 @@ def in_parent(stand: Stand, sent: Sent) -> tuple[Any, list[str]]:
 
 @WAYS
 @pytest.mark.parametrize("is_committed", [True, False])
-def test_hard_time_limit_after_the_commit_is_no_failure(stand: Stand, begin: Start, is_committed: bool) -> None:
+def test_hard_time_limit_after_the_commit_is_no_failure(stand: OutboxStand, begin: Start, is_committed: bool) -> None:
     """A child may be killed while it stores the result of work that is done."""
     told: list[str] = []
 
@@ -68,7 +86,7 @@ def test_hard_time_limit_after_the_commit_is_no_failure(stand: Stand, begin: Sta
 
 
 @WAYS
-def test_child_that_dies_is_counted_until_the_task_is_dead(stand: Stand, begin: Start) -> None:
+def test_child_that_dies_is_counted_until_the_task_is_dead(stand: OutboxStand, begin: Start) -> None:
     """The broker gets the message back each time; past the outbox only the parent knows of the first death."""
 
     @stand.task(name="kills", once=True, max_deliveries=3)
@@ -99,7 +117,7 @@ def died() -> Any:
 
 
 @pytest.mark.parametrize("reason", ["revoked", "expired"])
-def test_owed_task_that_is_discarded_is_not_sent_again(stand: Stand, reason: str) -> None:
+def test_owed_task_that_is_discarded_is_not_sent_again(stand: OutboxStand, reason: str) -> None:
     """It is dead, with the reason, and may be revived."""
 
     @stand.task(name="late", once=True)
@@ -117,21 +135,3 @@ def test_owed_task_that_is_discarded_is_not_sent_again(stand: Stand, reason: str
     assert (discarded, to_broker) == (True, ["acknowledged"])
     assert [row["error"] for row in upkeep.dead(stand.alchemy.engine)] == [f"the task was {reason}"]
     assert stand.relay_all() == 0
-
-
-def test_parent_has_little_time_for_record_failure(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It does nothing else meanwhile: what may pass is tried again for its own, shorter time."""
-    runs: list[int] = []
-
-    def record(session: Session, exc: BaseException, name: str) -> None:
-        runs.append(len(runs))
-        raise OperationalError("UPDATE", {}, sqlite3.OperationalError("database is locked"))
-
-    @stand.task(name="slow", once=True, record_failure=record)
-    def slow(session: Session, name: str) -> None: ...
-
-    monkeypatch.setattr(worker, "RECORD_SECONDS", 0.0)
-    request, _ = in_parent(stand, start(stand, slow, "a"))
-    request.on_timeout(soft=False, timeout=1)
-
-    assert runs == [0]

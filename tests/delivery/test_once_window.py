@@ -9,8 +9,8 @@ import pytest
 from celery import Celery
 
 from celery_alchemy import Alchemy
-from celery_alchemy.worker import SessionStep
-from tests.delivery.stand import add_effect
+from celery_alchemy.worker.boot_steps import SessionStep
+from tests.delivery.outbox_stand import add_effect
 
 
 def start_worker_of(app: Celery) -> None:

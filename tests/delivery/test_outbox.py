@@ -11,18 +11,20 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from celery_alchemy import enqueue, upkeep
-from celery_alchemy import outbox as outbox_module
-from celery_alchemy import publisher as publisher_module
-from celery_alchemy import relay as relay_module
-from celery_alchemy.relay import Relay, RelayThread
+from celery_alchemy import enqueue
+from celery_alchemy.messages import publisher as publisher_module
+from celery_alchemy.operations import dead_tasks as upkeep
+from celery_alchemy.outbox import delivery
+from celery_alchemy.outbox import outbox as outbox_module
+from celery_alchemy.outbox import relay as relay_module
+from celery_alchemy.outbox.relay import Relay, RelayThread
 from tests.delivery.conftest import MakeStand
-from tests.delivery.stand import Effect, Stand
+from tests.delivery.outbox_stand import Effect, OutboxStand
 from tests.delivery.test_once_endings import seconds_until_due
 from tests.waiting import eventually
 
 
-def leave_behind(stand: Stand, *names: str) -> None:
+def leave_behind(stand: OutboxStand, *names: str) -> None:
     """Commit messages that this process does not hand over, and let their leases pass."""
     with stand.broker_down(), stand.alchemy.begin() as session:
         for name in names:
@@ -30,14 +32,14 @@ def leave_behind(stand: Stand, *names: str) -> None:
     stand.make_due()
 
 
-def names_sent(stand: Stand) -> list[str]:
+def names_sent(stand: OutboxStand) -> list[str]:
     return [sent.args[0] for sent in stand.sent()]
 
 
 # --- the broker is away -----------------------------------------------------------------------------------------------
 
 
-def test_message_is_kept_while_the_broker_is_down_and_sent_by_the_relay(stand: Stand) -> None:
+def test_message_is_kept_while_the_broker_is_down_and_sent_by_the_relay(stand: OutboxStand) -> None:
     """The commit succeeds, the caller gets the id, and the relay sends the message under it, once."""
     with stand.broker_down(), stand.alchemy.begin() as session:
         session.add(Effect(name="written"))
@@ -53,7 +55,7 @@ def test_message_is_kept_while_the_broker_is_down_and_sent_by_the_relay(stand: S
     assert stand.outbox() == []
 
 
-def test_id_of_any_length_is_sent_as_it_is(stand: Stand) -> None:
+def test_id_of_any_length_is_sent_as_it_is(stand: OutboxStand) -> None:
     """The table keeps what fits of it, for people; the sender's commit does not fail for it."""
     with stand.alchemy.begin() as session:
         enqueue(session, stand.effect.s("sent"), task_id="x" * 300)
@@ -62,7 +64,9 @@ def test_id_of_any_length_is_sent_as_it_is(stand: Stand) -> None:
     assert sent.id == "x" * 300
 
 
-def test_process_that_dies_after_the_commit_leaves_the_message_to_the_relay(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_that_dies_after_the_commit_leaves_the_message_to_the_relay(
+    stand: OutboxStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Between COMMIT and publish nobody is left to hand it over."""
 
     def die(*args: Any) -> None:
@@ -81,7 +85,7 @@ def test_process_that_dies_after_the_commit_leaves_the_message_to_the_relay(stan
 
 
 def test_process_that_dies_between_publish_and_settlement_causes_a_copy_with_the_same_id(
-    stand: Stand, monkeypatch: pytest.MonkeyPatch
+    stand: OutboxStand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At least once: the copy carries the id by which a once task knows it."""
 
@@ -89,8 +93,8 @@ def test_process_that_dies_between_publish_and_settlement_causes_a_copy_with_the
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(outbox_module, "settle", die)
-        with pytest.raises(KeyboardInterrupt), stand.alchemy.begin() as session:
+        patched.setattr(delivery, "settle", die)
+        with pytest.raises(KeyboardInterrupt), stand.in_caller(), stand.alchemy.begin() as session:
             enqueue(session, stand.effect.s("sent"))
     stand.make_due()
     stand.relay_all()
@@ -100,7 +104,7 @@ def test_process_that_dies_between_publish_and_settlement_causes_a_copy_with_the
     assert stand.outbox() == []
 
 
-def test_relay_publishes_in_the_order_in_which_rows_were_written(stand: Stand) -> None:
+def test_relay_publishes_in_the_order_in_which_rows_were_written(stand: OutboxStand) -> None:
     """A batch goes out oldest first, whatever order the database returns it in."""
     leave_behind(stand, "0", "1", "2", "3", "4")
     for row_id, body in stand.outbox("id, body"):
@@ -111,7 +115,7 @@ def test_relay_publishes_in_the_order_in_which_rows_were_written(stand: Stand) -
     assert names_sent(stand) == ["4", "3", "2", "1", "0"]
 
 
-def test_broker_that_is_down_does_not_count_against_a_message(stand: Stand) -> None:
+def test_broker_that_is_down_does_not_count_against_a_message(stand: OutboxStand) -> None:
     """An outage of a week sets nothing aside: the message is tried again every few seconds."""
     leave_behind(stand, "sent")
     with stand.broker_down():
@@ -125,7 +129,7 @@ def test_broker_that_is_down_does_not_count_against_a_message(stand: Stand) -> N
     assert names_sent(stand) == ["sent"]
 
 
-def test_relay_goes_on_after_an_outage_of_the_database(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relay_goes_on_after_an_outage_of_the_database(stand: OutboxStand, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its loop waits the outage out and takes up by itself."""
     leave_behind(stand, "sent")
     relay = stand.relay()
@@ -153,7 +157,7 @@ def test_relay_goes_on_after_an_outage_of_the_database(stand: Stand, monkeypatch
 # --- leases and fencing -----------------------------------------------------------------------------------------------
 
 
-def test_leased_message_is_not_taken_by_another_relay(stand: Stand) -> None:
+def test_leased_message_is_not_taken_by_another_relay(stand: OutboxStand) -> None:
     """Not while its process is handing it over, not while another relay publishes it."""
     taken: list[int] = []
     leave_behind(stand, "sent")
@@ -188,8 +192,8 @@ def test_relay_that_was_paused_past_its_lease_settles_nothing(make_stand: MakeSt
         def publish(self, messages: Any, *args: Any, **kwargs: Any) -> list[Exception | None]:
             # While this one sleeps its lease passes and another relay takes the row.
             stand.make_due()
-            with stand.alchemy.engine.begin() as connection:
-                relay_module.claim_due(connection, "second")
+            with stand.alchemy.place.begin(stand.alchemy.engine) as table:
+                relay_module.claim_due(table, "second")
             rows.append(stand.outbox("id, claim, failures, sends, error"))
             return [None if ends == "sent" else ValueError("late")] * len(list(messages))
 
@@ -206,7 +210,9 @@ def test_relay_that_was_paused_past_its_lease_settles_nothing(make_stand: MakeSt
 
 
 @pytest.mark.parametrize("once", [False, True])
-def test_process_that_was_paused_in_its_hand_over_settles_nothing(stand: Stand, monkeypatch: pytest.MonkeyPatch, once: bool) -> None:
+def test_process_that_was_paused_in_its_hand_over_settles_nothing(
+    stand: OutboxStand, monkeypatch: pytest.MonkeyPatch, once: bool
+) -> None:
     """The same holds for the process that committed the message, of a plain task and of one that is owed."""
 
     @stand.task(name="hands over", once=once)
@@ -217,23 +223,23 @@ def test_process_that_was_paused_in_its_hand_over_settles_nothing(stand: Stand, 
     assert outbox is not None
     publish = outbox.publisher.publish
 
-    def publish_late(messages: Any) -> Any:
-        answers = publish(messages)
+    def publish_late(*messages: Any) -> Any:
+        answers = publish(*messages)
         stand.make_due()
-        with stand.alchemy.engine.begin() as connection:
-            relay_module.claim_due(connection, "relay")
+        with stand.alchemy.place.begin(stand.alchemy.engine) as table:
+            relay_module.claim_due(table, "relay")
         rows.append(stand.outbox("claim, due_at, sends"))
         return answers
 
     monkeypatch.setattr(outbox.publisher, "publish", publish_late)
-    with stand.alchemy.begin() as session:
+    with stand.in_caller(), stand.alchemy.begin() as session:
         enqueue(session, hands_over.s())
 
     assert rows[0][0][0] == "relay"
     assert stand.outbox("claim, due_at, sends") == rows[0]
 
 
-def test_many_relays_share_the_work(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_relays_share_the_work(stand: OutboxStand, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four of them at once: each message is published once, nothing is left, nobody fails."""
     monkeypatch.setattr(relay_module, "BATCH_ROWS", 10)
     names = [f"{number}" for number in range(200)]
@@ -255,7 +261,7 @@ def test_many_relays_share_the_work(stand: Stand, monkeypatch: pytest.MonkeyPatc
 
 # SQLite has one writer at a time.
 @pytest.mark.databases("postgresql", "mariadb")
-def test_relay_does_not_wait_for_a_transaction_that_is_under_way(stand: Stand) -> None:
+def test_relay_does_not_wait_for_a_transaction_that_is_under_way(stand: OutboxStand) -> None:
     """A producer's open transaction holds neither the relay nor its messages up."""
     leave_behind(stand, "committed")
     with stand.alchemy.session() as session:
@@ -269,7 +275,7 @@ def test_relay_does_not_wait_for_a_transaction_that_is_under_way(stand: Stand) -
     assert names_sent(stand) == ["committed"]
 
 
-def test_relay_tries_no_message_when_its_lease_is_nearly_over(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relay_tries_no_message_when_its_lease_is_nearly_over(stand: OutboxStand, monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker that takes its time for each message: another relay would publish the rest at the same time."""
     clock = [0.0]
     monkeypatch.setattr(publisher_module, "monotonic", lambda: clock[0])
@@ -289,7 +295,7 @@ def test_relay_tries_no_message_when_its_lease_is_nearly_over(stand: Stand, monk
 
 
 @pytest.mark.databases("postgresql", "mariadb")
-def test_relay_passes_by_a_row_that_somebody_has_locked(stand: Stand) -> None:
+def test_relay_passes_by_a_row_that_somebody_has_locked(stand: OutboxStand) -> None:
     """A process that was paused in the middle of a row's change, or another relay, holds no other row up."""
     leave_behind(stand, "locked")
     [locked] = stand.outbox("id")
@@ -310,7 +316,7 @@ def test_relay_passes_by_a_row_that_somebody_has_locked(stand: Stand) -> None:
 
 
 @pytest.fixture
-def refuse(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+def refuse(stand: OutboxStand, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Have the broker refuse every message with some word in it, the others not."""
 
     def refuse(word: str) -> None:
@@ -326,7 +332,7 @@ def refuse(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
     return refuse
 
 
-def test_poison_message_is_set_aside_and_the_others_go_on(stand: Stand, refuse: Callable[[str], None]) -> None:
+def test_poison_message_is_set_aside_and_the_others_go_on(stand: OutboxStand, refuse: Callable[[str], None]) -> None:
     """After bounded attempts, with its error; neighbours in its batch are published at once."""
     leave_behind(stand, "first", "poison", "last")
     refuse("poison")
@@ -345,7 +351,7 @@ def test_poison_message_is_set_aside_and_the_others_go_on(stand: Stand, refuse: 
     assert names_sent(stand) == []
 
 
-def test_attempts_are_put_off_longer_each_time(stand: Stand, refuse: Callable[[str], None]) -> None:
+def test_attempts_are_put_off_longer_each_time(stand: OutboxStand, refuse: Callable[[str], None]) -> None:
     """Back-off by the database's clock, bounded."""
     leave_behind(stand, "poison")
     refuse("poison")
@@ -360,7 +366,7 @@ def test_attempts_are_put_off_longer_each_time(stand: Stand, refuse: Callable[[s
     assert max(waits) <= relay_module.BACKOFF_MAX_SECONDS
 
 
-def test_revived_poison_message_is_sent_when_the_broker_takes_it(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_revived_poison_message_is_sent_when_the_broker_takes_it(stand: OutboxStand, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reviving gives it all its attempts again."""
     leave_behind(stand, "poison")
     stand.database.execute("UPDATE celery_outbox SET died_at = due_at, due_at = NULL, failures = 10, error = 'x'")
@@ -405,7 +411,7 @@ CORRUPT = {
 
 @pytest.mark.databases("sqlite")
 @pytest.mark.parametrize("envelope", CORRUPT.values(), ids=CORRUPT.keys())
-def test_corrupt_row_is_set_aside_and_the_others_go_on(stand: Stand, envelope: str) -> None:
+def test_corrupt_row_is_set_aside_and_the_others_go_on(stand: OutboxStand, envelope: str) -> None:
     """It is reported, and it can be looked at."""
     leave_behind(stand, "first", "corrupt", "last")
     [corrupt_id] = [row[0] for row in stand.outbox("id, body") if b"corrupt" in bytes(row[1])]
@@ -424,7 +430,7 @@ def test_corrupt_row_is_set_aside_and_the_others_go_on(stand: Stand, envelope: s
         ("once = true, redeliver_seconds = NULL", "no redeliver_seconds"),
     ],
 )
-def test_row_with_a_hole_is_set_aside_and_the_others_go_on(stand: Stand, change: str, says: str) -> None:
+def test_row_with_a_hole_is_set_aside_and_the_others_go_on(stand: OutboxStand, change: str, says: str) -> None:
     """A column that is empty where it must not be: found before anything is published, on every database."""
     leave_behind(stand, "first", "corrupt", "last")
     [corrupt_id] = [row[0] for row in stand.outbox("id, body") if b"corrupt" in bytes(row[1])]
@@ -441,7 +447,7 @@ def test_row_with_a_hole_is_set_aside_and_the_others_go_on(stand: Stand, change:
     ("change", "is_dead"),
     [("created_at = 'yesterday'", False), ("sends = 'many'", True), ("once = true, redeliver_seconds = 'soon'", True)],
 )
-def test_row_with_nonsense_in_a_column_holds_no_other_up(stand: Stand, change: str, is_dead: bool) -> None:
+def test_row_with_nonsense_in_a_column_holds_no_other_up(stand: OutboxStand, change: str, is_dead: bool) -> None:
     """SQLite keeps whatever is written into a column: what the relay needs is checked row by row, and the others go out."""
     leave_behind(stand, "first", "corrupt", "last")
     [corrupt_id] = [row[0] for row in stand.outbox("id, body") if b"corrupt" in bytes(row[1])]
@@ -464,7 +470,7 @@ def test_row_with_nonsense_in_a_column_holds_no_other_up(stand: Stand, change: s
     ],
     ids=str,
 )
-def test_row_that_the_broker_cannot_take_harms_nobody_else(stand: Stand, change: dict[str, Any]) -> None:
+def test_row_that_the_broker_cannot_take_harms_nobody_else(stand: OutboxStand, change: dict[str, Any]) -> None:
     """Whatever is wrong with its routing or properties: the neighbours go out, the relay lives."""
     leave_behind(stand, "first", "strange", "last")
     [(strange_id, envelope)] = [row[:2] for row in stand.outbox("id, envelope, body") if b"strange" in bytes(row[2])]
@@ -490,7 +496,9 @@ def test_row_that_the_broker_cannot_take_harms_nobody_else(stand: Stand, change:
     ],
     ids=lambda value: next(iter(value)),
 )
-def test_untrusted_row_makes_the_relay_import_and_run_nothing(stand: Stand, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_untrusted_row_makes_the_relay_import_and_run_nothing(
+    stand: OutboxStand, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows are data: the body is not looked at, the envelope is plain JSON."""
     leave_behind(stand, "first")
     [envelope] = stand.outbox("envelope")
@@ -516,7 +524,7 @@ def test_untrusted_row_makes_the_relay_import_and_run_nothing(stand: Stand, valu
 
 
 @pytest.mark.databases("sqlite")
-def test_relay_needs_none_of_the_users_tasks(stand: Stand) -> None:
+def test_relay_needs_none_of_the_users_tasks(stand: OutboxStand) -> None:
     """A relay of an app that knows no task at all sends the rows as they are."""
     leave_behind(stand, "sent")
     stand.app.tasks.pop("effect")
@@ -529,11 +537,12 @@ def test_relay_needs_none_of_the_users_tasks(stand: Stand) -> None:
 # --- the clock --------------------------------------------------------------------------------------------------------
 
 
-def test_leases_are_told_by_the_database_and_not_by_this_machine(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leases_are_told_by_the_database_and_not_by_this_machine(stand: OutboxStand, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose clock is a year ahead takes nothing early and leases nothing for a year."""
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 365 * 86400)
-    with stand.broker_down(), stand.alchemy.begin() as session:
+    monkeypatch.setattr(outbox_module.Outbox, "hand_over", lambda *args: None)
+    with stand.alchemy.begin() as session:
         enqueue(session, stand.effect.s("sent"))
     early = stand.relay_all()
 

@@ -11,9 +11,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from celery_alchemy import enqueue
-from celery_alchemy.outbox import HandOver
+from celery_alchemy.outbox.outbox import HandOver
 from tests.delivery.conftest import MakeStand
-from tests.delivery.stand import Effect, Stand
+from tests.delivery.outbox_stand import Effect, OutboxStand
 
 Listen = Callable[[str, Callable[..., None]], None]
 
@@ -22,7 +22,7 @@ EVENTS = ["before_flush", "after_flush", "after_flush_postexec", "before_insert"
 
 
 @pytest.fixture
-def session(stand: Stand) -> Iterator[Session]:
+def session(stand: OutboxStand) -> Iterator[Session]:
     """A session that the user has made."""
     with Session(stand.alchemy.engine) as session:
         yield session
@@ -65,7 +65,7 @@ class Once:
 
 @pytest.mark.parametrize("name", EVENTS)
 @pytest.mark.parametrize("earlier", [True, False], ids=["with an earlier send", "alone"])
-def test_send_from_a_listener_is_kept(stand: Stand, session: Session, listen: Listen, name: str, earlier: bool) -> None:
+def test_send_from_a_listener_is_kept(stand: OutboxStand, session: Session, listen: Listen, name: str, earlier: bool) -> None:
     """It is in the database with what the transaction wrote, and the relay sends it."""
     send = Once(session, lambda: stand.effect.s("sent"))
     listen(name, send)
@@ -84,7 +84,7 @@ def test_send_from_a_listener_is_kept(stand: Stand, session: Session, listen: Li
 
 @pytest.mark.parametrize("name", EVENTS)
 def test_send_from_a_listener_survives_the_death_of_its_process(
-    stand: Stand, session: Session, listen: Listen, name: str, monkeypatch: pytest.MonkeyPatch
+    stand: OutboxStand, session: Session, listen: Listen, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its row is part of the COMMIT: there is nothing that would have to be done after it."""
 
@@ -103,7 +103,7 @@ def test_send_from_a_listener_survives_the_death_of_its_process(
 
 
 @pytest.mark.parametrize("name", EVENTS)
-def test_send_from_a_listener_ends_with_its_transaction(stand: Stand, session: Session, listen: Listen, name: str) -> None:
+def test_send_from_a_listener_ends_with_its_transaction(stand: OutboxStand, session: Session, listen: Listen, name: str) -> None:
     """A commit that fails, or is rolled back, sends nothing."""
     session.add(Effect(id=1, name="there"))
     session.commit()
@@ -122,7 +122,7 @@ def test_send_from_a_listener_ends_with_its_transaction(stand: Stand, session: S
 
 @pytest.mark.parametrize("name", EVENTS)
 @pytest.mark.parametrize("before", [True, False], ids=["sent before", "new"])
-def test_once_task_sent_by_a_listener_is_owed(stand: Stand, session: Session, listen: Listen, name: str, before: bool) -> None:
+def test_once_task_sent_by_a_listener_is_owed(stand: OutboxStand, session: Session, listen: Listen, name: str, before: bool) -> None:
     """Also one whose id was chosen and may be in the table: it is looked for without a flush in the middle of a flush."""
     task = stand.task(name="owed", once=True)(_do_nothing)
     if before:
@@ -141,7 +141,7 @@ def _do_nothing() -> None:
     pass
 
 
-def test_send_from_after_commit_is_kept_in_a_transaction_of_its_own(stand: Stand, session: Session, listen: Listen) -> None:
+def test_send_from_after_commit_is_kept_in_a_transaction_of_its_own(stand: OutboxStand, session: Session, listen: Listen) -> None:
     """The session takes no more statements then; the message is safe all the same before it is handed over."""
     send = Once(session, lambda: stand.effect.s("sent"))
     listen("after_commit", send)
@@ -169,7 +169,7 @@ def test_send_from_after_commit_of_a_savepoint_waits_for_the_outermost(make_stan
     assert [sent.id for sent in stand.sent()] == send.ids != []
 
 
-def test_commit_that_a_listener_refused_may_be_tried_again(stand: Stand, session: Session, listen: Listen) -> None:
+def test_commit_that_a_listener_refused_may_be_tried_again(stand: OutboxStand, session: Session, listen: Listen) -> None:
     """Its messages are in the transaction already and are not written twice."""
     refusals = [RuntimeError("not yet")]
 

@@ -10,14 +10,21 @@ from celery.exceptions import Ignore
 from sqlalchemy import insert, text
 from sqlalchemy.orm import Session
 
-from celery_alchemy import NoSessionError, PublishInTransactionError, PublishInTransactionWarning
+from celery_alchemy import (
+    MissingTableError,
+    NoSessionError,
+    PublishInTransactionError,
+    PublishInTransactionWarning,
+    on_commit,
+)
 from tests.delivery.conftest import MakeStand
-from tests.delivery.stand import Effect, Ended, Sent, Stand
+from tests.delivery.outbox_stand import Effect, OutboxStand
+from tests.stand import Ended, Sent
 
 pytestmark = pytest.mark.databases("sqlite")
 
 
-def start(stand: Stand, task: Any, *args: Any, **options: Any) -> Sent:
+def start(stand: OutboxStand, task: Any, *args: Any, **options: Any) -> Sent:
     """Send a task from a transaction of its own and take its message out of the broker."""
     with stand.alchemy.begin():
         task.apply_async_on_commit(args, **options)
@@ -25,7 +32,7 @@ def start(stand: Stand, task: Any, *args: Any, **options: Any) -> Sent:
     return sent
 
 
-def run(stand: Stand, task: Any, *args: Any) -> Ended:
+def run(stand: OutboxStand, task: Any, *args: Any) -> Ended:
     """Send a task and deliver it."""
     return stand.deliver(start(stand, task, *args))
 
@@ -46,7 +53,7 @@ def write(session: Session, way: str) -> None:
 WAYS = ["unflushed", "flushed", "core", "text"]
 
 
-def sender(stand: Stand, way: str) -> Any:
+def sender(stand: OutboxStand, way: str) -> Any:
     @stand.task(name="sender", commit_on=("success",))
     def send(session: Session) -> int:
         session.execute(text("SELECT 1"))
@@ -309,3 +316,77 @@ def test_direct_call_sends_on_its_own_commit(make_stand: MakeStand) -> None:
 
     assert direct() == 0
     assert [sent.args for sent in stand.sent()] == [["sent"]]
+
+
+# --- from callables that wait for the commit, and from transactions that must not write --------------
+
+
+@pytest.mark.parametrize("way", ["sync", "block", "once"])
+@pytest.mark.parametrize("outbox", [True, False])
+def test_send_of_a_callable_that_waited_for_the_commit_goes_out(make_stand: MakeStand, outbox: bool, way: str) -> None:
+    """The commit has happened, so that it goes out at once, by a transaction of its own."""
+    stand = make_stand(outbox=outbox)
+
+    @stand.task(name="parent", once=way == "once")
+    def parent(session: Session) -> None:
+        on_commit(session, lambda: stand.effect.delay_on_commit("child"))
+
+    if way == "block":
+        with stand.alchemy.begin() as session:
+            on_commit(session, lambda: stand.effect.delay_on_commit("child"))
+    else:
+        parent.apply(throw=True)
+
+    assert [sent.args for sent in stand.sent()] == [["child"]]
+    assert stand.alchemy.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.databases("sqlite", "postgresql", "mariadb")
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("outbox", [True, False])
+def test_read_only_task_sends(make_stand: MakeStand, outbox: bool, begun: bool) -> None:
+    """A dispatcher only reads; its messages are written in a transaction of their own, right after its commit."""
+    stand = make_stand(outbox=outbox)
+
+    @stand.task(name="dispatcher", read_only=True)
+    def dispatch(session: Session) -> None:
+        if begun:
+            session.execute(text("SELECT 1"))
+        for name in ("a", "b"):
+            stand.effect.delay_on_commit(name)
+
+    ended = run(stand, dispatch)
+
+    assert ended.state == "SUCCESS"
+    assert [sent.args for sent in stand.sent()] == [["a"], ["b"]]
+    assert stand.outbox() == []
+
+
+def test_read_only_task_whose_messages_cannot_be_written_fails(make_stand: MakeStand) -> None:
+    """It has committed nothing, and would else be a success that has sent nothing."""
+    stand = make_stand(outbox=True)
+
+    @stand.task(name="dispatcher", read_only=True)
+    def dispatch(session: Session) -> None:
+        session.execute(text("SELECT 1"))
+        stand.effect.delay_on_commit("a")
+
+    sent = start(stand, dispatch)
+    stand.database.execute("DROP TABLE celery_outbox")
+    ended = stand.deliver(sent)
+
+    assert (ended.state, type(ended.value)) == ("FAILURE", MissingTableError)
+    stand.alchemy.create_tables()
+
+
+def test_read_only_task_that_fails_sends_nothing(make_stand: MakeStand) -> None:
+    """As any other."""
+    stand = make_stand(outbox=True)
+
+    @stand.task(name="dispatcher", read_only=True)
+    def dispatch(session: Session) -> None:
+        stand.effect.delay_on_commit("a")
+        raise LookupError
+
+    assert run(stand, dispatch).state == "FAILURE"
+    assert (stand.sent(), stand.outbox()) == ([], [])

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from celery_alchemy import relay
+from celery_alchemy.outbox import relay
 from tests.delivery.machine import Delivery, make_work
-from tests.delivery.stand import Stand
+from tests.delivery.outbox_stand import OutboxStand
 from tests.services.databases import Database
 
 #: What the examples must have reached, on each database.
@@ -34,7 +34,7 @@ EXTENT = {"sqlite": (16, 40), "postgresql": (8, 25), "mariadb": (6, 25)}
 def test_no_order_of_events_breaks_a_guarantee(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same sequences at each run and on each database; fewer where each step costs more."""
     monkeypatch.setattr(relay, "MAX_FAILURES", 2)
-    stand = Stand(database)
+    stand = OutboxStand(database)
     make_work(stand)
     reached: set[str] = set()
     examples, steps = EXTENT[database.name]

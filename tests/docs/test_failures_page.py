@@ -17,12 +17,13 @@ NUMBERS = [f"F{number}" for number, _, _ in CASES]
 PROOF = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
-def test_all_37_are_there() -> None:
+def test_all_are_there() -> None:
     """In their order, on the page and in the table at its top."""
-    expected = [f"F{number:02}" for number in range(1, 38)]
+    first = [f"F{number:02}" for number in range(1, 38)]
     table = re.findall(r"^\| \[(F\d\d)\]\(#\S+\) \| (.+?) \|", PAGE, flags=re.MULTILINE)
 
-    assert expected == NUMBERS
+    assert NUMBERS[: len(first)] == first
+    assert sorted(set(NUMBERS)) == NUMBERS
     assert table == [(f"F{number}", title) for number, title, _ in CASES]
 
 

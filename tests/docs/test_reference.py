@@ -72,7 +72,8 @@ def test_loggers_are_documented() -> None:
     """docs/reference/events.md says of every logger that speaks above DEBUG what it has to say."""
     package = Path(celery_alchemy.__file__).parent
     speaks = re.compile(r"logger\.(info|warning|error|exception)\(")
-    speakers = {f"celery_alchemy.{file.stem}" for file in package.glob("*.py") if speaks.search(file.read_text(encoding="utf-8"))}
+    sources = [file.read_text(encoding="utf-8") for file in package.rglob("*.py")]
+    speakers = {name for source in sources if speaks.search(source) for name in re.findall(r'getLogger\("([\w.]+)"\)', source)}
 
     assert set(re.findall(r"^\| `(celery_alchemy\.\w+)` \|", _page("events.md"), flags=re.MULTILINE)) == speakers
 

@@ -10,10 +10,14 @@ import pytest
 from celery import Celery
 from sqlalchemy.orm import sessionmaker
 
-from celery_alchemy import Alchemy, ConfigurationError, SessionTask, outbox, pipeline, publisher, relay
-from celery_alchemy.cli import alchemy as command_line
+from celery_alchemy import Alchemy, ConfigurationError, SessionTask
 from celery_alchemy.databases import sqlite
-from celery_alchemy.tables import metadata
+from celery_alchemy.databases.tables import metadata
+from celery_alchemy.messages import batches as pipeline
+from celery_alchemy.messages import publisher
+from celery_alchemy.operations.command_line import alchemy as command_line
+from celery_alchemy.outbox import outbox, relay, result_records
+from celery_alchemy.requests.planned_task import PlannedTask
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 SETTINGS = (REFERENCE / "settings.md").read_text(encoding="utf-8")
@@ -40,9 +44,9 @@ def test_settings_of_an_alchemy_are_documented() -> None:
 
 def test_options_of_a_task_are_documented() -> None:
     """docs/reference/settings.md lists every option, and no other."""
-    ours = {"abstract", "Request", "is_async", "is_once", "may_run_again"}
-    values = {name for name, value in vars(SessionTask).items() if not callable(value) and not isinstance(value, DESCRIPTORS)}
-    values.add("once")  # It has no value on the class.
+    ours = {"abstract", "Request", "is_async", "is_once"}
+    values = {name for name, value in vars(PlannedTask).items() if not callable(value) and not isinstance(value, DESCRIPTORS)}
+    values |= {"around", "once"}  # A method, and what has no value on the class.
 
     assert _names("settings.md", "Of a task") == {name for name in values - ours if not name.startswith("_")}
 
@@ -59,10 +63,20 @@ def test_once_is_refused_beside_a_session_factory() -> None:
 
 
 def test_columns_are_documented() -> None:
-    """docs/reference/table.md has a line for every column of the table, and no other."""
-    (table,) = metadata.tables.values()
+    """docs/reference/table.md has a line for every column of the tables of tasks, and no other."""
+    outbox_table, steps_table = metadata.tables["celery_outbox"], metadata.tables["celery_steps"]
 
-    assert _names("table.md") == set(table.columns.keys())
+    assert _names("table.md", "The table celery_outbox") == set(outbox_table.columns.keys())
+    assert _names("table.md", "The table celery_steps") == set(steps_table.columns.keys())
+    results = metadata.tables["celery_results"]
+    assert _names("table.md", "The table celery_results") == set(results.columns.keys())
+
+
+def test_tables_are_documented() -> None:
+    """docs/reference/table.md names every table of the library."""
+    page = (REFERENCE / "table.md").read_text(encoding="utf-8")
+
+    assert [name for name in metadata.tables if f"`{name}`" not in page and f"table {name}" not in page] == []
 
 
 def test_commands_are_documented() -> None:
@@ -89,6 +103,7 @@ def test_options_of_commands_are_documented() -> None:
         f"| A broker may take to confirm a message | {pipeline.CONFIRM_TIMEOUT_SECONDS:g} s |",
         f"| Publishing is tried, when the broker refuses a message | {BACKOFF} |",
         f"| Pruning | every {relay.PRUNE_EVERY_SECONDS:g} s, {relay.PRUNE_ROWS} records at a time until none is left |",
+        f"| Pruning of results | every {relay.PRUNE_EVERY_SECONDS:g} s, {result_records.RESULT_ROWS} at a time until none is left |",
         f"| SQLite's busy time-out | {sqlite.BUSY_TIMEOUT_SECONDS} s |",
         f"| `max_message_bytes` | {outbox.MAX_MESSAGE_BYTES // 2**20} MiB |",
     ],

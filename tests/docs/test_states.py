@@ -13,20 +13,26 @@ from celery.app.task import Context
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session
 
-from celery_alchemy import Alchemy, completion, relay, upkeep
-from celery_alchemy.message import Message
-from celery_alchemy.outbox import Outbox, Row, settle
-from celery_alchemy.tables import from_now, outbox
+from celery_alchemy import Alchemy
+from celery_alchemy.databases.tables import from_now, outbox
+from celery_alchemy.messages.message import Message
+from celery_alchemy.operations import dead_tasks as upkeep
+from celery_alchemy.outbox import relay
+from celery_alchemy.outbox.outbox import Outbox, Row
+from celery_alchemy.outbox.place import DEFAULT_PLACE, OutboxTable
+from celery_alchemy.outbox.settlement import give_back, settle
+from celery_alchemy.requests import once_records as completion
+from celery_alchemy.requests.once_start import Start, begin
 
 PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "states.md"
 NOTHING = "[*]"
 KEY = "4c1f"
 
 Edges = set[tuple[str, str, str]]
-Act = Callable[["Bench"], None]
+Act = Callable[["OneRow"], None]
 
 
-class Bench:
+class OneRow:
     """One row in a database, and what can be done with it.
 
     Args:
@@ -77,84 +83,101 @@ class Bench:
         row = self.row()
         return (row.claim if row is not None else None) or "nobody's"
 
-    def request(self, *, redelivered: bool = False) -> Context:
-        """Return a delivery of the task that came past the outbox."""
-        return Context(id=KEY, task="t", delivery_info={"redelivered": redelivered})
+    def start(self, *, redelivered: bool = False) -> Start:
+        """Return a start of the task that came past the outbox."""
+        request = Context(id=KEY, task="t", delivery_info={"redelivered": redelivered})
+        return Start(KEY, request, wait_seconds=900, most=5)
 
 
-def _in_session(work: Callable[[Bench, Session, bool], object]) -> Act:
-    def act(bench: Bench) -> None:
-        there = bench.state() != NOTHING
-        with Session(bench.engine) as session, session.begin():
-            work(bench, session, there)
+def _in_session(work: Callable[[OneRow, Session, bool], object]) -> Act:
+    def act(one: OneRow) -> None:
+        there = one.state() != NOTHING
+        with Session(one.engine) as session, session.begin():
+            work(one, session, there)
+
+    return act
+
+
+def _in_table(work: Callable[[OneRow, OutboxTable, bool], object]) -> Act:
+    def act(one: OneRow) -> None:
+        there = one.state() != NOTHING
+        with DEFAULT_PLACE.begin(one.engine) as table:
+            work(one, table, there)
 
     return act
 
 
 def _on_nothing(act: Act) -> Act:
-    return lambda bench: act(bench) if bench.state() == NOTHING else None
+    return lambda one: act(one) if one.state() == NOTHING else None
 
 
 def _on_a_row(act: Act) -> Act:
-    return lambda bench: None if bench.state() == NOTHING else act(bench)
+    return lambda one: None if one.state() == NOTHING else act(one)
 
 
-def _let_time_pass(bench: Bench) -> None:
-    with bench.engine.begin() as connection:
+def _let_time_pass(one: OneRow) -> None:
+    with one.engine.begin() as connection:
         connection.execute(update(outbox).where(outbox.c.due_at > from_now(0)).values(due_at=from_now(-1)))
 
 
-def _claim(bench: Bench) -> None:
-    with bench.engine.begin() as connection:
-        relay.claim_due(connection, "a relay's")
+def _claim(one: OneRow) -> None:
+    with DEFAULT_PLACE.begin(one.engine) as table:
+        relay.claim_due(table, "a relay's")
 
 
-def _publish(bench: Bench) -> None:
-    claim = bench.claim()
-    with bench.engine.begin() as connection:
-        settle(connection, [bench.claimed()], claim)
+def _publish(one: OneRow) -> None:
+    claim = one.claim()
+    with DEFAULT_PLACE.begin(one.engine) as table:
+        settle(table, [one.claimed()], [claim])
 
 
-def _put_back(bench: Bench) -> None:
-    claim = bench.claim()
-    with bench.engine.begin() as connection:
-        relay._put_back(connection, [(bench.claimed(), OSError("refused"))], claim, counts=True)
+def _put_back(one: OneRow) -> None:
+    claim = one.claim()
+    with DEFAULT_PLACE.begin(one.engine) as table:
+        relay._put_back(table, [(one.claimed(), OSError("refused"))], claim, counts=True)
 
 
-def _set_aside(bench: Bench) -> None:
-    claim = bench.claim()
-    with bench.engine.begin() as connection:
-        relay._set_aside(connection, [(KEY, "refused")], claim)
+def _give_back(one: OneRow) -> None:
+    claim = one.claim()
+    with one.engine.begin() as connection:
+        give_back(connection, [one.claimed()], [claim])
 
 
-def _prune(bench: Bench) -> None:
-    with bench.engine.begin() as connection:
+def _set_aside(one: OneRow) -> None:
+    claim = one.claim()
+    with DEFAULT_PLACE.begin(one.engine) as table:
+        relay._set_aside(table, [(KEY, "refused")], claim)
+
+
+def _prune(one: OneRow) -> None:
+    with one.engine.begin() as connection:
         old = update(outbox).where(outbox.c.completed_at.is_not(None)).values(completed_at=from_now(-100))
         connection.execute(old)
-    if not relay.prune(bench.engine, 60) and bench.state() == "completed":
+    if not relay.prune(one.engine, 60) and one.state() == "completed":
         raise AssertionError("a completed row that is older than the window was not pruned")
 
 
 MESSAGE_ACTS: dict[str, Act] = {
-    "committed": _on_nothing(_in_session(lambda b, session, there: b.outbox.write(session, [b.new()], "a caller's"))),
+    "committed": _on_nothing(_in_session(lambda one, session, there: one.outbox.write(session, [one.new()], "a caller's"))),
     "time": _let_time_pass,
     "claimed": _claim,
     "published": _on_a_row(_publish),
     "put back": _on_a_row(_put_back),
+    "given back": _on_a_row(_give_back),
     "set aside": _on_a_row(_set_aside),
-    "revived": lambda b: (upkeep.revive(b.engine), None)[1],
+    "revived": lambda one: (upkeep.revive(one.engine), None)[1],
 }
 ONCE_ACTS: dict[str, Act] = {
     **MESSAGE_ACTS,
-    "starts": _on_a_row(_in_session(lambda b, session, there: completion.start(session, KEY, 900, 5, b.request()))),
-    "lost": _on_nothing(_in_session(lambda b, session, there: completion.start(session, KEY, 900, 5, b.request(redelivered=True)))),
-    "completes": _in_session(lambda b, session, there: completion.complete(session, KEY, KEY, "t", "{}", owed=there)),
-    "dies": _in_session(
-        lambda b, session, there: (
-            completion.die(session, KEY, "it failed") if there else completion.insert_dead(session, b.new(), "it failed")
+    "starts": _on_a_row(_in_table(lambda one, table, there: begin(table, one.start()))),
+    "lost": _on_nothing(_in_table(lambda one, table, there: begin(table, one.start(redelivered=True)))),
+    "completes": _in_table(lambda one, table, there: completion.complete(table, KEY, KEY, "t", "{}", owed=there)),
+    "dies": _in_table(
+        lambda one, table, there: (
+            completion.die(table, KEY, "it failed", KEY) if there else completion.insert_dead(table, one.new(), "it failed")
         )
     ),
-    "retried": _in_session(lambda b, session, there: completion.resend(session, b.new(), "a retry's")),
+    "retried": _in_table(lambda one, table, there: completion.resend(table, one.new(), "a retry's")),
     "pruned": _prune,
 }
 
@@ -175,14 +198,14 @@ def _ways_to_a_state(alchemy: Alchemy, acts: dict[str, Act], *, once: bool) -> E
     while ways:
         way = ways.pop(0)
         for name, act in acts.items():
-            bench = Bench(alchemy, once=once)
+            one = OneRow(alchemy, once=once)
             with alchemy.engine.begin() as connection:
                 connection.execute(outbox.delete())
             for earlier in way:
-                acts[earlier](bench)
-            before_row, before = bench.row(), bench.state()
-            act(bench)
-            after_row, after = bench.row(), bench.state()
+                acts[earlier](one)
+            before_row, before = one.row(), one.state()
+            act(one)
+            after_row, after = one.row(), one.state()
             if before == after and _without_times(before_row) == _without_times(after_row):
                 continue
             edges.add((before, name, after))
@@ -219,24 +242,24 @@ def test_drawn_states_of_a_once_task_are_those_of_the_code(alchemy: Alchemy) -> 
 
 def test_row_that_only_counts_starts_is_never_due(alchemy: Alchemy) -> None:
     """It has no message; a relay that took it would set the task aside as a corrupt row."""
-    bench = Bench(alchemy, once=True)
+    one = OneRow(alchemy, once=True)
 
     for act in ("lost", "starts", "time", "claimed"):
-        ONCE_ACTS[act](bench)
+        ONCE_ACTS[act](one)
 
-    assert bench.state() == "counted"
-    assert bench.row().deliveries == 3
+    assert one.state() == "counted"
+    assert one.row().deliveries == 3
 
 
 def test_status_counts_every_row_that_is_on_its_way(alchemy: Alchemy) -> None:
     """A message that backs off is not lost from the numbers."""
-    bench = Bench(alchemy, once=False)
+    one = OneRow(alchemy, once=False)
 
     counts = {}
     for act in ("committed", "put back", "time"):
-        MESSAGE_ACTS[act](bench)
+        MESSAGE_ACTS[act](one)
         numbers = upkeep.status(alchemy.engine)
         del numbers["oldest_seconds"]
-        counts[bench.state()] = {name: number for name, number in numbers.items() if number}
+        counts[one.state()] = {name: number for name, number in numbers.items() if number}
 
     assert counts == {"leased": {"leased": 1}, "backoff": {"waiting": 1}, "due": {"waiting": 1}}

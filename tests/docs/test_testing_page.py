@@ -21,7 +21,7 @@ def test_shown_tests_pass(pytester: pytest.Pytester) -> None:
 
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
 
-    result.assert_outcomes(passed=9)
+    result.assert_outcomes(passed=14)
 
 
 def test_every_fixture_and_point_is_shown() -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from celery_alchemy import Alchemy, ForUpdate
 from tests.entities.library import Base, Copy, Work
 from tests.settings import database_url, make_app
-from tests.unit.shop import task_of
+from tests.stand import task_of
 
 
 def tasks_of(app: Celery) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from celery_alchemy.loop import process_loop
+from celery_alchemy.requests.event_loop import process_loop
 from tests.entities.library import Library
 from tests.services.databases import Database
 
@@ -31,9 +31,7 @@ def make_library(database: Database) -> Iterator[MakeLibrary]:
 
     yield make
     for library in made:
-        library.messages()
-        library.alchemy.engine.dispose()
-        library.app.close()
+        library.close()
     process_loop.close()
 
 

@@ -1,19 +1,19 @@
-"""A library: rows with every kind of primary key, and the way of a message from a caller to a task's body."""
+"""A library: a stand whose rows have every kind of primary key."""
 
 from __future__ import annotations
 
 import datetime as dt
 import enum
-import json
 import uuid
-from queue import Empty
+from contextlib import ExitStack
 from typing import Any
 
 from sqlalchemy import String
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from celery_alchemy.testing import Run, SentTask, captured
 from tests.services.databases import Database
-from tests.unit.shop import Shop, Traced
+from tests.stand import Stand
 
 
 class Base(DeclarativeBase):
@@ -90,39 +90,32 @@ class Secret(ForeignBase):
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
-class Library(Shop):
-    """A shop whose tables are the library's."""
+class Library(Stand):
+    """A stand whose tables are the library's; the testing kit captures what it sends, and runs it."""
 
     def __init__(self, database: Database, **options: Any) -> None:
-        super().__init__(database, **options)
-        self.app.conf.task_ignore_result = True
+        super().__init__(database, settings={"task_ignore_result": True}, **options)
         Base.metadata.create_all(database.engine)
         ForeignBase.metadata.create_all(database.engine)
-        self.messages()  # The memory broker is the process's: another test may have left something in it.
+        self._stack = ExitStack()
+        self._captured = self._stack.enter_context(captured(self.alchemy))
+
+    def close(self) -> None:
+        """Capture no more, and close every connection."""
+        self._stack.close()
+        super().close()
 
     def stored(self, *rows: Any) -> None:
         """Commit rows; they stay usable afterwards, detached."""
         with Session(self.database.engine, expire_on_commit=False) as session, session.begin():
             session.add_all(rows)
 
-    def messages(self) -> list[Any]:
-        """Take the messages from the broker."""
-        taken: list[Any] = []
-        with self.app.connection_for_read() as connection, connection.SimpleQueue("celery") as queue:
-            while True:
-                try:
-                    message = queue.get_nowait()
-                except Empty:
-                    return taken
-                message.ack()
-                taken.append(message)
+    def messages(self) -> list[SentTask]:
+        """Take what was sent and has not been run."""
+        taken = list(self._captured)
+        self._captured.clear()
+        return taken
 
-    def deliver(self) -> list[Traced]:
-        """Run all messages, and those that they lead to, in the tracer that workers run them in."""
-        ended: list[Traced] = []
-        while messages := self.messages():
-            for message in messages:
-                args, kwargs, embedded = json.loads(message.body)
-                task = self.app.tasks[message.headers["task"]]
-                ended.append(self.trace(task, *args, request={**message.headers, **embedded}, **kwargs))
-        return ended
+    def run(self) -> list[Run]:
+        """Run all messages, and those that they lead to."""
+        return self._captured.run(propagate=False)

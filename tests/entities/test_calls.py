@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +30,7 @@ def delivered(send: Callable[[Any, Work], object]) -> Callable[[Library, Any, Wo
 
     def way(library: Library, task: Any, work: Work) -> Any:
         send(task, work)
-        return library.deliver()[-1].value
+        return library.run()[-1].result
 
     return way
 
@@ -98,7 +97,7 @@ def test_missing_row_of_an_async_task_ends_as_its_option_says(library: Library, 
     read.delay(emma)
     library.database.execute("DELETE FROM work")
 
-    assert (library.deliver()[0].state, ran) == (state, [])
+    assert (library.run()[0].state, ran) == (state, [])
 
 
 @pytest.mark.parametrize("way", ["map", "starmap", "chunks"])
@@ -118,8 +117,7 @@ def test_entities_travel_in_maps_and_chunks(library: Library, way: str) -> None:
     else:
         note.chunks([(work,) for work in works], 1)()
     for message in library.messages():
-        args, kwargs, _ = json.loads(message.body)
-        library.app.tasks[message.headers["task"]](*args, **kwargs)
+        library.app.tasks[message.task](*message.args, **message.kwargs)
 
     assert sorted(titles) == ["a", "b"]
 
@@ -140,8 +138,9 @@ def test_entity_flushed_in_a_transaction_travels_on_its_commit(make_library: Mak
         title_of.delay_on_commit(emma)
         assert library.messages() == []
         session.commit()
+    assert library.alchemy.drain()
 
-    assert [ended.value for ended in library.deliver()] == ["Emma"]
+    assert [ended.result for ended in library.run()] == ["Emma"]
 
 
 def test_direct_call_with_the_callers_session_gets_the_callers_instance(library: Library) -> None:
@@ -172,7 +171,7 @@ def test_once_task_takes_an_entity(make_library: MakeLibrary) -> None:
 
     for _ in range(2):
         lengthen.apply_async((emma,), task_id="one")
-    states = [ended.state for ended in library.deliver()]
+    states = [ended.state for ended in library.run()]
 
     assert states == ["SUCCESS", "SUCCESS"]
     assert library.database.scalar("SELECT title FROM work") == "Emma!"
@@ -191,7 +190,7 @@ def test_failure_record_takes_the_entity_too(library: Library) -> None:
         raise LookupError("no such page")
 
     fail.delay(emma)
-    [ended] = library.deliver()
+    [ended] = library.run()
 
     assert ended.state == "FAILURE"
     assert library.database.scalar("SELECT title FROM work") == "Emma: no such page"
@@ -209,7 +208,7 @@ def test_entity_of_an_expired_session_travels(library: Library) -> None:
 
     title_of.delay(emma)
 
-    assert [ended.value for ended in library.deliver()] == ["Emma"]
+    assert [ended.result for ended in library.run()] == ["Emma"]
 
 
 def test_entity_returned_from_a_task_is_refused(library: Library) -> None:
@@ -221,11 +220,11 @@ def test_entity_returned_from_a_task_is_refused(library: Library) -> None:
         return work
 
     same.delay(emma)
-    [ended] = library.deliver()
+    [ended] = library.run()
 
     assert ended.state == "FAILURE"
-    assert isinstance(ended.value, EntityReturnedError)
-    assert "Work" in str(ended.value)
+    assert isinstance(ended.result, EntityReturnedError)
+    assert "Work" in str(ended.result)
 
 
 @pytest.mark.databases("sqlite+aiosqlite", "postgresql+asyncpg")
@@ -280,8 +279,9 @@ def test_key_of_a_once_task_sees_the_primary_key_of_an_entity(make_library: Make
             lengthen.delay(emma)
         else:
             lengthen(emma)
-    states = [ended.state for ended in library.deliver()]
+    states = [ended.state for ended in library.run()]
 
+    library.alchemy.drain(10)
     assert set(states) <= {"SUCCESS"}
     assert set(seen) == {7}
     assert library.database.rows("SELECT title FROM work ORDER BY id") == [("Emma!",), ("Other",)]
@@ -305,7 +305,7 @@ def test_key_sees_typed_and_composite_keys_in_lists_and_as_keywords(library: Lib
     lend.delay(copy, [reader], times=2)
     lend.delay(copy=copy, readers=[], work=emma)
 
-    assert [ended.state for ended in library.deliver()] == ["SUCCESS", "SUCCESS"]
+    assert [ended.state for ended in library.run()] == ["SUCCESS", "SUCCESS"]
     assert seen[0] == ("A", 3, [reader.id], None, 2, "Copy(A, 3)")
     assert seen[-1] == ("A", 3, [], emma.id, 1, "Copy(A, 3)")
 
@@ -320,8 +320,8 @@ def test_key_that_asks_for_more_than_the_primary_key_is_told_why(library: Librar
     def take(work: Work) -> None: ...
 
     take.delay(emma)
-    [ended] = library.deliver()
+    [ended] = library.run()
 
     assert ended.state == "FAILURE"
-    assert isinstance(ended.value, AttributeError)
-    assert "of Work(7) it knows id, and not title" in str(ended.value)
+    assert isinstance(ended.result, AttributeError)
+    assert "of Work(7) it knows id, and not title" in str(ended.result)

@@ -43,7 +43,7 @@ def test_entity_arrives_as_the_row_in_the_tasks_session(library: Library) -> Non
         work.title = title
 
     rename.delay(emma, "Persuasion")
-    [ended] = library.deliver()
+    [ended] = library.run()
 
     assert ended.state == "SUCCESS"
     assert library.database.rows("SELECT id, title FROM work") == [(emma.id, "Persuasion")]
@@ -60,7 +60,7 @@ def test_entity_is_loaded_for_a_task_without_a_session_parameter(library: Librar
 
     title_of.delay(work=emma)
 
-    assert [ended.value for ended in library.deliver()] == ["Emma"]
+    assert [ended.result for ended in library.run()] == ["Emma"]
 
 
 def test_list_is_loaded_with_one_select_in_its_order(library: Library) -> None:
@@ -73,9 +73,9 @@ def test_list_is_loaded_with_one_select_in_its_order(library: Library) -> None:
 
     titles.delay([works[2], works[0], works[1], works[0]])
     with selects(library) as seen:
-        [ended] = library.deliver()
+        [ended] = library.run()
 
-    assert ended.value == "caba"
+    assert ended.result == "caba"
     assert len(seen) == 1
 
 
@@ -89,9 +89,9 @@ def test_list_with_composite_keys_is_loaded_with_one_select(library: Library) ->
 
     places.delay([copies[3], copies[0]])
     with selects(library) as seen:
-        [ended] = library.deliver()
+        [ended] = library.run()
 
-    assert ended.value == ["B2", "A1"]
+    assert ended.result == ["B2", "A1"]
     assert len(seen) == 1
 
 
@@ -129,8 +129,8 @@ def test_several_are_loaded_with_one_select_in_every_shape(library: Library) -> 
     for task, args, kwargs, expected, count in calls:
         task.delay(*args, **kwargs)
         with selects(library) as seen:
-            [ended] = library.deliver()
-        assert (ended.value, len(seen)) == (expected, count)
+            [ended] = library.run()
+        assert (ended.result, len(seen)) == (expected, count)
 
 
 def test_none_beside_several_keeps_its_place(library: Library) -> None:
@@ -150,7 +150,7 @@ def test_none_beside_several_keeps_its_place(library: Library) -> None:
     left.delay(None, None)
     library.database.execute("DELETE FROM work WHERE title = 'b'")
 
-    assert [ended.value for ended in library.deliver()] == ["c--a", "acx", ""]
+    assert [ended.result for ended in library.run()] == ["c--a", "acx", ""]
 
 
 def test_empty_list_stays_one_without_a_select(library: Library) -> None:
@@ -162,9 +162,9 @@ def test_empty_list_stays_one_without_a_select(library: Library) -> None:
 
     count.delay([])
     with selects(library) as seen:
-        [ended] = library.deliver()
+        [ended] = library.run()
 
-    assert (ended.value, seen) == (0, [])
+    assert (ended.result, seen) == (0, [])
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["row", "None"])
@@ -178,7 +178,7 @@ def test_optional_entity_takes_a_row_or_none(library: Library, given: bool) -> N
 
     title_of.delay(emma if given else None)
 
-    assert [ended.value for ended in library.deliver()] == ["Emma" if given else "none"]
+    assert [ended.result for ended in library.run()] == ["Emma" if given else "none"]
 
 
 def test_composite_uuid_date_and_enum_keys_travel(library: Library) -> None:
@@ -192,7 +192,7 @@ def test_composite_uuid_date_and_enum_keys_travel(library: Library) -> None:
         keys.extend([(copy.shelf, copy.number), reader.id, opening.day, section.genre])
 
     take.delay(*rows)
-    [ended] = library.deliver()
+    [ended] = library.run()
 
     assert ended.state == "SUCCESS"
     assert keys == [("A", 7), rows[1].id, dt.date(2026, 2, 28), Genre.CRIME]
@@ -233,7 +233,7 @@ def test_key_of_any_plain_type_travels(library: Library, kind: str) -> None:
     Own.metadata.create_all(library.database.engine)
     library.stored(thing := Thing(key=key))
     library.task()(take).delay(thing)
-    library.deliver()
+    library.run()
 
     assert keys == [key]
     assert type(keys[0]) is type(key)
@@ -249,7 +249,7 @@ def test_row_of_a_subclass_arrives_as_the_subclass(library: Library) -> None:
 
     kinds.delay(novel, [work, novel])
 
-    assert [ended.value for ended in library.deliver()] == [["Novel", "Work", "Novel"]]
+    assert [ended.result for ended in library.run()] == [["Novel", "Work", "Novel"]]
 
 
 def test_two_entities_and_a_plain_value_keep_their_places(library: Library) -> None:
@@ -262,7 +262,7 @@ def test_two_entities_and_a_plain_value_keep_their_places(library: Library) -> N
 
     describe.delay(emma, "@", copy, count=3)
 
-    assert [ended.value for ended in library.deliver()] == ["Emma@A3"]
+    assert [ended.result for ended in library.run()] == ["Emma@A3"]
 
 
 def test_references_inside_dicts_and_lists_travel_as_data(library: Library) -> None:
@@ -279,7 +279,7 @@ def test_references_inside_dicts_and_lists_travel_as_data(library: Library) -> N
 
     pass_on.delay({"works": [emma], "count": 1})
 
-    assert [ended.value for ended in library.deliver()] == [None, "Emma"]
+    assert [ended.result for ended in library.run()] == [None, "Emma"]
 
 
 @pytest.mark.databases("postgresql", "mariadb")
@@ -295,7 +295,7 @@ def test_for_update_locks_the_row(library: Library, locked: bool) -> None:
 
     look.__annotations__["work"] = annotation
     library.task()(look).delay(emma)
-    [ended] = library.deliver()
+    [ended] = library.run()
 
     assert ended.state == "SUCCESS"
     assert free == [0 if locked else 1]
@@ -327,7 +327,7 @@ def test_for_update_locks_the_row_of_a_class_that_loads_others_by_a_join(library
 
     look.__annotations__["essay"] = Annotated[Essay, ForUpdate]
     library.task()(look).delay(essay)
-    [ended] = library.deliver()
+    [ended] = library.run()
 
     assert ended.state == "SUCCESS"
     assert free == [0]

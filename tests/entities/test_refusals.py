@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, Optional
 
 import pytest
 from celery.exceptions import MaxRetriesExceededError
 from sqlalchemy import event
 
 from celery_alchemy import ConfigurationError, EntityNotFoundError, EntityReferenceError
-from celery_alchemy.entities import MARK
+from celery_alchemy.signatures.entities import MARK
 from tests.entities.conftest import MakeLibrary
 from tests.entities.library import Base, Copy, ForeignBase, Library, Novel, Reader, Secret, Section, Work
+
+if TYPE_CHECKING:
+    from tests.entities.library import Work as HiddenWork
 
 pytestmark = pytest.mark.databases("sqlite")
 
@@ -37,11 +39,11 @@ def test_missing_row_fails_the_task(library: Library) -> None:
     reading(library).delay(emma)
     library.database.execute("DELETE FROM work")
 
-    [ended] = library.deliver()
+    [ended] = library.run()
 
     assert ended.state == "FAILURE"
-    assert isinstance(ended.value, EntityNotFoundError)
-    assert (ended.value.entity, ended.value.key) == ("Work", (emma.id,))
+    assert isinstance(ended.result, EntityNotFoundError)
+    assert (ended.result.entity, ended.result.key) == ("Work", (emma.id,))
 
 
 def test_missing_row_of_a_list_fails_the_task(library: Library) -> None:
@@ -54,10 +56,10 @@ def test_missing_row_of_a_list_fails_the_task(library: Library) -> None:
 
     count.delay(works)
     library.database.execute("DELETE FROM work WHERE title = 'b'")
-    [ended] = library.deliver()
+    [ended] = library.run()
 
-    assert isinstance(ended.value, EntityNotFoundError)
-    assert ended.value.key == (works[1].id,)
+    assert isinstance(ended.result, EntityNotFoundError)
+    assert ended.result.key == (works[1].id,)
 
 
 def test_missing_row_ignored_ends_the_task_without_its_body(library: Library) -> None:
@@ -66,7 +68,7 @@ def test_missing_row_ignored_ends_the_task_without_its_body(library: Library) ->
     reading(library, missing="ignore").delay(emma)
     library.database.execute("DELETE FROM work")
 
-    assert [ended.state for ended in library.deliver()] == ["IGNORED"]
+    assert [ended.state for ended in library.run()] == ["IGNORED"]
 
 
 def test_missing_row_retried_finds_it_once_it_is_there(library: Library) -> None:
@@ -76,12 +78,12 @@ def test_missing_row_retried_finds_it_once_it_is_there(library: Library) -> None
     read.delay(emma)
     library.database.execute("DELETE FROM work")
     [message] = library.messages()
-    [reference] = json.loads(message.body)[0]
+    [reference] = message.args
     first = library.trace(read, reference)
     library.stored(Work(id=emma.id, title="Emma"))
 
     assert first.state == "RETRY"
-    assert [ended.value for ended in library.deliver()] == ["Emma"]
+    assert [ended.result for ended in library.run()] == ["Emma"]
 
 
 def test_missing_row_retried_fails_in_the_end(library: Library) -> None:
@@ -90,11 +92,11 @@ def test_missing_row_retried_fails_in_the_end(library: Library) -> None:
     reading(library, missing="retry", default_retry_delay=0, max_retries=2).delay(emma)
     library.database.execute("DELETE FROM work")
 
-    ended = library.deliver()
+    ended = library.run()
 
     assert [each.state for each in ended] == ["RETRY", "RETRY", "FAILURE"]
-    assert isinstance(ended[-1].value, EntityNotFoundError)
-    assert not isinstance(ended[-1].value, MaxRetriesExceededError)
+    assert isinstance(ended[-1].result, EntityNotFoundError)
+    assert not isinstance(ended[-1].result, MaxRetriesExceededError)
 
 
 def test_missing_row_of_an_optional_parameter_is_none(library: Library) -> None:
@@ -108,7 +110,7 @@ def test_missing_row_of_an_optional_parameter_is_none(library: Library) -> None:
     is_gone.delay(emma)
     library.database.execute("DELETE FROM work")
 
-    assert [ended.value for ended in library.deliver()] == [True]
+    assert [ended.result for ended in library.run()] == [True]
 
 
 def test_unknown_missing_option_is_refused(library: Library) -> None:
@@ -185,13 +187,50 @@ def test_models_of_several_bases_all_travel(make_library: MakeLibrary) -> None:
 
     take.delay(secret, emma)
 
-    assert [ended.value for ended in library.deliver()] == ["1 Emma"]
+    assert [ended.result for ended in library.run()] == ["1 Emma"]
 
 
 def test_models_that_are_no_models_are_refused(make_library: MakeLibrary) -> None:
     """The error names what was given."""
     with pytest.raises(ConfigurationError, match="'str'"):
         make_library(models="shop.models")
+
+
+# --- annotations that cannot be resolved -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("annotation", ["HiddenWork", "HiddenWork | None", "list[HiddenWork]", Optional["HiddenWork"]], ids=str)
+def test_reference_for_an_unresolvable_annotation_is_refused(library: Library, annotation: Any) -> None:
+    """The body would get the reference as it travels; the error names the parameter and the import."""
+    library.stored(emma := Work(title="Emma"))
+
+    def read(work: Any) -> None:
+        raise AssertionError
+
+    read.__annotations__["work"] = annotation
+    library.task()(read).delay([emma] if "list" in str(annotation) else emma)
+
+    [ended] = library.run()
+
+    assert isinstance(ended.result, EntityReferenceError), repr(ended.result)
+    assert "outside of `if TYPE_CHECKING" in str(ended.result)
+    assert "HiddenWork" in str(ended.result)
+    assert "'work'" in str(ended.result)
+
+
+def test_plain_values_for_an_unresolvable_annotation_are_left_alone(library: Library) -> None:
+    """So are an entity of a direct call, and a reference for a parameter that says what it takes."""
+
+    @library.task()
+    def read(work: HiddenWork, raw: dict[str, Any] | None = None, **more: HiddenWork) -> Any:
+        return getattr(work, "title", work), raw, more
+
+    library.stored(emma := Work(title="Emma"))
+    reference = {MARK: "Work", "key": [emma.id]}
+
+    assert library.trace(read, 1, raw=reference, other={"a": 1}).value == (1, reference, {"other": {"a": 1}})
+    assert read(Work(title="Emma"))[0] == "Emma"
+    assert isinstance(library.trace(read, 1, other=reference).value, EntityReferenceError)
 
 
 # --- crafted messages --------------------------------------------------------------------------------------------------------

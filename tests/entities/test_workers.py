@@ -10,7 +10,7 @@ from celery import chain, chord, group
 from sqlalchemy.orm import Session
 
 from celery_alchemy import enqueue
-from celery_alchemy.registry import home_of
+from celery_alchemy.requests.registry import home_of
 from tests.conftest import StartWorker
 from tests.entities.app import library_of
 from tests.entities.library import Base, Copy, Novel, Work

@@ -17,7 +17,8 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from celery_alchemy import NoSessionError, released
 from tests.services.databases import Database
-from tests.unit.shop import Book, Shop, task_of
+from tests.stand import task_of
+from tests.unit.shop import Book, Shop
 
 Body = Callable[..., Any]
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
 from celery import Celery, Task
@@ -18,11 +17,12 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from celery_alchemy import Alchemy
-from celery_alchemy.check import Finding, check
+from celery_alchemy.operations.check import Finding, check
+from tests import forked
 from tests.services.brokers import Broker
 from tests.services.databases import Database
 from tests.settings import environment
-from tests.unit.shop import task_of
+from tests.stand import task_of
 from tests.workers import ROOT
 
 pytestmark = pytest.mark.databases("sqlite")
@@ -97,7 +97,7 @@ def test_missing_index_is_found(make_alchemy: MakeAlchemy) -> None:
     """A table made by hand without the index that relays search by."""
     alchemy = make_alchemy(outbox=True)
     alchemy.create_tables()
-    [table] = alchemy.metadata.sorted_tables
+    table = next(table for table in alchemy.metadata.sorted_tables if table.name == "celery_outbox")
     index = min(table.indexes, key=lambda index: str(index.name))
     index.drop(alchemy.engine)
 
@@ -189,6 +189,21 @@ def test_session_asked_for_in_a_class_that_injects_none_is_found(make_alchemy: M
     assert "Task pays asks for a session as 'session', but its class is Task" in finding.reason
 
 
+def test_options_that_a_tasks_class_does_not_know_are_found(make_alchemy: MakeAlchemy) -> None:
+    """They would be nothing, and once=True is a promise."""
+    alchemy = make_alchemy()
+    assert alchemy.app is not None
+
+    @task_of(alchemy.app, name="pays", base=Task, once=True, transient_retries=3)
+    def pays(order_id: int) -> None: ...
+
+    finding = found(alchemy)["task-class"]
+
+    assert finding.level == "error"
+    assert "Task pays has once, transient_retries, but its class is Task" in finding.reason
+    assert "before Alchemy(app, ...)" in finding.fix
+
+
 def test_once_task_without_a_time_limit_is_found(make_alchemy: MakeAlchemy) -> None:
     """A warning: it may run twice at the same time."""
     alchemy = make_alchemy()
@@ -214,43 +229,6 @@ def test_journal_mode_of_a_users_sqlite_engine_is_found(make_alchemy: MakeAlchem
 def test_database_in_memory_needs_no_journal(make_alchemy: MakeAlchemy, url: str, is_engine: bool) -> None:
     """Nobody else reads or writes it."""
     assert found(make_alchemy(bind=create_engine(url) if is_engine else url)) == {}
-
-
-def test_every_database_of_the_app_is_looked_at(make_alchemy: MakeAlchemy, database: Database, tmp_path: Path) -> None:
-    """A finding of a named one says which it is; the table of once tasks is asked for in the default one only."""
-    alchemy = make_alchemy()
-    alchemy.create_tables()
-    task_in(alchemy, once=True, time_limit=60)
-    engine = create_engine(f"sqlite:///{tmp_path / 'analytics.db'}")
-    Alchemy(alchemy.app, engine, name="analytics")
-    Alchemy(alchemy.app, "postgresql+psycopg://someone:hunter2@127.0.0.1:1/archive", name="archive")
-
-    findings = found(alchemy)
-    engine.dispose()
-
-    assert set(findings) == {"sqlite-journal", "database"}
-    assert findings["sqlite-journal"].reason.startswith("Database 'analytics': ")
-    assert findings["database"].reason.startswith("Database 'archive': ")
-    assert "hunter2" not in repr(findings)
-
-
-def test_unknown_named_database_is_found(make_alchemy: MakeAlchemy, tmp_path: Path) -> None:
-    """An error with the name; a text in an app with one database is a comment."""
-    alone, beside = make_alchemy(), make_alchemy()
-    analytics = Alchemy(beside.app, f"sqlite:///{tmp_path / 'analytics.db'}", name="analytics")
-    for alchemy in (alone, beside):
-        app: Any = alchemy.app
-
-        @task_of(app, name="pays")
-        def pays(session: Annotated[Session, "analitycs"]) -> None: ...
-
-    findings = found(beside)
-    analytics.engine.dispose()
-
-    assert found(alone) == {}
-    assert set(findings) == {"unknown-database"}
-    assert findings["unknown-database"].level == "error"
-    assert "pays asks for a session of 'analitycs'" in findings["unknown-database"].reason
 
 
 @pytest.mark.databases("postgresql", "mariadb")
@@ -371,19 +349,12 @@ def test_errors_come_before_warnings(make_alchemy: MakeAlchemy) -> None:
 
 
 @pytest.fixture
-def command(database: Database, broker: Broker) -> Command:
+def command(database: Database, broker: Broker, tmp_path: Path) -> Command:
     """Run `celery -A tests.insight.check_app alchemy <arguments>`."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "celery", "-A", "tests.insight.check_app", "alchemy", *arguments],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment(broker.settings, database.url)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        env = {**os.environ, "PYTHONPATH": str(ROOT), **environment(broker.settings, database.url)}
+        return forked.run(["-A", "tests.insight.check_app", "alchemy", *arguments], env=env, folder=tmp_path)
 
     return run
 

@@ -1,4 +1,4 @@
-"""The log celery_alchemy.insight: transactions left idle, and a query for each row of another."""
+"""The log celery_alchemy.requests.insight: transactions left idle, and a query for each row of another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from celery_alchemy import SessionTask, released
-from celery_alchemy.loop import process_loop
+from celery_alchemy.requests.event_loop import process_loop
 from tests.insight.clock import Clock
 from tests.unit.conftest import MakeShop
 from tests.unit.shop import Book, Shop, add_books

@@ -60,7 +60,7 @@ def test_closed_sessions_are_counted_and_measured(shop: Shop) -> None:
 def test_several_alchemies_share_a_registry(shop: Shop, tmp_path: Path) -> None:
     """Each is instrumented by itself, and the metrics are registered once."""
     registry = CollectorRegistry()
-    analytics = Alchemy(shop.app, f"sqlite:///{tmp_path / 'analytics.db'}", name="analytics")
+    analytics = Alchemy(bind=f"sqlite:///{tmp_path / 'analytics.db'}")
 
     instrument(shop.alchemy, registry=registry)
     instrument(analytics, registry=registry)

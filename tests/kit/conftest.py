@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from celery_alchemy import Alchemy
-from celery_alchemy.loop import process_loop
-from tests.kit.store import Base, Store
+from celery_alchemy.requests.event_loop import process_loop
+from tests.kit.store import Store
 from tests.services.databases import Database
 
 
@@ -25,16 +25,12 @@ def make_store(database: Database) -> Iterator[Callable[..., Store]]:
     stores: list[Store] = []
 
     def make(bind: Any = None, **options: Any) -> Store:
-        store = Store(database.url if bind is None else bind, **options)
-        stores.append(store)
-        Base.metadata.create_all(store.alchemy.engine)
-        store.alchemy.create_tables()
-        return store
+        stores.append(Store(database, bind, **options))
+        return stores[-1]
 
     yield make
     for store in stores:
-        store.alchemy.engine.dispose()
-        store.app.close()
+        store.close()
 
 
 @pytest.fixture

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-from celery import Celery
 from sqlalchemy import String, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from celery_alchemy import Alchemy
 from celery_alchemy.alchemy import Bind
+from tests.services.databases import Database
+from tests.stand import Stand
 
 
 class Base(DeclarativeBase):
@@ -27,20 +26,26 @@ class Payment(Base):
     order: Mapped[str] = mapped_column(String(100))
 
 
-class Store:
-    """An app on the in-memory broker, its Alchemy, and tasks.
+class Store(Stand):
+    """A stand with a table of payments, and tasks.
 
     Args:
-        bind: What Alchemy is given.
+        database: The test's database.
+        bind: What Alchemy is given; left out, the test's database.
         outbox: Messages go through the outbox.
+        broker: The database is the broker.
         settings: Of the Celery app.
     """
 
-    def __init__(self, bind: Bind, *, outbox: bool = True, **settings: Any) -> None:
-        self.app = Celery("store", broker="memory://", backend="cache+memory://")
-        self.app.conf.update(broker_transport_options={"polling_interval": 0.01}, **settings)
-        self.alchemy = Alchemy(self.app, bind, outbox=outbox)
-        self.prefix = f"store-{os.urandom(4).hex()}"
+    def __init__(
+        self, database: Database, bind: Bind | None = None, *, outbox: bool = True, broker: bool = False, **settings: Any
+    ) -> None:
+        if not broker:
+            settings["broker_transport_options"] = {"polling_interval": 0.01}
+        bind = database.url if bind is None else bind
+        super().__init__(database, broker, settings=settings, bind=bind, outbox=outbox)
+        Base.metadata.create_all(database.engine)
+        self.alchemy.create_tables()
         task: Any = self.app.task
 
         @task(shared=False, name="store.pay")

@@ -132,6 +132,13 @@ def test_point_that_does_not_exist_is_refused(crash_at: Any) -> None:
         pass
 
 
+@pytest.mark.parametrize("point", [None, 1, "step", "step  ", "step , before", "step parse ", ["body, before"]], ids=str)
+def test_point_that_cannot_be_one_is_refused(crash_at: Any, point: Any) -> None:
+    """Also the name of a step that no step can have."""
+    with pytest.raises(ConfigurationError, match="There is no point"), crash_at(point):
+        pass
+
+
 def test_nothing_is_wrapped_behind_the_block(store: Store, crash_at: Any) -> None:
     """The task's body, and what else was wrapped, is as before."""
     run = store.pay.run

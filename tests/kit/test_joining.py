@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import create_engine, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from celery_alchemy import Alchemy, ConfigurationError, on_commit
 from celery_alchemy.testing import Sent, joined
@@ -182,17 +182,145 @@ def test_read_only_task_leaves_the_transaction_writable(store: Store) -> None:
     assert count() == 1
 
 
-@pytest.mark.databases("sqlite")
-def test_sessions_that_choose_their_engine_are_refused(database: Database, make_store: Callable[..., Store]) -> None:
-    """A session that would not join is not let through to write for good."""
+@pytest.mark.parametrize("bind", ["callable", "sessionmaker", "registry"])
+@pytest.mark.databases("sqlite", "postgresql")
+def test_sessions_that_choose_their_engine_join(bind: str, database: Database, make_store: Callable[..., Store]) -> None:
+    """As Flask-SQLAlchemy's do by the model: their choice stands, and the connection of the test takes the engine's place."""
     engine = create_engine(database.url)
 
     class Choosing(Session):
         def get_bind(self, *args: Any, **kwargs: Any) -> Any:
             return engine
 
-    store = make_store(lambda: Choosing(engine))
+    maker = sessionmaker(engine, class_=Choosing)
+    binds: dict[str, Any] = {
+        "callable": lambda: Choosing(engine),
+        "sessionmaker": maker,
+        "registry": scoped_session(maker),
+    }
+    store = make_store(binds[bind])
 
-    with joined(store.alchemy), pytest.raises(ConfigurationError, match="choose their engine"):
+    with joined(store.alchemy):
         store.pay("a")
+        store.pay_once.apply(("b",), throw=True)
+        with pytest.raises(LookupError):
+            store.fail()
+
+        assert store.paid == ["a", "b"]
+
+    assert store.committed() == 0
+    store.pay("c")
+    assert store.committed() == 1
     engine.dispose()
+
+
+# --- a suite that has a fixture of its own ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def db_session(store: Store) -> Iterator[Session]:
+    """What many suites have: a session in a transaction that is rolled back, SQLAlchemy's recipe."""
+    with store.alchemy.engine.connect() as connection:
+        transaction = connection.begin()
+        with Session(connection, join_transaction_mode="create_savepoint") as session:
+            yield session
+        transaction.rollback()
+    assert store.committed() == 0
+
+
+everywhere = pytest.mark.databases("sqlite", "postgresql", "mariadb")
+
+
+@everywhere
+def test_task_that_is_given_the_suites_session_sees_its_unflushed_rows(store: Store, db_session: Session) -> None:
+    """`task(session=...)` runs the body in the test's own session and ends nothing."""
+    db_session.add(Payment(order="a"))
+
+    store.pay("b", session=db_session)
+
+    assert db_session.scalars(select(Payment.order).order_by(Payment.id)).all() == ["a", "b"]
+
+
+@everywhere
+@pytest.mark.parametrize("flushes", [False, True])
+def test_tasks_join_the_transaction_of_the_suites_session(store: Store, db_session: Session, flushes: bool) -> None:
+    """With sessions of their own, as in production: they see its unflushed rows, and it sees theirs."""
+    seen: list[list[str]] = []
+
+    @store.app.task(shared=False)
+    def look(session: Session) -> None:
+        seen.append(list(session.scalars(select(Payment.order).order_by(Payment.id))))
+
+    with joined(store.alchemy, db_session):
+        db_session.add(first := Payment(order="a"))
+        if flushes:
+            db_session.flush()
+        store.pay("b")
+        first.order = "c"
+        store.pay_once.apply(("d",), throw=True)
+        with pytest.raises(LookupError):
+            store.fail()
+        look()
+
+        assert seen == [["c", "b", "d"]]
+        assert first in db_session
+        assert db_session.scalars(select(Payment.order).order_by(Payment.id)).all() == ["c", "b", "d"]
+
+
+@everywhere
+def test_rows_of_the_kits_session_are_seen_without_a_flush(store: Store, alchemy_session: Session) -> None:
+    """That of the fixture `alchemy_session`."""
+    alchemy_session.add(Payment(order="a"))
+
+    assert store.paid == ["a"]
+
+
+@everywhere
+def test_session_with_the_suites_own_engine_is_joined(store: Store, database: Database) -> None:
+    """A suite that makes an engine of its own for its tests need not give it to the Alchemy."""
+    engine = create_engine(database.url)
+    with Session(engine) as session:
+        session.add(Payment(order="a"))
+        with joined(store.alchemy, session):
+            store.pay("b")
+            assert session.scalars(select(Payment.order).order_by(Payment.id)).all() == ["a", "b"]
+        session.rollback()
+    engine.dispose()
+
+    assert store.committed() == 0
+
+
+@everywhere
+def test_rows_of_the_applications_registry_are_seen_without_a_flush(database: Database, make_store: Callable[..., Store]) -> None:
+    """The test says `db.session` as the application does; the task has another session in it."""
+    engine = create_engine(database.url)
+    registry = scoped_session(sessionmaker(engine))
+    store = make_store(registry)
+
+    with joined(store.alchemy):
+        registry.add(Payment(order="a"))
+        store.pay("b")
+        assert registry.scalars(select(Payment.order).order_by(Payment.id)).all() == ["a", "b"]
+        registry.remove()
+
+    assert store.committed() == 0
+    engine.dispose()
+
+
+def test_registry_in_the_suites_transaction_is_joined(store: Store, db_session: Session) -> None:
+    """`joined(alchemy, db.session)`: the session that it hands out to the test."""
+    registry = scoped_session(sessionmaker(), scopefunc=lambda: "test")
+    registry.registry.set(db_session)
+    registry.add(Payment(order="a"))
+
+    with joined(store.alchemy, registry):
+        assert store.paid == ["a"]
+
+
+@pytest.mark.databases("sqlite")
+def test_async_session_is_no_session_to_join(store: Store, database: Database) -> None:
+    """Its connection belongs to its event loop; the kit has one that works everywhere."""
+    session = AsyncSession(create_async_engine("sqlite+aiosqlite://"))
+
+    with pytest.raises(ConfigurationError, match=r"is a AsyncSession.*async_session\(\)"), joined(store.alchemy, session):
+        pass

@@ -142,15 +142,48 @@ def test_real_worker_is_killed_at_the_point(shop: pytest.Pytester) -> None:
     result.assert_outcomes(passed=1)
 
 
+def test_real_worker_that_dies_behind_its_result_has_struck(shop: pytest.Pytester) -> None:
+    """The result is there before the message is acknowledged: the end of the block waits a moment for the point."""
+    result = _run(
+        shop,
+        """
+        import pytest
+        from celery_alchemy.testing import PointNotReachedError
+        from shop import charge
+
+        @pytest.mark.parametrize("point", ["acknowledge, before", "result, after"])
+        def test_charge(alchemy, worker_process, crash_at, point):
+            worker_process("shop")
+            with crash_at(point, task=charge) as crash:
+                with alchemy.begin() as session:
+                    result = charge.apply_async_on_commit(("a",), session=session)
+                assert result.get(timeout=30) == "a"
+            assert crash.struck
+
+        def test_point_that_is_not_reached(alchemy, worker_process, crash_at):
+            worker_process("shop")
+            with pytest.raises(PointNotReachedError), crash_at("step nothing"):
+                assert charge.delay("b").get(timeout=30) == "b"
+        """,
+    )
+
+    result.assert_outcomes(passed=3)
+
+
 def test_worker_in_a_thread_joins_the_tests_transaction(shop: pytest.Pytester) -> None:
     """celery.contrib.pytest's celery_worker runs tasks in joined sessions; a task that was delivered twice took effect once."""
     result = _run(
         shop,
         """
+        import time
+
         import pytest
+        from celery.signals import task_postrun
         from shop import Order, app, charge
 
         pytest_plugins = ["celery.contrib.pytest"]
+        ended = []
+        task_postrun.connect(lambda **more: ended.append(more["state"]), weak=False)
 
         @pytest.fixture
         def celery_app():
@@ -162,7 +195,11 @@ def test_worker_in_a_thread_joins_the_tests_transaction(shop: pytest.Pytester) -
 
         def test_charge(alchemy, alchemy_session, celery_worker, deliver_twice):
             with deliver_twice():
-                assert charge.delay("a").get(timeout=10) == "a"
+                assert charge.delay("a").get(timeout=60) == "a"
+            deadline = time.monotonic() + 60
+            while len(ended) < 2 and time.monotonic() < deadline:
+                time.sleep(0.01)  # one connection serves one session at a time
+            assert ended == ["SUCCESS", "SUCCESS"]
             assert [order.name for order in alchemy_session.query(Order)] == ["a"]
 
         def test_nothing_is_left(alchemy):

@@ -20,10 +20,10 @@ pytestmark = pytest.mark.databases("sqlite")
 
 
 @pytest.mark.databases("sqlite", "postgresql")
-@pytest.mark.parametrize("outbox", [True, False])
-def test_sends_are_captured_and_run(outbox: bool, make_store: Callable[..., Store], request: pytest.FixtureRequest) -> None:
-    """Plain, on commit, with the outbox and without: all of them, in order; and nothing is left when they have run."""
-    store = make_store(outbox=outbox)
+@pytest.mark.parametrize("options", [{"outbox": True}, {"outbox": False}, {"broker": True}], ids=str)
+def test_sends_are_captured_and_run(options: dict[str, bool], make_store: Callable[..., Store]) -> None:
+    """Plain, on commit, with each kind of broker: all, in order; nothing is left when they have run."""
+    store = make_store(**options)
     with captured(store.alchemy) as sent:
         store.pay.delay("a")
         with store.alchemy.begin() as session:

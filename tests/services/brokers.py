@@ -23,7 +23,7 @@ class Broker:
     """The broker of the running test, with the result backend that goes with it.
 
     Attributes:
-        name: "filesystem", "redis" or "rabbitmq".
+        name: "filesystem", "redis", "rabbitmq", or "alchemy" for the test's own database.
         prefix: Part of every queue, exchange or key of this test.
         settings: Celery settings, JSON-serialisable, for the workers' apps and the test's own.
         client: A Celery app without tasks for sending by name and asking for results.
@@ -122,7 +122,7 @@ def _filesystem_settings(brokers: Brokers, prefix: str, folder: Path) -> dict[st
         "control_folder": str(control),
         "polling_interval": 0.02,
     }
-    return {"broker_url": "filesystem://", "broker_transport_options": options} | _results_in(folder)
+    return {"broker_url": "filesystem://", "broker_transport_options": options} | results_in(folder)
 
 
 def _redis_settings(brokers: Brokers, prefix: str, folder: Path) -> dict[str, Any]:
@@ -137,10 +137,11 @@ def _redis_settings(brokers: Brokers, prefix: str, folder: Path) -> dict[str, An
 
 
 def _rabbitmq_settings(brokers: Brokers, prefix: str, folder: Path) -> dict[str, Any]:
-    return {"broker_url": require(brokers.server("rabbitmq")).url} | _results_in(folder)
+    return {"broker_url": require(brokers.server("rabbitmq")).url} | results_in(folder)
 
 
-def _results_in(folder: Path) -> dict[str, Any]:
+def results_in(folder: Path) -> dict[str, Any]:
+    """Return settings that keep results as files in a folder."""
     results = folder / "results"
     results.mkdir(parents=True)
     return {"result_backend": f"tests.results:AtomicFilesystemBackend+file://{results}"}
@@ -150,6 +151,9 @@ _SETTINGS = {"filesystem": _filesystem_settings, "redis": _redis_settings, "rabb
 
 
 def _message_count(channel: Any, queue: str) -> int:
+    if channel.connection.client.transport.driver_type == "redis":
+        # kombu looks for the queue's key without its prefix, and says that there is none.
+        return int(channel._size(queue))
     try:
         return int(channel.queue_declare(queue, passive=True).message_count)
     except (ChannelError, amqp.NotFound):

@@ -15,6 +15,7 @@ from sqlalchemy.pool import NullPool
 
 from tests.services.availability import Found, Missing, locate, require
 from tests.services.wheels import start_postgresql
+from tests.waiting import eventually
 
 NAMES = ("sqlite", "postgresql", "mariadb")
 # The synchronous driver of each: the default of a test, and what the test's own questions go through.
@@ -70,13 +71,14 @@ class Database:
         return len(self.rows(_TRANSACTIONS[self.name]))
 
     def disconnect_others(self) -> int:
-        """Cut all other connections to this database, as a restarting server does; return how many."""
+        """Cut all other connections to this database, as a restarting server does; return how many when they are gone."""
         ids = self.connections()
         for connection_id in ids:
             if self.name == "postgresql":
                 self.rows("SELECT pg_terminate_backend(:id)", id=connection_id)
             else:
                 self._kill(connection_id)
+        eventually(lambda: not set(ids) & set(self.connections()), what="the connections are cut")
         return len(ids)
 
     def clear(self) -> None:

@@ -12,19 +12,21 @@ from celery import chain
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-import celery_alchemy.outbox
-import celery_alchemy.publisher
-import celery_alchemy.relay
+import celery_alchemy.messages.publisher
+import celery_alchemy.outbox.outbox
+import celery_alchemy.outbox.relay
 from celery_alchemy import Alchemy, enqueue
 from tests.settings import database_url, make_app
 from tests.soak.ledger import Effect, promise
 
 # Minutes in which every lease, pause and repetition comes often.
-celery_alchemy.outbox.LEASE_SECONDS = 3.0
-celery_alchemy.relay.LEASE_SECONDS = 4.0
-celery_alchemy.publisher.PAUSE_SECONDS = 1.0
+celery_alchemy.outbox.outbox.LEASE_SECONDS = 3.0
+celery_alchemy.outbox.relay.LEASE_SECONDS = 4.0
+celery_alchemy.messages.publisher.PAUSE_SECONDS = 1.0
 #: Shorter than many a pause of a stopped process, so that tasks run twice at the same time.
 REDELIVER_SECONDS = 6
+#: Of a worker whose broker is the database: shorter than many a pause, too.
+LOST_SECONDS = 4.0
 #: Killing is the rule here, so that only a task that cannot end is dead.
 MAX_DELIVERIES = 1000
 
@@ -34,6 +36,9 @@ alchemy = Alchemy(
     app,
     database_url(),
     outbox=True,
+    # Where no other one is given.
+    broker=not app.conf.broker_url,
+    worker_lost_after=LOST_SECONDS,
     redeliver_after=REDELIVER_SECONDS,
     max_deliveries=MAX_DELIVERIES,
     relay_interval_seconds=0.5,

@@ -13,7 +13,7 @@ from typing import Literal
 
 import psutil
 
-from tests.workers import ROOT
+from tests.forked import ROOT, Forked, fork
 
 Role = Literal["worker", "relay", "producer"]
 
@@ -24,7 +24,7 @@ class Member:
     Args:
         role: What it is.
         name: Names its log, too.
-        command: What is run.
+        command: What is run; one that begins with `celery` is forked.
         environment: All of its variables.
         folder: Where the log goes.
     """
@@ -35,13 +35,20 @@ class Member:
         self._command = list(command)
         self._environment = dict(environment)
         self._log_path = folder / f"{name}.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
         self._groups: list[int] = []
 
     def start(self) -> None:
         """Start the process."""
+        if self._command[0] == "celery":
+            self._process = fork(self._command[1:], env=self._environment, output=self._log_path)
+        else:
+            self._process = self._popen()
+        self._groups.append(self._process.pid)
+
+    def _popen(self) -> subprocess.Popen[bytes]:
         with self._log_path.open("ab") as log:
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 self._command,
                 cwd=ROOT,
                 env=self._environment,
@@ -50,7 +57,6 @@ class Member:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._groups.append(self._process.pid)
 
     def keep(self) -> bool:
         """Start the process again if it has ended; True if it had."""
@@ -137,7 +143,7 @@ def members(
         producers: How many.
         rate: Transactions of each producer in a second.
     """
-    celery = [sys.executable, "-m", "celery", "-A", "tests.soak.app"]
+    celery = ["celery", "-A", "tests.soak.app"]
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     variables = {**os.environ, "C_FORCE_ROOT": "1", "PYTHONPATH": path, **environment}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import String, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from celery_alchemy.tables import outbox
+from celery_alchemy.databases.tables import outbox
 from tests.services.databases import Database
 
 

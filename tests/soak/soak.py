@@ -19,14 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from celery_alchemy.tables import metadata
+from celery_alchemy.databases.tables import metadata
+from tests.broker.lines import database_broker
 from tests.services.brokers import Broker, Brokers
 from tests.services.databases import Database, Databases
 from tests.settings import environment
 from tests.soak.chaos import Chaos
 from tests.soak.fleet import Member, members
 from tests.soak.ledger import Accounts, Base, accounts
+from tests.waiting import eventually
 
+#: Until the producers must have sent something, and until nothing may be under way any more.
+START_SECONDS = 90.0
 DRAIN_SECONDS = 300.0
 
 
@@ -101,16 +105,26 @@ def soak(
     """
     Base.metadata.create_all(database.engine)
     metadata.create_all(database.engine)
-    variables = environment(broker.settings, database.url)
+    settings = dict(broker.settings)
+    if broker.name == "alchemy":
+        # The app's Alchemy is it.
+        del settings["broker_url"]
+    variables = environment(settings, database.url)
     fleet = members(folder, variables, broker.prefix, workers=workers, relays=relays, producers=producers, rate=rate)
     chaos = Chaos(fleet, database, broker, seed)
     try:
         for member in fleet:
             member.start()
+        rollbacks = folder / "rollbacks"
+        # On a busy machine a producer may be killed each time before it has come to do anything.
+        eventually(
+            lambda: rollbacks.exists() and accounts(database).promised > 0,
+            timeout=START_SECONDS,
+            what="the producers send",
+        )
         restarts = _harm(fleet, chaos, seconds, strike_seconds)
         chaos.end()
         drained_seconds = _drain(fleet, database, broker)
-        rollbacks = folder / "rollbacks"
         return Report(
             accounts(database),
             dict(sorted(chaos.done.items())),
@@ -193,7 +207,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="how long harm is done (default: 10)")
     parser.add_argument("--database", default="sqlite", help="sqlite, postgresql, mariadb, or the URL of a server")
-    parser.add_argument("--broker", default="filesystem", help="filesystem, redis, rabbitmq, or the URL of a server")
+    parser.add_argument("--broker", default="filesystem", help="filesystem, redis, rabbitmq, the URL of a server, or alchemy")
     parser.add_argument("--seed", type=int, default=None, help="of the choice of harms; printed")
     parser.add_argument("--rate", type=float, default=4.0, help="transactions of each producer in a second")
     return parser.parse_args()
@@ -207,8 +221,9 @@ def main() -> None:
     seed = random.randrange(2**32) if arguments.seed is None else arguments.seed
     folder = Path(tempfile.mkdtemp(prefix="celery-alchemy-soak-"))
     databases, brokers = Databases(), Brokers()
-    broker = brokers.open(_broker_kind(arguments.broker), folder)
     database = databases.open(_database_kind(arguments.database), folder)
+    kind = _broker_kind(arguments.broker)
+    broker = database_broker(database, folder) if kind == "alchemy" else brokers.open(kind, folder)
     _say(f"{arguments.minutes:g} minutes on {database.name} and {broker.name}, seed {seed}, logs in {folder}")
     try:
         report = soak(database, broker, folder, arguments.minutes * 60, rate=arguments.rate, seed=seed)

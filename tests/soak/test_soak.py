@@ -14,7 +14,7 @@ from tests.soak import soak as command
 from tests.soak.ledger import Accounts
 from tests.soak.soak import Report, soak
 
-SECONDS = 25.0
+SECONDS = 30.0
 
 GOOD = Report(Accounts(promised=9, lost=[], doubled=[], ghosts=[], open=0, dead=0), {"child": 3}, 3, 0, 5, 1.5)
 
@@ -24,7 +24,7 @@ GOOD = Report(Accounts(promised=9, lost=[], doubled=[], ghosts=[], open=0, dead=
 @pytest.mark.timeout(400)
 def test_whatever_is_killed_at_whatever_moment_the_accounts_add_up(database: Database, broker: Broker, tmp_path: Path) -> None:
     """Producers, relays, workers and their children die at random and the broker forgets: nothing lost, doubled or ghostly."""
-    report = soak(database, broker, tmp_path, SECONDS, workers=1, relays=1, producers=1, strike_seconds=0.6)
+    report = soak(database, broker, tmp_path, SECONDS, workers=1, relays=1, producers=1, strike_seconds=1.2)
 
     assert report.passed, report.as_dict()
     assert report.kills > 0

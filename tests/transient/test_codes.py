@@ -11,10 +11,17 @@ import pytest
 from pymysql.constants import CR, ER
 from sqlalchemy.exc import IntegrityError, InvalidRequestError, OperationalError
 
-from celery_alchemy import is_transient, transient
+from celery_alchemy import is_transient
+from celery_alchemy.databases import transient
 
 #: Numbers that pymysql's list, older than they are, does not have.
-NEWER = {3572: "ER_LOCK_NOWAIT", 1927: "ER_CONNECTION_KILLED", 4031: "ER_CLIENT_INTERACTION_TIMEOUT"}
+NEWER = {
+    1792: "ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION",
+    1836: "ER_READ_ONLY_MODE",
+    1927: "ER_CONNECTION_KILLED",
+    3572: "ER_LOCK_NOWAIT",
+    4031: "ER_CLIENT_INTERACTION_TIMEOUT",
+}
 
 
 class FakeError(Exception):
@@ -73,6 +80,21 @@ def test_every_sqlstate_of_the_table_is_transient(code: str) -> None:
 def test_every_mysql_number_of_the_table_is_transient(number: int) -> None:
     """The drivers give it as the first argument of their error."""
     assert is_transient(OperationalError("UPDATE", {}, Exception(number, "what the server said")))
+
+
+@pytest.mark.parametrize("code", ["57P03", "53300"])
+def test_server_that_takes_no_connection_counts_as_lost(code: str) -> None:
+    """As it does where libpq passes on the text alone: asyncpg gives the code."""
+    of_asyncpg = type("OfAsyncpg", (FakeError,), {"__module__": "asyncpg.exceptions"})(code)
+
+    assert transient.is_lost_connection(OperationalError("connect", {}, FakeError(code)))
+    assert transient.is_lost_connection(of_asyncpg)
+
+
+@pytest.mark.parametrize("number", [1040, 2003])
+def test_mysql_that_takes_no_connection_counts_as_lost(number: int) -> None:
+    """Too many connections is no answer to a statement either."""
+    assert transient.is_lost_connection(OperationalError("connect", {}, Exception(number, "Too many connections")))
 
 
 @pytest.mark.parametrize("code", ["23505", "23503", "57014", "42P01", "25P02", "40002", "XX000"])

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from celery_alchemy import is_transient
-from celery_alchemy.transient import is_lost_connection
+from celery_alchemy.databases.transient import is_lost_connection
 from tests.services.databases import Database
 
 SERVERS = (

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 from celery.exceptions import Ignore
-from sqlalchemy import Engine, create_engine, event, make_url, select, text, update
+from sqlalchemy import create_engine, event, make_url, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from celery_alchemy import SessionTask, reruns
+from celery_alchemy import SessionTask
+from celery_alchemy.databases import trying_again
 from tests.delivery.conftest import MakeStand
-from tests.delivery.stand import Effect
+from tests.delivery.outbox_stand import Effect
+from tests.delivery.proxy import CommitProxy
 from tests.services.databases import Database
 from tests.unit.conftest import MakeShop
 from tests.unit.shop import Book, Shop
@@ -25,14 +27,6 @@ SERIALIZABLE = ("postgresql+psycopg", "postgresql+psycopg2")
 ASYNC = ("postgresql+psycopg", "postgresql+asyncpg")
 
 pytestmark = pytest.mark.databases(*SERIALIZABLE)
-
-
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds waited between two runs; nobody really waits."""
-    seconds: list[float] = []
-    monkeypatch.setattr(reruns, "sleep", seconds.append)
-    return seconds
 
 
 class Rival:
@@ -98,13 +92,13 @@ def test_body_runs_again_at_most_so_often(shop: Shop, rival: Rival, waits: list[
 
 def test_backoff_is_random_and_grows(shop: Shop) -> None:
     """Two rivals that wait equally long would meet again."""
-    by_try = [[reruns.backoff_seconds(tries) for _ in range(500)] for tries in (1, 2, 3, 30)]
+    by_try = [[trying_again.backoff_seconds(tries) for _ in range(500)] for tries in (1, 2, 3, 30)]
 
     assert all(len(set(waited)) > 1 for waited in by_try)
     for tries, waited in zip((1, 2, 3), by_try, strict=False):
-        bound = reruns.BACKOFF_SECONDS * 2**tries
+        bound = trying_again.BACKOFF_SECONDS * 2**tries
         assert bound / 2 < max(waited) <= bound
-    assert max(by_try[3]) <= reruns.BACKOFF_MAX_SECONDS
+    assert max(by_try[3]) <= trying_again.BACKOFF_MAX_SECONDS
 
 
 @pytest.mark.databases("postgresql+psycopg")
@@ -265,23 +259,7 @@ def test_task_inside_a_task_has_runs_of_its_own(shop: Shop, rival: Rival, waits:
 # --- a COMMIT without an answer -----------------------------------------------------------------------------
 
 
-def _answer_lost(engine: Engine, times: int) -> list[int]:
-    """Have COMMITs carried out by the server, and the connection cut before the answer is read; return what is counted."""
-    lost: list[int] = []
-    dialect: Any = engine.dialect
-    commit = dialect.do_commit
-
-    def do_commit(connection: Any) -> None:
-        commit(connection)
-        if len(lost) < times:
-            lost.append(1)
-            raise dialect.dbapi.OperationalError("server closed the connection unexpectedly")
-
-    dialect.do_commit = do_commit
-    return lost
-
-
-def test_commit_without_an_answer_is_not_run_again(shop: Shop, waits: list[float]) -> None:
+def test_commit_without_an_answer_is_not_run_again(proxy: CommitProxy, shop: Shop, waits: list[float]) -> None:
     """It may have been carried out, as it was here; running the body again would do its work twice."""
     runs: list[int] = []
 
@@ -289,16 +267,18 @@ def test_commit_without_an_answer_is_not_run_again(shop: Shop, waits: list[float
     def add(session: Session) -> None:
         runs.append(1)
         session.add(Book(title=f"book {len(runs)}"))
+        proxy.lose_next("answer")
 
-    lost = _answer_lost(shop.alchemy.engine, times=1)
     traced = shop.trace(add)
 
     assert traced.state == "FAILURE"
-    assert len(lost) == 1
+    assert proxy.lost == 1
     assert shop.titles() == ["book 1"]
 
 
-def test_commit_without_an_answer_that_an_ignored_task_asked_for_is_not_run_again(shop: Shop, waits: list[float]) -> None:
+def test_commit_without_an_answer_that_an_ignored_task_asked_for_is_not_run_again(
+    proxy: CommitProxy, shop: Shop, waits: list[float]
+) -> None:
     """As that of a success: the policy may let any outcome commit."""
     runs: list[int] = []
 
@@ -306,16 +286,16 @@ def test_commit_without_an_answer_that_an_ignored_task_asked_for_is_not_run_agai
     def add(session: Session) -> None:
         runs.append(1)
         session.add(Book(title=f"book {len(runs)}"))
+        proxy.lose_next("answer")
         raise Ignore
 
-    _answer_lost(shop.alchemy.engine, times=1)
     traced = shop.trace(add)
 
     assert traced.state == "FAILURE"
     assert shop.titles() == ["book 1"]
 
 
-def test_commit_without_an_answer_of_a_once_task_is_looked_up(make_stand: MakeStand, waits: list[float]) -> None:
+def test_commit_without_an_answer_of_a_once_task_is_looked_up(proxy: CommitProxy, make_stand: MakeStand, waits: list[float]) -> None:
     """Its record says that it was carried out: the task has succeeded, after one run."""
     stand = make_stand()
     runs: list[int] = []
@@ -323,7 +303,7 @@ def test_commit_without_an_answer_of_a_once_task_is_looked_up(make_stand: MakeSt
     @stand.task(once=True, transient_retries=5)
     def add(session: Session) -> int:
         runs.append(1)
-        _answer_lost(stand.alchemy.engine, times=1)
+        proxy.lose_next("answer")
         session.add(Effect(name=f"effect {len(runs)}"))
         return len(runs)
 
@@ -437,7 +417,7 @@ def test_busy_file_runs_the_body_again(impatient: Shop, waits: list[float]) -> N
 @pytest.mark.parametrize("fails", [2, 9])
 def test_async_body_runs_again(shop: Shop, rival: Rival, monkeypatch: pytest.MonkeyPatch, way: str, fails: int) -> None:
     """In a fresh AsyncSession, as often and no oftener; its failure is recorded after the last run."""
-    monkeypatch.setattr(reruns, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(trying_again, "BACKOFF_SECONDS", 0.001)
     sessions: list[AsyncSession] = []
     recorded: list[str] = []
 
@@ -479,7 +459,7 @@ def test_async_connection_that_is_refused_runs_the_body_again(
     database: Database, make_shop: MakeShop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that restarts: asyncpg reports it by an error of the operating system, not of the database."""
-    monkeypatch.setattr(reruns, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(trying_again, "BACKOFF_SECONDS", 0.001)
     runs: list[int] = []
     there = make_url(database.url)
     shop = make_shop()

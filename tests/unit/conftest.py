@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import pytest
 
+from celery_alchemy.sessions.engine import WorkerPool, set_worker_pool, worker_pool
 from celery_alchemy.testing import no_leaks
 from tests.services.databases import Database
 from tests.unit.shop import Shop
+
+InWorker = Callable[[str, int], None]
 
 
 class MakeShop(Protocol):
@@ -32,14 +35,18 @@ def make_shop(database: Database) -> Iterator[MakeShop]:
     with no_leaks():
         yield make
     for shop in shops:
-        shop.alchemy.engine.dispose()
-        with shop.app.connection_for_write() as connection, connection.channel() as channel:
-            channel.queue_declare("celery")
-            channel.queue_purge("celery")
-        shop.app.close()
+        shop.close()
 
 
 @pytest.fixture
 def shop(make_shop: MakeShop) -> Shop:
     """A shop with the default options."""
     return make_shop()
+
+
+@pytest.fixture
+def in_worker() -> Iterator[InWorker]:
+    """Let this process belong to a worker of that pool and concurrency."""
+    before = worker_pool()
+    yield lambda name, concurrency: set_worker_pool(WorkerPool(name, concurrency))
+    set_worker_pool(before)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import abc
 import inspect
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, ClassVar
 
 import flask
 import pytest
 from celery import Celery, Task
-from celery.app.trace import build_tracer
 from celery.signals import before_task_publish
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from celery_alchemy import Alchemy, NotConfiguredError, SessionTask
+from celery_alchemy import Alchemy, ConfigurationError, NotConfiguredError, SessionTask
 from tests.services.databases import Database
-from tests.unit.shop import Base, Shop, add_books, task_of
+from tests.stand import task_of, trace
+from tests.unit.shop import Base, Shop, add_books
 
 pytestmark = pytest.mark.databases("sqlite")
 
@@ -169,6 +171,11 @@ def test_celery_once_mixes_in_with_its_own_option_named_once(shop: Shop, order: 
     def add_gracefully(session: Session, title: str) -> None:
         add_books(session, [title])
 
+    with pytest.raises(ConfigurationError, match="once is a dict, as in celery-once's"):
+
+        @shop.task(base=base, once=True, lazy=False)
+        def add_twice(session: Session, title: str) -> None: ...
+
     add.delay("Emma").get()
     add_gracefully.delay(title="Persuasion").get()
 
@@ -292,6 +299,72 @@ def test_session_factory_may_be_a_function(plain_app: Celery, database: Database
     assert len(made) == 2
 
 
+class _Factory:
+    """What a `session_factory` may return: each kind of maker, and a session."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.maker = sessionmaker(engine, info={"made by": "factory"})
+
+    def function(self) -> Session:
+        return self.maker()
+
+
+@pytest.mark.parametrize(
+    "kind", ["method", "classmethod", "property", "cached_property", "property of a function", "method of a maker"]
+)
+def test_session_factory_may_be_a_method_or_a_property(plain_app: Celery, database: Database, kind: str) -> None:
+    """As `record_failure` may be; it is asked anew for each request."""
+    Base.metadata.create_all(database.engine)
+    factory = _Factory(database.engine)
+    written: dict[str, Any] = {
+        "method": lambda self: factory.maker(info={"made by": f"factory of {self.name}"}),
+        "classmethod": classmethod(lambda cls: factory.maker()),
+        "property": property(lambda self: factory.maker),
+        "cached_property": cached_property(lambda self: factory.maker),
+        "property of a function": property(lambda self: factory.function),
+        "method of a maker": lambda self: factory.maker,
+    }
+    written["cached_property"].__set_name__(SessionTask, "session_factory")
+    base = type("ShopTask", (SessionTask,), {"abstract": True, "session_factory": written[kind]})
+
+    @task_of(plain_app, base=base, name="add", bind=True)
+    def add(self: Any, session: Session, title: str) -> Any:
+        add_books(session, [title])
+        assert self.session is session
+        return session.info["made by"]
+
+    expected = "factory of add" if kind == "method" else "factory"
+    assert add("Emma") == add.apply(["Persuasion"], throw=True).get() == expected
+
+    assert database.rows("SELECT title FROM book ORDER BY id") == [("Emma",), ("Persuasion",)]
+
+
+def test_session_factory_may_be_a_property_that_returns_a_registry(plain_app: Celery, database: Database) -> None:
+    """The registry hands out the task's session then, as one that is written there."""
+    Base.metadata.create_all(database.engine)
+    registry = scoped_session(sessionmaker(database.engine))
+    base = type("ShopTask", (SessionTask,), {"abstract": True, "session_factory": property(lambda self: registry)})
+
+    @task_of(plain_app, base=base, name="add")
+    def add(session: Session) -> bool:
+        add_books(registry, ["Emma"])
+        return registry() is session
+
+    assert add() is True
+    assert database.rows("SELECT title FROM book") == [("Emma",)]
+
+
+def test_session_factory_that_gives_no_session_is_named(plain_app: Celery) -> None:
+    """A property can only be seen at the first use."""
+    base = type("ShopTask", (SessionTask,), {"abstract": True, "session_factory": property(lambda self: 3)})
+
+    @task_of(plain_app, base=base, name="rename")
+    def rename(session: Session) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="session_factory of task 'rename' returned 'int'"):
+        rename()
+
+
 def test_session_task_without_any_alchemy_says_so(plain_app: Celery) -> None:
     """The error names the task and the app, and the three remedies."""
 
@@ -318,10 +391,9 @@ def test_task_that_uses_no_session_needs_no_alchemy(plain_app: Celery) -> None:
         sent.append(sender)
 
     before_task_publish.connect(published)
-    tracer = build_tracer(work.name, work, app=plain_app)
     try:
         for way in ("retry", "replace"):
-            tracer(way, (way,), {}, {"id": way, "args": (way,), "kwargs": {}, "retries": 0, "is_eager": False})
+            trace(plain_app, work, (way,), {}, {"id": way, "args": (way,), "kwargs": {}, "retries": 0, "is_eager": False})
     finally:
         before_task_publish.disconnect(published)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +13,10 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from celery_alchemy import Alchemy, ConfigurationError, SessionTask, TasksAlreadyBoundError
-from celery_alchemy.engine import set_worker_pool
-from celery_alchemy.worker import SessionStep
+from celery_alchemy.sessions.engine import set_worker_pool
+from celery_alchemy.worker.boot_steps import SessionStep
 from tests.services.databases import Database
-from tests.unit.shop import task_of
+from tests.stand import task_of
 
 
 class ShopSession(Session):
@@ -66,6 +67,7 @@ def test_wrong_url_is_refused_when_alchemy_is_made(app: Celery, url: str, messag
     [
         (3, "bind is a 'int'.*Give a URL, an Engine"),
         ({"url": "sqlite://"}, "bind is a 'dict'"),
+        (SimpleNamespace(session=scoped_session(sessionmaker())), "Give its registry.*db.session"),
         (Session, "bind is a 'type'"),
         (_dependency, "yields its session"),
         (_coroutine, "is an `async def`"),
@@ -142,7 +144,13 @@ def test_what_is_no_celery_app_is_refused(given: Any) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("transient_retries", -1), ("transient_retries", "3"), ("transient_retries", True), ("record_failure", "save")],
+    [
+        ("transient_retries", -1),
+        ("transient_retries", "3"),
+        ("transient_retries", True),
+        ("record_failure", "save"),
+        ("read_only", "yes"),
+    ],
 )
 def test_option_of_a_task_that_cannot_work_is_refused(app: Celery, option: str, value: Any) -> None:
     """When the task is made, not when it first fails."""
@@ -152,6 +160,47 @@ def test_option_of_a_task_that_cannot_work_is_refused(app: Celery, option: str, 
 
     with pytest.raises(ConfigurationError, match=f"{option}={value!r}"):
         app.task(lazy=False, shared=False, **{option: value})(work)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("remote_tasks", "billing.*"),
+        ("remote_tasks", 5),
+        ("remote_tasks", [None]),
+        ("schema", 1),
+        ("schema", " "),
+        ("redeliver_after", float("nan")),
+        ("worker_lost_after", float("nan")),
+        ("max_deliveries", 1.5),
+        ("max_deliveries", float("inf")),
+        ("max_message_bytes", 0.5),
+        ("on_session_closed", 1),
+        ("outbox", "yes"),
+        ("broker", 1),
+        ("relay", None),
+    ],
+)
+def test_option_of_an_alchemy_that_cannot_work_is_refused(app: Celery, option: str, value: Any) -> None:
+    """When it is made, by the option's name."""
+    with pytest.raises(ConfigurationError, match=re.escape(f"{option}={value!r}")):
+        Alchemy(app, "sqlite://", **{option: value})
+
+
+@pytest.mark.parametrize("value", [5, "x", ["echo"], {1: 2}], ids=str)
+def test_engine_options_that_are_none_are_refused(app: Celery, value: Any) -> None:
+    """By the name of the setting, and without the value, which may hold a password."""
+    with pytest.raises(ConfigurationError, match=r"^engine_options "):
+        Alchemy(app, "sqlite://", engine_options=value)
+    app.conf.update(sqlalchemy_url="sqlite://", sqlalchemy_engine_options=value)
+    with pytest.raises(ConfigurationError, match=r"^sqlalchemy_engine_options "):
+        Alchemy(app).engine  # noqa: B018
+
+
+def test_listener_that_cannot_be_called_is_refused(app: Celery) -> None:
+    """Else it would fail in the log of each task."""
+    with pytest.raises(ConfigurationError, match="on_session_closed=1 "):
+        Alchemy(app, "sqlite://").on_session_closed(1)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("options", [{"once": True}, {"transient_retries": 2}])
@@ -180,7 +229,7 @@ def test_worker_refuses_a_task_whose_class_of_sessions_cannot_be_had(app: Celery
         set_worker_pool(None)
 
 
-@pytest.mark.parametrize("first", ["sqlite://", sessionmaker(), create_engine("sqlite://")])
+@pytest.mark.parametrize("first", ["sqlite://", sessionmaker(), scoped_session(sessionmaker()), create_engine("sqlite://")])
 def test_forgotten_app_is_told_from_a_wrong_bind(first: Any) -> None:
     """`Alchemy(url)` says that the first argument is the app."""
     with pytest.raises(ConfigurationError, match=r"not the Celery app.*Alchemy\(app, url\)"):
@@ -266,69 +315,62 @@ def test_alchemy_after_decorated_but_unused_tasks_is_fine(app: Celery) -> None:
     assert work() is True
 
 
-def test_own_task_class_of_the_app_is_kept(app: Celery) -> None:
-    """An app with a task class of its own keeps it; `base=SessionTask` serves single tasks."""
-
-    class Own(app.Task):  # type: ignore[name-defined, misc]
-        abstract = True
-
-    own = Celery("own", task_cls=Own, broker="memory://", set_as_current=False)
-    Alchemy(own, "sqlite://")
-
-    @task_of(own)
-    def plain() -> str:
-        return "plain"
-
-    @task_of(own, base=SessionTask)
-    def work(session: Session) -> bool:
-        return session.is_active
-
-    assert own.task_cls is Own
-    assert plain() == "plain"
-    assert work() is True
-
-
-@pytest.mark.parametrize("base", ["app.Task", "celery.Task"])
-def test_task_class_that_was_assigned_to_the_app_is_kept(app: Celery, base: str) -> None:
-    """`app.Task = ContextTask` is how Flask apps have long given their tasks an application context."""
-
-    class ContextTask(app.Task if base == "app.Task" else Task):  # type: ignore[misc]
-        abstract = True
-
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            return "in a context", self.run(*args, **kwargs)
-
-    app.Task = ContextTask  # type: ignore[method-assign, assignment]
-    Alchemy(app, "sqlite://")
-
-    @task_of(app)
-    def plain() -> str:
-        return "plain"
-
-    assert plain() == ("in a context", "plain")
-
-
 def test_worker_reports_a_task_whose_class_injects_no_session(caplog: pytest.LogCaptureFixture) -> None:
     """It would fail at each request with a missing argument, which says nothing of the class."""
-    own = Celery("own", task_cls=type("FlaskTask", (Task,), {"abstract": True}), broker="memory://", set_as_current=False)
-    Alchemy(own, "sqlite://")
+    app = Celery("own", broker="memory://", set_as_current=False)
+    Alchemy(app, "sqlite://")
+    flask_task = type("FlaskTask", (Task,), {"abstract": True})
 
-    @task_of(own, name="charge")
+    @task_of(app, base=flask_task, name="charge")
     def charge(order_id: int) -> None: ...
 
-    @task_of(own, name="rename")
+    @task_of(app, base=flask_task, name="rename")
     def rename(session: Session) -> None: ...
 
-    worker: Any = SimpleNamespace(app=own, pool_cls="celery.concurrency.solo:TaskPool", concurrency=1)
+    worker: Any = SimpleNamespace(app=app, pool_cls="celery.concurrency.solo:TaskPool", concurrency=1)
     try:
         SessionStep(worker)
     finally:
         set_worker_pool(None)
-        own.close()
+        app.close()
 
     [message] = caplog.messages
     assert "Task rename asks for a session as 'session', but its class is FlaskTask" in message
     assert "mix SessionTask into the class" in message
+
+
+@pytest.mark.parametrize("way", ["base", "assigned late", "class"])
+def test_worker_reports_options_that_the_tasks_class_does_not_know(caplog: pytest.LogCaptureFixture, way: str) -> None:
+    """A task with once=True would be done twice without a word; celery-once's own option is none of ours."""
+    app = Celery("own", broker="memory://", set_as_current=False)
+    Alchemy(app, "sqlite://")
+    plain: Any = type("FlaskTask", (Task,), {"abstract": True, "once": {"graceful": True}, "missing": "x"})
+    options: dict[str, Any] = {"once": True, "read_only": True, "missing": "ignore"}
+    if way == "class":
+        plain.once = True
+        options = {"read_only": True, "missing": "ignore"}
+    if way == "assigned late":
+        app.Task = plain  # type: ignore[method-assign]
+    else:
+        options["base"] = plain
+
+    def charge(order_id: int) -> None: ...
+
+    def rename() -> None: ...
+
+    made = [task_of(app, name="charge", **options)(charge)]
+    if way != "class":
+        made.append(task_of(app, name="rename", base=plain, once={"graceful": False})(rename))
+    worker: Any = SimpleNamespace(app=app, pool_cls="celery.concurrency.solo:TaskPool", concurrency=1)
+    try:
+        SessionStep(worker)
+    finally:
+        set_worker_pool(None)
+        app.close()
+
+    [message] = caplog.messages
+    assert "Task charge has missing, once, read_only, but its class is FlaskTask" in message
+    assert "they have no effect" in message
 
 
 def test_wrong_session_factory_is_refused(app: Celery) -> None:

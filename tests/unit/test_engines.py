@@ -1,37 +1,33 @@
-"""One engine for each process, made after the fork, with a pool that fits the worker's."""
+"""One engine for each Alchemy, with a pool that fits the worker's."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import pickle
-from collections.abc import Callable, Iterator
+import gc
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import sqlalchemy
 from celery import Celery
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.ext import asyncio as asyncio_of_sqlalchemy
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool, QueuePool
 
 from celery_alchemy import Alchemy, ConfigurationError
-from celery_alchemy import engine as engines
-from celery_alchemy.engine import OVERFLOW, WorkerPool, pool_findings, set_worker_pool, worker_pool
+from celery_alchemy.sessions.engine import OVERFLOW, WorkerPool, pool_findings
 from tests.services.databases import Database
 from tests.unit.conftest import MakeShop
+from tests.unit.forking import in_child
 from tests.unit.shop import Shop
 
 SERVERS = ("postgresql", "mariadb")
-
-
-@pytest.fixture
-def in_worker() -> Iterator[Callable[[str, int], None]]:
-    """Let this process belong to a worker of that pool and concurrency."""
-    before = worker_pool()
-    yield lambda name, concurrency: set_worker_pool(WorkerPool(name, concurrency))
-    set_worker_pool(before)
 
 
 @pytest.mark.databases("postgresql")
@@ -90,6 +86,135 @@ def test_sqlite_is_set_up_for_several_processes(shop: Shop) -> None:
     assert locked == 1
 
 
+@pytest.fixture
+def busy(database: Database) -> Callable[[], threading.Thread]:
+    """Have another connection hold the lock for a moment."""
+
+    def hold() -> threading.Thread:
+        has_lock = threading.Event()
+
+        def work() -> None:
+            with database.engine.connect() as connection:
+                connection.exec_driver_sql("UPDATE x SET y = 1 WHERE y = 2")
+                has_lock.set()
+                time.sleep(0.3)
+                connection.rollback()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        has_lock.wait(10)
+        return thread
+
+    database.execute("CREATE TABLE x (y INTEGER)")
+    database.execute("INSERT INTO x VALUES (7)")
+    return hold
+
+
+@pytest.mark.databases("sqlite")
+def test_sqlite_connection_that_reads_waits_for_the_lock_too(database: Database, busy: Callable[[], threading.Thread]) -> None:
+    """SQLite itself tells it at once that the database is locked."""
+    engine = Alchemy(bind=database.url).engine
+    with engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        reading = driver.execute("SELECT y FROM x UNION ALL SELECT 8")
+        reading.fetchone()
+        holder = busy()
+
+        with connection.begin():
+            connection.exec_driver_sql("UPDATE x SET y = 9")
+
+        reading.close()
+        holder.join()
+    assert database.rows("SELECT y FROM x") == [(9,)]
+
+
+@pytest.mark.databases("sqlite+aiosqlite")
+def test_loop_goes_on_while_a_connection_that_reads_waits_for_the_lock(
+    database: Database, busy: Callable[[], threading.Thread]
+) -> None:
+    """As for a plain engine."""
+    alchemy = Alchemy(bind=database.url)
+
+    async def main() -> int:
+        async with alchemy.async_session() as session:
+            engine: Any = session.bind
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0.01)
+
+        async with engine.connect() as connection:
+            raw = await connection.get_raw_connection()
+            reading = await raw.driver_connection.execute("SELECT y FROM x UNION ALL SELECT 8")
+            await reading.fetchone()
+            holder = busy()
+            counting = asyncio.create_task(count())
+            async with connection.begin():
+                await connection.exec_driver_sql("UPDATE x SET y = 9")
+            counting.cancel()
+            await reading.close()
+        holder.join()
+        await engine.dispose()
+        return turns
+
+    assert asyncio.run(main()) > 5
+    assert database.rows("SELECT y FROM x") == [(9,)]
+
+
+AUTOCOMMIT: dict[str, dict[str, Any]] = {
+    "engine": {"isolation_level": "AUTOCOMMIT"},
+    "execution options": {"execution_options": {"isolation_level": "AUTOCOMMIT"}},
+    "connection": {},
+    "connection of the recipe": {"connect_args": {"isolation_level": None}},
+}
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("way", AUTOCOMMIT)
+def test_sqlite_in_autocommit_keeps_what_it_writes_and_waits_for_nobody(database: Database, way: str) -> None:
+    """As with an engine of SQLAlchemy; what begins a transaction on the same connection afterwards can be rolled back."""
+    engine = Alchemy(bind=database.url, engine_options=AUTOCOMMIT[way]).engine
+    database.execute("CREATE TABLE x (y INTEGER)")
+    options = {} if way in ("engine", "execution options") else {"isolation_level": "AUTOCOMMIT"}
+
+    with engine.connect().execution_options(**options) as alone:
+        alone.exec_driver_sql("INSERT INTO x VALUES (1)")
+    with database.engine.begin() as writer, engine.connect().execution_options(**options) as alone:
+        writer.exec_driver_sql("INSERT INTO x VALUES (2)")
+        seen = alone.exec_driver_sql("SELECT y FROM x").all()
+    if options:
+        with engine.connect() as connection:
+            connection.exec_driver_sql("INSERT INTO x VALUES (3)")
+
+    assert seen == [(1,)]
+    assert database.rows("SELECT y FROM x ORDER BY y") == [(1,), (2,)]
+
+
+@pytest.mark.databases("sqlite+aiosqlite")
+def test_async_sqlite_in_autocommit_keeps_what_it_writes(database: Database) -> None:
+    """As the sync one."""
+    alchemy = Alchemy(bind=database.url)
+
+    async def write() -> None:
+        async with alchemy.async_session() as session:
+            engine = session.bind
+        assert isinstance(engine, AsyncEngine)
+        async with engine.connect() as alone:
+            await alone.execution_options(isolation_level="AUTOCOMMIT")
+            await alone.execute(text("CREATE TABLE x (y INTEGER)"))
+            await alone.execute(text("INSERT INTO x VALUES (1)"))
+        async with engine.connect() as connection:
+            await connection.execute(text("INSERT INTO x VALUES (2)"))
+        await engine.dispose()
+
+    asyncio.run(write())
+
+    assert database.rows("SELECT y FROM x") == [(1,)]
+
+
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
 def test_sqlite_in_memory_works(url: str, in_worker: Callable[[str, int], None]) -> None:
     """A memory database keeps SQLAlchemy's own pool for it, in a worker too."""
@@ -112,20 +237,11 @@ def test_forked_child_leaves_the_parents_connection_alone(database: Database, wh
     alchemy = Alchemy(app, database.url if whose == "own" else create_engine(database.url))
     before = _connection_id(alchemy.engine, database)
 
-    childs = _in_child(lambda: _connection_id(alchemy.engine, database))
+    childs = in_child(lambda: _connection_id(alchemy.engine, database))
 
     assert childs not in (before, None)
     assert _connection_id(alchemy.engine, database) == before
     alchemy.engine.dispose()
-
-
-@pytest.mark.databases("postgresql")
-def test_forked_child_makes_its_own_engine(database: Database) -> None:
-    """The engine that Alchemy made in the parent is not used in the child."""
-    alchemy = Alchemy(bind=database.url)
-    parents = id(alchemy.engine)
-
-    assert _in_child(lambda: id(alchemy.engine) != parents and id(alchemy.engine) == id(alchemy.engine)) is True
 
 
 def test_engine_is_made_once(database: Database) -> None:
@@ -162,21 +278,45 @@ def test_engines_are_made_by_what_stands_in_sqlalchemy_at_the_time(monkeypatch: 
         assert len(made) == 1
 
 
-def test_engine_that_cannot_be_renewed_keeps_no_other_from_it(database: Database, caplog: pytest.LogCaptureFixture) -> None:
-    """After a fork every engine is renewed, also after one that raised; the failure is logged."""
-    broken, sound = create_engine(database.url), create_engine(database.url)
-    first, second = Alchemy(bind=broken), Alchemy(bind=sound)
-    pools = [sound.pool]
+@pytest.mark.empties_its_pools
+@pytest.mark.databases("postgresql", "mariadb", "sqlite")
+def test_connections_of_an_engine_that_is_gone_are_closed(database: Database) -> None:
+    """F74: it goes with its Alchemy, unless somebody keeps it; Python 3.13 warns of what is open then."""
+    alchemy = Alchemy(Celery("shop", broker="memory://", set_as_current=False), database.url)
+    engine: Engine | None = alchemy.engine
+    closed: list[int] = []
+    event.listen(alchemy.engine, "close", lambda *_: closed.append(1))
+    with alchemy.engine.connect(), alchemy.engine.connect():
+        pass
 
-    def refuse(close: bool = True) -> None:
-        raise OSError("no")
+    del alchemy
+    gc.collect()
+    while_engine_is_kept = len(closed)
+    assert engine is not None
+    engine = None
+    gc.collect()
 
-    broken.dispose = refuse  # type: ignore[method-assign]
-    engines._after_fork_in_child()
+    assert (while_engine_is_kept, len(closed)) == (0, 2)
 
-    assert sound.pool is not pools[0]
-    assert "could not be renewed" in caplog.text
-    assert (first.engine, second.engine) == (broken, sound)
+
+AT_THE_END = """
+import sys
+from sqlalchemy import event
+from celery_alchemy import Alchemy
+alchemy = Alchemy(bind=sys.argv[1])
+event.listen(alchemy.engine, "close", lambda *_: print("closed"))
+with alchemy.session() as session:
+    session.connection()
+print("used")
+"""
+
+
+@pytest.mark.databases("postgresql", "sqlite")
+def test_connections_are_closed_at_the_end_of_the_process(database: Database) -> None:
+    """In order, and not by the interpreter's clearing of modules."""
+    ended = subprocess.run([sys.executable, "-c", AT_THE_END, database.url], capture_output=True, check=False, text=True, timeout=60)
+
+    assert (ended.stdout.split(), ended.stderr) == (["used", "closed"], "")
 
 
 @pytest.mark.databases("postgresql")
@@ -224,22 +364,3 @@ def _connection_id(engine: Engine, database: Database) -> Any:
     query = "SELECT pg_backend_pid()" if database.name == "postgresql" else "SELECT CONNECTION_ID()"
     with engine.connect() as connection:
         return connection.execute(text(query)).scalar()
-
-
-def _in_child(work: Callable[[], Any]) -> Any:
-    """Run a function in a forked child and return its result, None if it raised."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        result = None
-        try:
-            result = work()
-        finally:
-            os.write(writing, pickle.dumps(result))
-            # As Celery's children end: without the parent's exit handlers.
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        result = pickle.loads(pipe.read())
-    os.waitpid(pid, 0)
-    return result

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import pickle
+import pkgutil
 import types
 import typing
 from typing import Any, Union
@@ -12,11 +14,14 @@ from typing import Any, Union
 import pytest
 
 from celery_alchemy import Alchemy, CeleryAlchemyError, ConfigurationError, errors
+from celery_alchemy.testing import EndlessRunError, LeakError, PointNotReachedError
 
+MODULES = [importlib.import_module(found.name) for found in pkgutil.iter_modules(errors.__path__, f"{errors.__name__}.")]
 CLASSES: list[type[Exception]] = [
     value
-    for value in vars(errors).values()
-    if isinstance(value, type) and issubclass(value, Exception) and value.__module__ == errors.__name__
+    for module in MODULES
+    for value in vars(module).values()
+    if isinstance(value, type) and issubclass(value, Exception) and value.__module__ == module.__name__
 ]
 
 
@@ -43,7 +48,11 @@ def test_every_class_is_public() -> None:
     assert len(CLASSES) >= 12
 
 
-@pytest.mark.parametrize("class_", CLASSES)
+#: Errors for pytest, which are AssertionErrors too.
+KIT: list[type[Exception]] = [EndlessRunError, LeakError, PointNotReachedError]
+
+
+@pytest.mark.parametrize("class_", [*CLASSES, *KIT])
 def test_error_survives_pickling_and_copying(class_: type[Exception]) -> None:
     """Class, text and every field arrive on the other side."""
     error = example(class_)
@@ -55,7 +64,7 @@ def test_error_survives_pickling_and_copying(class_: type[Exception]) -> None:
         assert vars(twin) == vars(error)
 
 
-@pytest.mark.parametrize("class_", CLASSES)
+@pytest.mark.parametrize("class_", [*CLASSES, *KIT])
 def test_error_has_one_base_and_a_text_with_its_values(class_: type[Exception]) -> None:
     """Users catch CeleryAlchemyError, a warning is a UserWarning; what it was made with is in its text."""
     error = example(class_)

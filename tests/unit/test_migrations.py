@@ -14,7 +14,7 @@ from celery import Celery
 from sqlalchemy import Connection
 
 from celery_alchemy import Alchemy
-from celery_alchemy.check import check
+from celery_alchemy.operations.check import check
 from tests.services.databases import Database
 from tests.unit.shop import Base
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from celery_alchemy import ConfigurationError, PublishError, on_commit
+from celery_alchemy import CallableError, ConfigurationError, PublishError, on_commit, on_end
 from tests.unit.shop import Book, Shop, add_books
 
 pytestmark = pytest.mark.databases("sqlite", "postgresql")
@@ -167,14 +168,12 @@ def test_callable_may_use_the_session(session: Session, shop: Shop) -> None:
 
 
 def test_callable_may_register_another(session: Session, ran: Ran) -> None:
-    """It waits for the transaction that the callable began."""
-    on_commit(session, lambda: on_commit(session, lambda: ran.append("second")))
-    session.commit()
-    after_first = list(ran)
+    """It runs after those of the first commit."""
+    on_commit(session, lambda: on_commit(session, lambda: ran.append("third")))
+    on_commit(session, lambda: ran.append("second"))
     session.commit()
 
-    assert after_first == []
-    assert ran == ["second"]
+    assert ran == ["second", "third"]
 
 
 def test_connection_is_back_when_callables_run(session: Session, shop: Shop) -> None:
@@ -314,6 +313,18 @@ def test_what_is_no_session_is_refused() -> None:
         on_commit("session", lambda: None)
 
 
+@pytest.mark.parametrize("given", [None, 1, [print]], ids=str)
+@pytest.mark.parametrize("hang", [on_commit, on_end])
+def test_what_cannot_be_called_is_refused_at_once(session: Session, hang: Any, given: Any) -> None:
+    """As what `on_commit(session, notify(user))` gives: it ran at once, and nothing is left for the commit."""
+    with pytest.raises(CallableError, match=r"lambda: ") as raised:
+        hang(session, given)
+    session.rollback()
+
+    assert isinstance(raised.value, TypeError)
+    assert f"{hang.__name__}()" in str(raised.value)
+
+
 def test_two_sessions_do_not_mix(engine: Engine, ran: Ran) -> None:
     """Each commit runs what belongs to its own session."""
     with Session(engine) as one, Session(engine) as two:
@@ -322,3 +333,79 @@ def test_two_sessions_do_not_mix(engine: Engine, ran: Ran) -> None:
         two.commit()
 
     assert ran == ["two"]
+
+
+# --- what callables do through the session ----------------------------------------------------------
+
+
+def test_rows_that_a_callable_writes_are_committed(shop: Shop, session: Session) -> None:
+    """In a transaction of their own, also those of a callable that such a row's callable was given."""
+
+    def write_again() -> None:
+        add_books(session, ["Sanditon"])
+
+    def write() -> None:
+        session.add(Book(title="Persuasion"))
+        on_commit(session, write_again)
+
+    add_books(session, ["Emma"])
+    on_commit(session, write)
+    session.commit()
+
+    assert shop.titles() == ["Emma", "Persuasion", "Sanditon"]
+    assert not session.in_transaction()
+
+
+def test_rows_that_a_callable_of_a_task_writes_are_committed(shop: Shop) -> None:
+    """Through the parameter and through `self.session`, and through the driver where no statement shows it."""
+
+    @shop.task(bind=True)
+    def work(self: Any, session: Session) -> None:
+        def write() -> None:
+            add_books(session, ["Emma"])
+            self.session.add(Book(title="Persuasion"))
+
+        on_commit(session, write)
+
+    assert shop.trace(work).state == "SUCCESS"
+    assert shop.titles() == ["Emma", "Persuasion"]
+    assert shop.checked_out() == 0
+
+
+def test_rows_of_a_callable_in_a_block_are_committed(shop: Shop) -> None:
+    """`alchemy.begin()` closes its session right after the commit."""
+    with shop.alchemy.begin() as session:
+        on_commit(session, lambda: add_books(session, ["Emma"]))
+
+    assert shop.titles() == ["Emma"]
+
+
+def test_rows_of_a_callable_that_cannot_be_committed_are_reported(
+    shop: Shop, session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As an error of the callable's would be: raised to the caller, logged in a task."""
+
+    def duplicate(session: Session) -> None:
+        session.add_all([Book(title="Persuasion"), Book(title="Persuasion")])
+
+    @shop.task()
+    def work(session: Session) -> None:
+        add_books(session, ["Emma"])
+        on_commit(session, lambda: duplicate(session))
+
+    on_commit(session, lambda: duplicate(session))
+    with pytest.raises(PublishError, match="what its callables have sent and written: IntegrityError"):
+        session.commit()
+    traced = shop.trace(work)
+
+    assert traced.state == "SUCCESS"
+    assert "is committed, but what its callables have sent and written is not" in caplog.text
+    assert shop.titles() == ["Emma"]
+
+
+def test_callable_that_only_reads_leaves_its_transaction_to_the_caller(session: Session) -> None:
+    """There is nothing to commit."""
+    on_commit(session, lambda: session.execute(text("SELECT 1")))
+    session.commit()
+
+    assert session.in_transaction()

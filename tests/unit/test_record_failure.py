@@ -11,7 +11,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from celery_alchemy import ConfigurationError, SessionTask
+from celery_alchemy import ConfigurationError, SessionParameterError, SessionTask
 from tests.unit.shop import Book, Shop, add_books
 
 pytestmark = pytest.mark.databases("sqlite")
@@ -252,3 +252,40 @@ def test_failure_with_an_own_session_is_recorded_apart_from_it(shop: Shop) -> No
         work(session=own, title="Emma")
 
     assert shop.titles() == ["Emma: no"]
+
+
+def no_arguments(session: Session, exc: BaseException) -> None: ...
+
+
+def without_the_session(exc: BaseException, order_id: int) -> None: ...
+
+
+def two_sessions(one: Session, exc: BaseException, other: Session, order_id: int) -> None: ...
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("record", [no_arguments, without_the_session, two_sessions])
+def test_record_failure_that_could_not_be_called_is_refused_when_the_task_is_made(shop: Shop, record: Any) -> None:
+    """As a body is; else the log alone would say so, when the task has failed."""
+    with pytest.raises((ConfigurationError, SessionParameterError), match="record_failure of"):
+
+        @shop.task(record_failure=record, lazy=False, name="pay")
+        def pay(session: Session, order_id: int, note: str = "") -> None: ...
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize(
+    "record",
+    [
+        lambda session, exc, order_id: None,
+        lambda session, exc, *args, **kwargs: None,
+        lambda session, exc, order_id, note="": None,
+    ],
+)
+def test_record_failure_that_fits_is_taken(shop: Shop, record: Any) -> None:
+    """Arguments that a call may leave out are the caller's business."""
+
+    @shop.task(record_failure=record, lazy=False, name="pay")
+    def pay(session: Session, order_id: int, note: str = "") -> None: ...
+
+    assert pay.apply(args=[1]).state == "SUCCESS"

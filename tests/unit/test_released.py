@@ -104,7 +104,7 @@ DIRTY: dict[str, tuple[Dirty, str]] = {
         "uncommitted writes",
     ),
     "savepoint": (lambda s: s.begin_nested(), "an open SAVEPOINT"),
-    "waiting callable": (lambda s: on_commit(s, lambda: None), "sends that wait for the commit"),
+    "waiting callable": (lambda s: on_commit(s, lambda: None), "sends or callables of on_commit that wait for the commit"),
 }
 
 

@@ -16,13 +16,15 @@ import pytest
 from celery import Celery, Task
 from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import create_engine, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import NullPool
 
 from celery_alchemy import Alchemy, EntityReturnedError, NoSessionError, SessionTask
 from tests.services.databases import Database
+from tests.stand import task_of
 from tests.unit.conftest import MakeShop
-from tests.unit.shop import Base, Book, Shop, add_books, task_of
+from tests.unit.shop import Base, Book, Shop, add_books
 
 pytestmark = pytest.mark.databases("sqlite")
 
@@ -39,6 +41,35 @@ def test_untouched_session_opens_no_connection(shop: Shop) -> None:
     shop.trace(work, True)
 
     assert shop.alchemy.engine.pool.checkedin() == 0  # type: ignore[attr-defined]
+
+
+def test_request_outside_of_any_is_celerys_own_default(shop: Shop) -> None:
+    """The same one each time, as with a plain task: what is written into it is there."""
+
+    @shop.task()
+    def work(session: Session) -> None: ...
+
+    @shop.task()
+    async def work_async(session: AsyncSession) -> None: ...
+
+    for task in (work, work_async):
+        task.request.id = "chosen"
+        assert task.request is task.request
+        assert task.request.id == "chosen"
+
+
+def test_tracer_of_a_task_that_no_alchemy_serves_is_what_it_was_given() -> None:
+    """It can be deleted, as one of a plain task."""
+    app = Celery("served by none", set_as_current=False, task_cls=SessionTask)
+    task: Any = app.task(name="work", shared=False)(add_books)
+    tracer = Mock()
+
+    task.__trace__ = tracer
+    kept = task.__trace__
+    del task.__trace__
+
+    assert kept is tracer
+    assert task.__trace__ is None
 
 
 def test_untouched_session_is_a_session_of_the_right_class(shop: Shop) -> None:
@@ -355,7 +386,8 @@ def test_nothing_is_left_of_a_sessionmaker_that_is_gone(database: Database) -> N
 
     def use() -> ref[type[Session]]:
         app = Celery("shop", broker="memory://", set_as_current=False)
-        maker = sessionmaker(create_engine(database.url))
+        engine = create_engine(database.url)
+        maker = sessionmaker(engine)
         Alchemy(app, maker)
 
         @task_of(app)
@@ -363,6 +395,7 @@ def test_nothing_is_left_of_a_sessionmaker_that_is_gone(database: Database) -> N
             session.execute(select(42))
 
         work()
+        engine.dispose()
         app.close()
         return ref(maker.class_)
 

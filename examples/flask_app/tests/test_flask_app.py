@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from flask import Flask, has_app_context
+from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select
 
@@ -61,19 +61,27 @@ def test_order_is_taken_and_charged(client: FlaskClient, sent: Sent) -> None:
 # </tests>
 
 
-def test_task_that_asks_for_it_has_an_app_context(app: Flask, client: FlaskClient, sent: Sent) -> None:
-    """The other one has none, and needs none."""
+def test_task_that_says_db_session_is_committed(client: FlaskClient, sent: Sent) -> None:
+    """It has Flask's application context, and needs no session in its signature."""
     order_id = _order(client)
-    seen: list[bool] = []
 
-    @app.extensions["celery"].task(shared=False)
-    def look() -> None:
-        seen.append(has_app_context())
+    assert invoice.apply((order_id,), throw=True).get() == "flask_app.app: tea"
 
-    look.apply()
+    assert client.get(f"/orders/{order_id}").json == {"item": "tea", "state": "invoiced"}
 
-    assert seen == [False]
-    assert invoice.apply((order_id,)).get() == "flask_app.app: tea"
+
+def test_eager_task_leaves_the_views_session_alone(app: Flask, client: FlaskClient, sent: Sent) -> None:
+    """It has a session and transaction of its own."""
+    order_id = _order(client)
+
+    with app.app_context():
+        order = db.session.get_one(Order, order_id)
+        db.session.rollback()
+        db.session.add(pending := Order(item="not yet"))
+        invoice.apply((order_id,), throw=True)
+
+        assert pending in db.session.new
+        assert order in db.session
 
 
 def test_views_and_tasks_have_one_engine(app: Flask, alchemy: Alchemy) -> None:

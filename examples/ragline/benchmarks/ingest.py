@@ -21,6 +21,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ragline.intake import Offer
 
 WARM_UP_DOCUMENTS = 8
 DEADLINE_SECONDS = 900
@@ -73,36 +77,11 @@ def pipeline(folder: Path, processes: int, clocks: Path) -> Run:
     """The same documents through a worker of so many processes, in the home of the settings."""
     from sqlalchemy import func, select
 
-    from ragline import controls
     from ragline.app import alchemy, app, create_tables, settings
-    from ragline.intake import Offer, read_file
-    from ragline.minilm.embedder import MiniLM
-    from ragline.progress import measure
-    from ragline.recipes import recipe_for
     from ragline.tables import Document
     from ragline.workers import running_workers
 
     create_tables(alchemy)
-    recipe = recipe_for(MiniLM.name)
-
-    def take_in(offers: list[Offer]) -> None:
-        for offer in offers:
-            with alchemy.begin() as session:
-                controls.add(session, offer, recipe)
-
-    def wait() -> tuple[int, int]:
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while True:
-            with alchemy.session() as session:
-                counts = measure(session)
-            if counts.settled == counts.total:
-                return counts.total, counts.chunks
-            assert time.monotonic() < deadline, counts
-            time.sleep(0.5)
-
-    def file_offers(files: list[Path]) -> list[Offer]:
-        return [read_file(file, max_bytes=settings.max_bytes) for file in files]
-
     files = sorted(folder.iterdir())
     warm_up = []
     for number in range(WARM_UP_DOCUMENTS):
@@ -112,18 +91,52 @@ def pipeline(folder: Path, processes: int, clocks: Path) -> Run:
     with _worker(processes) as worker:
         while not running_workers(app):
             assert worker.poll() is None, (settings.home / "worker.log").read_text()
-        take_in(file_offers(warm_up))
-        before = wait()
-        offers = file_offers(files)
+        _take_in(_offers(warm_up))
+        before = _settled()
+        offers = _offers(files)
         work, cpu = _sum(clocks), _cpu_seconds(worker.pid)
         started = time.time()
-        take_in(offers)
-        documents, chunks = wait()
+        _take_in(offers)
+        documents, chunks = _settled()
         work, cpu = _sum(clocks) - work, _cpu_seconds(worker.pid) - cpu
         with alchemy.session() as session:
             ended = session.scalar(select(func.max(Document.ready_at)))
     assert ended is not None
     return Run(documents - before[0], chunks - before[1], ended.timestamp() - started, (cpu - work) / work)
+
+
+def _offers(files: list[Path]) -> list[Offer]:
+    from ragline.app import settings
+    from ragline.files import read_file
+
+    return [read_file(file, max_bytes=settings.max_bytes) for file in files]
+
+
+def _take_in(offers: list[Offer]) -> None:
+    from ragline import controls
+    from ragline.app import alchemy
+    from ragline.minilm.embedder import MiniLM
+    from ragline.recipes import recipe_for
+
+    recipe = recipe_for(MiniLM.name)
+    for offer in offers:
+        with alchemy.begin() as session:
+            controls.add(session, offer, recipe)
+
+
+def _settled() -> tuple[int, int]:
+    """Wait until nothing more happens, and return how many documents and chunks there are."""
+    from ragline.app import alchemy
+    from ragline.progress import measure
+
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while True:
+        with alchemy.session() as session:
+            counts = measure(session)
+        if counts.settled == counts.total:
+            return counts.total, counts.chunks
+        assert time.monotonic() < deadline, counts
+        time.sleep(0.5)
 
 
 @contextmanager

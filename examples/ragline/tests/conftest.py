@@ -23,12 +23,13 @@ for name in [name for name in os.environ if name.startswith("RAGLINE_") and not 
 os.environ["RAGLINE_HOME"] = str(HOME)
 os.environ["RAGLINE_EMBEDDER"] = "none"
 os.environ["RAGLINE_REDELIVER_SECONDS"] = "5"
+os.environ["RAGLINE_WORKER_LOST_SECONDS"] = "5"
 
 # Servers are found and started as for the tests of the library.
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from celery_alchemy import Alchemy  # noqa: E402
-from sqlalchemy import Engine, text, update  # noqa: E402
+from sqlalchemy import Engine, inspect, text, update  # noqa: E402
 from sqlalchemy.orm import Session  # noqa: E402
 from tests.services.databases import Databases  # noqa: E402
 
@@ -92,7 +93,9 @@ def empty_tables(engine: Engine) -> None:
         for table in reversed(Base.metadata.sorted_tables):
             connection.execute(table.delete())
         # Where foreign keys do not reach.
-        connection.execute(text("DELETE FROM chunk_keywords"))
+        there = set(inspect(connection).get_table_names())
+        for name in sorted(there & {"chunk_keywords", "keyword_count"}):
+            connection.execute(text(f"DELETE FROM {name}"))
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def deadly(step: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-for name in ("admit", "parse", "split", "embed"):
+for name in ("parse", "split", "embed"):
     setattr(pipeline, name, deadly(getattr(pipeline, name)))
 tasks.load_embedder = lambda *_, **__: LetterEmbedder()  # type: ignore[assignment]
 tasks.token_counter = lambda *_, **__: EstimatedTokens()

@@ -15,6 +15,7 @@ class LetterEmbedder:
 
     name = "letters"
     dimensions = 26
+    near = -1.0
     counter = EstimatedTokens()
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:

@@ -9,26 +9,28 @@ from sqlalchemy.orm import Session
 
 from conftest import empty_tables
 from ragline import pipeline
-from ragline.app import alchemy, create_tables, settings
+from ragline.app import alchemy, create_tables
 from ragline.embedders import Embedder
 from ragline.intake import Offer, Outcome, Recipe, take_in
+from ragline.parsers import parse as parse_here
 from ragline.tables import Document
+from ragline.text import ParsedText
 from ragline.tokens import EstimatedTokens, TokenCounter
 
 KEYWORDS = Recipe(parser="1", splitter="1", embedder="none")
 LETTERS = Recipe(parser="1", splitter="1", embedder="letters")
 BATCH_CHUNKS = 3
+Parse = Callable[[bytes, str], ParsedText]
 
 
 def empty_index() -> None:
-    """Make the tables of the app's own database where they are missing, and empty them and its broker."""
+    """Make the tables of the app's own database where they are missing, and empty them."""
     create_tables(alchemy)
     empty_tables(alchemy.engine)
     with alchemy.begin() as session:
         for table in alchemy.metadata.sorted_tables:
-            session.execute(table.delete())
-    for message in (settings.home / "broker" / "messages").glob("*"):
-        message.unlink(missing_ok=True)
+            if table.name not in ("celery_queues", "celery_workers"):  # which stand for what is there
+                session.execute(table.delete())
 
 
 def offer(content: str | bytes, uri: str = "file:///a.txt") -> Offer:
@@ -64,22 +66,30 @@ def embedder_of(embedder: Embedder) -> Callable[[str], Embedder | None]:
     return lambda name: embedder if name == embedder.name else None
 
 
-def until_embedding(session: Session, document_id: int) -> list[int]:
+def until_embedding(session: Session, document_id: int, parse: Parse = parse_here) -> list[int]:
     """Run the pipeline up to the batches, which are returned."""
     assert pipeline.admit(session, document_id)
     session.commit()
-    assert pipeline.parse(session, document_id)
+    assert pipeline.parse(session, document_id, parse)
     session.commit()
     batches = pipeline.split(session, document_id, counter_of, batch_chunks=BATCH_CHUNKS)
     session.commit()
     return batches
 
 
-def process(session: Session, document_id: int, embedder: Embedder | None = None) -> Document:
+def embed(session: Session, document_id: int, batch: int, embedder: Embedder) -> bool:
+    """Run the step of one batch in a transaction of its own, as a worker does; whether it was the last one."""
+    is_last = pipeline.embed(session, document_id, batch, embedder_of(embedder))
+    session.commit()
+    return is_last
+
+
+def process(
+    session: Session, document_id: int, embedder: Embedder | None = None, parse: Parse = parse_here
+) -> Document:
     """Run the whole pipeline for a document."""
-    for batch in until_embedding(session, document_id):
+    for batch in until_embedding(session, document_id, parse):
         assert embedder is not None
-        pipeline.embed(session, document_id, batch, embedder_of(embedder))
-        session.commit()
+        embed(session, document_id, batch, embedder)
     session.expire_all()
     return session.get_one(Document, document_id)

@@ -95,7 +95,7 @@ class Soak:
     def _upload(self, number: int) -> None:
         from ragline import controls
         from ragline.app import settings
-        from ragline.intake import read_file
+        from ragline.files import read_file
         from ragline.recipes import recipe_for
         from ragline.transactions import in_transaction
 
@@ -175,7 +175,7 @@ class Soak:
 
     def _settle(self) -> list[str]:
         """Have everything that people stopped go on, and wait until nothing more happens."""
-        from celery_alchemy.upkeep import status
+        from celery_alchemy.operations.dead_tasks import status
         from sqlalchemy import select
 
         from ragline import controls
@@ -238,7 +238,7 @@ def main() -> int:
     )
     options.add_argument("--minutes", type=float, default=10)
     options.add_argument("--database", help="URL of an empty database; a file by default")
-    options.add_argument("--broker", help="URL; a folder by default")
+    options.add_argument("--broker", help="URL; the database by default")
     options.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     given = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="ragline-soak-") as place:
@@ -248,6 +248,7 @@ def main() -> int:
             "RAGLINE_EMBEDDER": "none",
             "RAGLINE_BATCH_CHUNKS": "4",
             "RAGLINE_REDELIVER_SECONDS": "5",
+            "RAGLINE_WORKER_LOST_SECONDS": "5",
             "RAGLINE_DATABASE_URL": given.database or "",
             "RAGLINE_BROKER_URL": given.broker or "",
         }

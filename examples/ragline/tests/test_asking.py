@@ -193,3 +193,30 @@ def test_a_question_is_answered_at_the_command_line(tmp_path: Path) -> None:
     assert "They dance [1], as others say." in printed.stdout
     assert "[1] bees.md, characters 0-" in printed.stdout
     assert "removed: [4]" in printed.stdout
+
+
+@pytest.mark.parametrize(
+    ("said", "passages", "quoted"),
+    [
+        (
+            '"the waggle dance tells" [1]',
+            ["The  Waggle\ndance tells all."],
+            [(1, "The  Waggle\ndance tells")],
+        ),
+        ("“flower ﬁelds near by” [1]", ["All flower fields near by."], [(1, "flower fields near by")]),
+        ('"café – near the sea" [2]', ["no", "A cafe\u0301 - near the sea."], [(2, "café - near the sea")]),
+        (
+            '"bees dance ... where flowers are" [1]',
+            ["bees dance to tell where flowers are"],
+            [(1, "bees dance"), (1, "where flowers are")],
+        ),
+        ('"not in any passage" [1]', ["Bees dance."], []),
+    ],
+)
+def test_quotes_are_told_as_they_stand_in_their_passages(
+    said: str, passages: list[str], quoted: list[tuple[int, str]]
+) -> None:
+    """To be marked there: each is a piece of the passage, whatever spaces and marks the model wrote."""
+    checked = check(said, passages)
+
+    assert [(one.passage, one.text) for one in checked.quoted] == quoted

@@ -18,9 +18,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from pipelines import empty_index
-from ragline import cli, demo, ingestion
+from ragline import __version__, cli, demo
+from ragline.bars import Bars
 from ragline.errors import ConfigurationError
-from ragline.settings import settings_from
+from ragline.searching import Mode
+from ragline.settings import QUEUES, settings_from
+from ragline.states import State
 
 
 def ragline(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -29,6 +32,7 @@ def ragline(home: Path, *arguments: str, **environment: str) -> subprocess.Compl
         [sys.executable, "-c", "from ragline.cli import main; main()", *arguments],
         env={**os.environ, "RAGLINE_HOME": str(home), "COLUMNS": "200", **environment},
         capture_output=True,
+        stdin=subprocess.PIPE,
         text=True,
         timeout=100,
         check=False,
@@ -42,7 +46,7 @@ def test_a_folder_is_ingested_and_searched_with_one_command_each(tmp_path: Path)
     (folder / "whale.md").write_text("# Whales\n\nThe blue whale is the largest animal.\n")
     (folder / "bee.html").write_text("<h1>Bees</h1><p>Bees dance to tell where flowers are.")
     (folder / "bad.txt").write_bytes(b"\x7fELF" + bytes(range(256)))
-    (folder / "table.csv").write_text("left,out")
+    (folder / "photo.png").write_bytes(b"left out")
 
     ingested = ragline(home, "ingest", str(folder))
     again = ragline(home, "ingest", str(folder))
@@ -54,13 +58,13 @@ def test_a_folder_is_ingested_and_searched_with_one_command_each(tmp_path: Path)
     assert ingested.returncode == 1, ingested.stdout + ingested.stderr
     assert "3 files: 2 added, 1 failed." in ingested.stdout
     assert "bad.txt: This is a program" in ingested.stdout
-    assert "1 file of another kind was left out (.csv); a file that is named is taken." in ingested.stdout
+    assert "1 file of another kind was left out (.png); a file that is named is taken." in ingested.stdout
     assert "3 files: 2 unchanged, 1 failed." in again.stdout
     (passage,) = json.loads(found.stdout)
     assert passage["quote"] == "Bees\n\nBees dance to tell where flowers are."
     assert (passage["name"], passage["start"], passage["heading"]) == ("bee.html", 0, "Bees")
     assert "1. whale.md, characters 0-47" in read.stdout
-    assert (asked.stdout, asked.stderr) == ("Nothing found.\n", "Nothing was asked.\n")
+    assert (asked.stdout, asked.stderr) == ("", "Nothing was asked.\n")
     report = json.loads(status.stdout)
     assert report["documents"]["ready"] == 2
     assert report["documents"]["failed"] == 1
@@ -85,15 +89,89 @@ def test_a_document_is_listed_paused_resumed_and_deleted_from_the_command_line(t
     assert paused.stdout == "whale.md (1): paused.\n"
     assert (again.returncode, again.stderr) == (1, "whale.md is paused: it cannot be paused now.\n")
     assert [(row["name"], row["state"]) for row in listed] == [("bee.md", "queued"), ("whale.md", "paused")]
-    assert resumed.stdout == "whale.md (1): queued again.\n"
+    assert resumed.stdout == f"whale.md (1): queued again.\n{NOBODY}\n"
     assert deleted.stdout == "whale.md (1): deleted.\nbee.md (2): deleted.\n"
     assert nothing.stdout == "No documents.\n"
+
+
+def test_what_is_deleted_is_told_by_the_name_that_was_given(tmp_path: Path) -> None:
+    """Three places of the same bytes: one goes, then the document with the other two, then a folder."""
+    home, folder = tmp_path / "home", tmp_path / "docs"
+    for name, content in (("a", "one"), ("b", "one"), ("c", "one"), ("d", "two")):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "same.txt").write_text(content)
+    ragline(home, "ingest", "--no-wait", str(folder))
+
+    ambiguous = ragline(home, "delete", "same.txt")
+    place = ragline(home, "delete", "b/same.txt")
+    paused = ragline(home, "pause", "c/same.txt")
+    document = ragline(home, "delete", "1")
+    below = ragline(home, "delete", str(folder / "d"))
+
+    assert ambiguous.stderr.startswith("4 places are called same.txt: a/same.txt (1), b/same.txt (1), ")
+    assert place.stdout == "b/same.txt (1): deleted; it stays in 2 other places.\n"
+    assert paused.stdout == "c/same.txt (1) and 1 other place: paused.\n"
+    assert document.stdout == "a/same.txt (1) and 1 other place: deleted.\n"
+    assert below.stdout == f"{folder / 'd'} (1 place): deleted.\n"
+
+
+NOBODY = "No worker is running: start one with `ragline worker`."
+
+
+def test_who_does_not_wait_is_told_that_nobody_works(tmp_path: Path) -> None:
+    """Else it looks as if all were well, and nothing ever happens."""
+    home, file = tmp_path / "home", tmp_path / "whale.md"
+    file.write_text("The blue whale is the largest animal.")
+
+    ingested = ragline(home, "ingest", "--no-wait", str(file))
+    ragline(home, "cancel", "1")
+    retried = ragline(home, "retry", "1")
+
+    waits = "1 document waits in the queue; `ragline status` shows how far they are."
+    assert ingested.stdout.endswith(f"{NOBODY}\n{waits}\n1 file: 1 added.\n")
+    assert retried.stdout == f"whale.md (1): queued again.\n{NOBODY}\n"
+
+
+def test_what_was_refused_for_good_is_not_tried_again_unasked(tmp_path: Path) -> None:
+    """The same would come of it; a limit may have been raised meanwhile: then it is asked for."""
+    home, file = tmp_path / "home", tmp_path / "bad.txt"
+    file.write_bytes(b"\x7fELF" + bytes(range(256)))
+    ragline(home, "ingest", str(file))
+
+    refused = ragline(home, "retry", "bad.txt")
+    forced = ragline(home, "retry", "--force", "bad.txt")
+
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(
+        "bad.txt failed for a reason that trying again does not change: This is a"
+    )
+    assert refused.stderr.endswith(
+        "With `--force` it is tried all the same, for instance with another limit.\n"
+    )
+    assert forced.stdout == f"bad.txt (1): queued again.\n{NOBODY}\n"
+
+
+def test_a_list_that_ends_says_how_many_more_there_are(tmp_path: Path) -> None:
+    """And no name is cut where a program reads it."""
+    home, folder = tmp_path / "home", tmp_path / "docs"
+    folder.mkdir()
+    names = [f"{number}-{'very-' * 40}long-name.md" for number in range(3)]
+    for name in names:
+        (folder / name).write_text(name)
+    ragline(home, "ingest", "--no-wait", str(folder))
+
+    some = ragline(home, "list", "--limit", "1", COLUMNS="80").stdout
+    every = ragline(home, "list", "--limit", "3", "--state", "queued", COLUMNS="80").stdout
+
+    assert some.endswith("2 more: `--limit 3` shows all.\n")
+    assert "more:" not in every
+    assert all(name in every for name in names)
 
 
 def test_progress_shows_whole_numbers_on_a_narrow_terminal() -> None:
     """The bar gives way: 80 columns have room for the counts, the time and the states of documents."""
     console = Console(width=80, record=True, file=StringIO())
-    bar = ingestion.progress_bar(console)
+    bar = Bars(console)
     note = "17 embedding, 3 failed, 20 ready, 53 splitting"
     bar.add_task("documents", total=1093, completed=1023, note=note)
 
@@ -116,9 +194,10 @@ def test_servers_that_are_away_are_told_in_a_line(tmp_path: Path) -> None:
     assert "1 file: 1 added." in taken.stdout
     assert (status.returncode, nothing.returncode) == (0, 1)
     # Owed while the hand-over that failed holds it, then waiting.
-    assert re.search(r"Messages: (1 waiting, 0 owed|0 waiting, 1 owed), 0 dead\.", status.stdout)
-    assert "Workers: unknown, the broker does not answer." in status.stdout
-    assert nothing.stderr.startswith("The database does not answer: ")
+    assert re.search(r"Steps: (1 wait, 0 begun|0 wait, 1 begun) .* 0 given up", status.stdout)
+    assert "Workers: unknown, the broker amqp://guest@127.0.0.1:1// does not answer." in status.stdout
+    assert nothing.stderr.startswith("The database cannot be used: ")
+    assert nothing.stderr.count("\n") == 1
     assert "Traceback" not in status.stderr + nothing.stderr
     assert "secret" not in nothing.stderr
 
@@ -150,34 +229,99 @@ def test_the_demo_fails_when_the_counts_do_not_add_up(
 
 
 def test_an_empty_home_is_no_error(tmp_path: Path) -> None:
-    """Status says how to begin, and a search finds nothing."""
+    """Status says how to begin, and a search says that there is nothing to be found."""
     status, search = ragline(tmp_path, "status"), ragline(tmp_path, "search", "anything")
 
     assert status.returncode == search.returncode == 0
     assert "ragline ingest" in status.stdout
-    assert "Nothing found" in search.stdout
+    assert search.stderr == "The index is empty: no document is ready to be searched yet.\n"
+
+
+HEAVY = {"numpy", "bs4", "docx", "lxml", "pypdfium2", "httpx", "tokenizers", "onnxruntime", "snowballstemmer"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [
+        (["list"], set()),
+        (["status"], set()),
+        (["search", "whale"], {"snowballstemmer"}),
+    ],
+)
+def test_commands_load_only_what_they_need(tmp_path: Path, arguments: list[str], allowed: set[str]) -> None:
+    """What they load is most of the time they take: nobody who looks waits for parsers."""
+    program = (
+        "import sys\nfrom ragline import cli\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
+        f"print(*sorted({HEAVY!r} & set(sys.modules)), sep='\\n', file=sys.stderr)"
+    )
+
+    result = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={**os.environ, "RAGLINE_HOME": str(tmp_path), "RAGLINE_EMBEDDER": "none"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert HEAVY & set(result.stderr.split()) <= allowed
 
 
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
-        (("search", "x", "--mode", "best"), {}, "use one of hybrid, keyword, vector"),
         (("status",), {"RAGLINE_MAX_BYTES": "many"}, "RAGLINE_MAX_BYTES='many'"),
         (("eval", "/nowhere"), {}, "/nowhere holds neither"),
         (("cancel", "nothing.md"), {}, "There is no document nothing.md: `ragline list` shows all."),
         (("retry",), {}, "Name documents, or give --all."),
-        (("list", "--state", "lost"), {}, "use one of queued, parsing"),
+        (("status",), {"RAGLINE_HOME": "/proc/nowhere"}, "RAGLINE_HOME: /proc/nowhere cannot be made"),
+        (("status",), {"RAGLINE_HOME": "/etc/passwd"}, "RAGLINE_HOME: /etc/passwd is no folder."),
+        (("worker",), {"RAGLINE_BROKER_URL": "nonsense://x"}, "RAGLINE_BROKER_URL: write it as"),
+        (("status",), {"RAGLINE_BROKER_URL": "redis://h:port"}, "RAGLINE_BROKER_URL: write it as"),
+        (("status",), {"RAGLINE_DATABASE_URL": f"sqlite:///{__file__}"}, "file is not a database"),
+        (("serve", "--host", "no.such.host.invalid"), {}, "--host no.such.host.invalid: there is no"),
+        (("serve", "--host", "203.0.113.9"), {}, "203.0.113.9 port 8000 cannot be served: "),
+        (("ingest", "/nowhere/a.md", "/nowhere"), {}, "/nowhere/a.md, /nowhere are not there: nothing"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(
     tmp_path: Path, arguments: tuple[str, ...], environment: Mapping[str, str], message: str
 ) -> None:
     """No traceback, exit code 1, and what to do."""
+    pytest.importorskip("uvicorn" if "serve" in arguments else "typer")
     result = ragline(tmp_path, *arguments, **environment)
 
     assert result.returncode == 1
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "choices"),
+    [
+        (("search", "x", "--mode", "best"), tuple(Mode)),
+        (("list", "--state", "lost"), tuple(State)),
+        (("worker", "--queue", "all"), QUEUES),
+        (("worker", "--log-level", "loud"), ("debug", "info", "warning", "error", "critical")),
+    ],
+)
+def test_a_choice_that_does_not_exist_is_told_with_those_that_do(
+    arguments: tuple[str, ...], choices: tuple[str, ...]
+) -> None:
+    """Before anything is done, and in the help too."""
+    result = CliRunner().invoke(cli.cli, list(arguments), env={"COLUMNS": "300"})
+    told = CliRunner().invoke(cli.cli, [arguments[0], "--help"], env={"COLUMNS": "300"})
+
+    assert result.exit_code == 2
+    for choice in choices:
+        assert choice in result.output
+        assert choice in told.output
+
+
+def test_the_version_is_told() -> None:
+    """Without a command, and before any setting is read."""
+    assert CliRunner().invoke(cli.cli, ["--version"]).output == f"ragline {__version__}\n"
 
 
 @pytest.mark.parametrize(
@@ -187,6 +331,9 @@ def test_a_mistake_is_told_in_one_line(
         ({"RAGLINE_BATCH_CHUNKS": "0"}, "RAGLINE_BATCH_CHUNKS"),
         ({"RAGLINE_DATABASE_URL": "oracle://localhost/x"}, "RAGLINE_DATABASE_URL"),
         ({"RAGLINE_DATABASE_URL": "somewhere"}, "RAGLINE_DATABASE_URL"),
+        ({"RAGLINE_DATABASE_URL": "postgresql://h:port/x"}, "RAGLINE_DATABASE_URL"),
+        ({"RAGLINE_BROKER_URL": "amqp://a//;nonsense://b"}, "RAGLINE_BROKER_URL"),
+        ({"RAGLINE_CHAT_URL": "http://h:port", "RAGLINE_CHAT_MODEL": "m"}, "RAGLINE_CHAT_URL"),
         ({"RAGLINE_QUEUES": "a b"}, "RAGLINE_QUEUES"),
     ],
 )
@@ -243,9 +390,9 @@ def test_defaults_follow_the_desktop_conventions() -> None:
     moved = settings_from({"RAGLINE_HOME": "/mine", "RAGLINE_BROKER_URL": "redis://localhost"})
 
     assert (settings.home, settings.cache) == (Path("/data/ragline"), Path("/cache/ragline"))
-    assert settings.has_own_broker
+    assert settings.database_is_broker
     assert moved.database_url == "sqlite+pysqlite:////mine/ragline.db"
-    assert not moved.has_own_broker
+    assert not moved.database_is_broker
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 from celery_alchemy import Alchemy
@@ -30,6 +31,8 @@ from ragline.app import alchemy, app
 from ragline.audit import audit
 from ragline.errors import NoSuchDocumentError, NotPossibleError, UnsupportedError
 from ragline.intake import Offer
+from ragline.naming import find_document
+from ragline.parsers import PARSER_VERSION
 from ragline.progress import entries, measure
 from ragline.searching import Mode, rank
 from ragline.states import TRANSITIONS, WORKING, State
@@ -199,6 +202,26 @@ def test_all_that_failed_for_a_passing_reason_are_retried(session: Session) -> N
     assert measure(session).documents == {State.QUEUED: 2}
 
 
+@pytest.mark.parametrize(("parser", "is_tried"), [("0", True), (PARSER_VERSION, False)])
+def test_what_was_refused_for_good_is_tried_again_by_another_parser(
+    session: Session, parser: str, is_tried: bool
+) -> None:
+    """The same parser would say the same."""
+    document_id = add(session, "text", recipe=replace(KEYWORDS, parser=parser)).document_id
+    pipeline.fail(session, UnsupportedError("This is a picture."), document_id)
+    session.commit()
+
+    if is_tried:
+        controls.retry_usefully(session, document_id)
+    else:
+        with pytest.raises(
+            NotPossibleError, match=r"^a\.txt failed for a reason .*: This is a picture\. With"
+        ):
+            controls.retry_usefully(session, document_id)
+
+    assert state_of(session, document_id) is (State.QUEUED if is_tried else State.FAILED)
+
+
 def test_a_document_that_was_refused_unread_cannot_be_retried(session: Session) -> None:
     """There are no bytes to try with: the person is told to add it again."""
     refused = Offer("file:///a.txt", "a.txt", None, 0, None, UnsupportedError("It cannot be read."))
@@ -325,13 +348,13 @@ def test_a_task_that_dies_after_its_document_was_deleted_leaves_nothing(
     session.commit()
     ((task_id, _),) = owed(session)
 
-    def admit(own: Session, document_id: int) -> bool:
+    def parse(own: Session, document_id: int, _: object) -> bool:
         own.rollback()
         controls.delete(session, document_id)
         session.commit()
         raise UnsupportedError("This is a picture.")
 
-    monkeypatch.setattr(pipeline, "admit", admit)
+    monkeypatch.setattr(pipeline, "parse", parse)
     with captured(alchemy) as sent:
         tasks.ingest.apply(args=(document_id,), task_id=task_id)
         assert sent == [tasks.forget.s(document_id)]
@@ -347,12 +370,12 @@ def test_deleting_one_generation_leaves_the_other(session: Session) -> None:
 
     controls.delete(session, under_way)
     session.commit()
-    assert rank(session, "whales", None, None, mode=Mode.KEYWORD)
+    assert rank(session, "whales", None, None, mode=Mode.KEYWORD).chunks
     under_way = add(session, "about zebras").document_id
     controls.delete(session, found)
     session.commit()
 
-    assert not rank(session, "whales", None, None, mode=Mode.KEYWORD)
+    assert not rank(session, "whales", None, None, mode=Mode.KEYWORD).chunks
     assert process(session, under_way).state is State.READY
     assert audit(session) == []
 
@@ -363,9 +386,9 @@ def test_a_person_names_a_document_by_id_path_or_name(session: Session) -> None:
     add(session, "other", "file:///folder/b.txt")
 
     names = (str(found), "/folder/a.txt", "file:///folder/a.txt", "a.txt")
-    assert [controls.find(session, name) for name in names] == [[found]] * 4
+    assert [find_document(session, name).document_id for name in names] == [found] * 4
     with pytest.raises(NoSuchDocumentError, match=r"c\.txt"):
-        controls.find(session, "c.txt")
+        find_document(session, "c.txt")
 
 
 def test_a_list_shows_each_document_with_its_places_and_counts(

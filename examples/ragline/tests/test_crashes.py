@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from celery_alchemy import Alchemy
-from celery_alchemy.upkeep import status
+from celery_alchemy.operations.dead_tasks import status
 from sqlalchemy import select
 from tests.services.databases import Databases
 from tests.waiting import eventually
@@ -35,7 +35,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Alchemy
         yield alchemy
         return
     databases = Databases()
-    shared = Alchemy(app, databases.open(request.param, tmp_path).url, outbox=True)
+    shared = Alchemy(app, databases.open(request.param, tmp_path).url, broker=True)
     create_tables(shared)
     yield shared
     shared.engine.dispose()
@@ -88,7 +88,7 @@ def test_a_worker_killed_in_every_state_loses_and_doubles_nothing(database: Alch
         eventually(lambda: states() == [State.READY] * 2, timeout=DEADLINE_SECONDS)
         eventually(lambda: messages() == (0, 0, 0), timeout=DEADLINE_SECONDS)
 
-    steps = ("admit", "parse", "split", "embed")
+    steps = ("parse", "split", "embed")
     assert {file.name for file in struck.iterdir()} == {
         f"{step} {document_id} {when}" for step in steps for document_id in ids for when in ("begins", "ends")
     }

@@ -31,6 +31,7 @@ from ragline.settings import QUEUES
 from ragline.tables import Base, Vector
 from ragline.words import telling_words, words
 from ragline.workers import stop
+from servers import eventually
 
 SERVERS = ("postgresql", "mariadb")
 
@@ -156,9 +157,9 @@ def test_pgvector_that_comes_later_gets_the_vectors_that_are_there(
     with Session(pgvector) as session:
         index = load_index(session, embedder.name)
         after = rank(session, "", np.ones(26, "f4"), index, mode=Mode.VECTOR)
-        assert len(after) == session.scalar(select(func.count(Vector.chunk_id)))
+        assert len(after.chunks) == session.scalar(select(func.count(Vector.chunk_id)))
     assert isinstance(index, DatabaseIndex)
-    assert [chunk_id for chunk_id, _ in after] == [chunk_id for chunk_id, _ in before]
+    assert [chunk_id for chunk_id, _ in after.chunks] == [chunk_id for chunk_id, _ in before.chunks]
 
 
 @contextmanager
@@ -203,6 +204,7 @@ def workers(servers: dict[str, str], folder: Path) -> Iterator[None]:
                 start_new_session=True,
             )
             stack.callback(stop, process)
+        eventually(lambda: len(json.loads(ragline(servers, "status", "--json"))["workers"]) == 2, seconds=90)
         yield
 
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from celery_alchemy.relay import relay_of
 from sqlalchemy import event, func, select, text
 from sqlalchemy.orm import Session
 
@@ -115,10 +114,9 @@ def test_dify_39975_no_document_waits_without_a_task(session: Session) -> None:
     with alchemy.begin() as other:
         document_id = controls.add(other, offer(long_text("whale")), KEYWORDS).document_id
 
-    for step, following in ((tasks.ingest, "parse"), (tasks.parse, "split")):
-        step.apply(args=(document_id,)).get()
-        assert (following, [document_id]) in owed(session)
-        session.rollback()
+    tasks.ingest.apply(args=(document_id,)).get()
+    assert ("split", [document_id]) in owed(session)
+    session.rollback()
     for control in (controls.pause, controls.resume):
         with alchemy.begin() as other:
             control(other, document_id)
@@ -149,7 +147,7 @@ def test_dify_9986_a_message_that_comes_again_indexes_nothing_again(
 
 
 def test_onyx_1625_no_session_is_held_open_through_long_work(
-    session: Session, embedder: LetterEmbedder, monkeypatch: pytest.MonkeyPatch
+    session: Session, embedder: LetterEmbedder
 ) -> None:
     """There: sessions open through parsing and embedding. Here the connection is back in the pool meanwhile."""
     document_id = add(session, long_text("whale"), recipe=LETTERS).document_id
@@ -163,10 +161,9 @@ def test_onyx_1625_no_session_is_held_open_through_long_work(
         in_transaction.append(session.in_transaction())
         return parse(data, name)
 
-    monkeypatch.setattr(pipeline, "parse_document", parsing)
     pipeline.admit(session, document_id)
     session.commit()
-    pipeline.parse(session, document_id)
+    pipeline.parse(session, document_id, parsing)
     session.commit()
     batches = pipeline.split(
         session, document_id, lambda name: looking(name).counter, batch_chunks=BATCH_CHUNKS
@@ -182,7 +179,7 @@ def test_ragflow_15805_a_task_whose_worker_is_gone_is_not_orphaned(session: Sess
 
     `test_crashes.py` and `test_worker.py` kill the workers.
     """
-    for task in (tasks.ingest, tasks.parse, tasks.split, tasks.embed):
+    for task in (tasks.ingest, tasks.split, tasks.embed):
         assert task.acks_late
         assert task.reject_on_worker_lost
         assert task.once
@@ -194,24 +191,24 @@ def test_ragflow_15805_a_task_whose_worker_is_gone_is_not_orphaned(session: Sess
     session.rollback()
     tasks.ingest.apply(args=(outcome.document_id,), task_id=task_id).get()
 
-    assert owed(session) == [("parse", [outcome.document_id])]
+    assert owed(session) == [("split", [outcome.document_id])]
 
 
-def test_ragflow_8575_a_queue_that_is_lost_is_sent_again(session: Session) -> None:
-    """There: the queue is gone with Redis, and documents "run" for ever. Here the database owes the task and sends it."""
-    queue = app.conf.task_default_queue
+def test_ragflow_8575_no_queue_is_lost_without_its_documents(session: Session) -> None:
+    """There: the queue is gone with Redis, and documents "run" for ever. Here it is rows beside the documents."""
+    controls.add(session, offer("some text"), KEYWORDS)
+    session.rollback()
+    assert owed(session) == []
+    document_id = controls.add(session, offer("some text"), KEYWORDS).document_id
+    session.commit()
+
     with app.connection_for_write() as connection:
-        channel = connection.default_channel
-        channel.queue_purge(queue)
-        controls.add(session, offer("some text"), KEYWORDS)
-        session.commit()
-        lost = channel.queue_purge(queue)
-        session.execute(text("UPDATE celery_outbox SET due_at = created_at"))  # as after `redeliver_after`
-        session.commit()
-        sent = relay_of(alchemy).step()
-        again = channel.queue_purge(queue)
+        message = connection.default_channel.basic_get(app.conf.task_default_queue)
+        assert message is not None
+        assert message.payload[0] == [document_id]
+        # Its worker is gone without a word, with everything that it held in memory.
 
-    assert (lost, sent, again) == (1, 1, 1)
+    assert owed(session) == [("ingest", [document_id])]
 
 
 def test_llama_index_19579_nothing_is_marked_as_done_before_it_is(

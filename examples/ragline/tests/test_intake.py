@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +14,11 @@ from sqlalchemy.orm import Session
 
 from conftest import LetterEmbedder
 from pipelines import KEYWORDS, LETTERS, add, long_text, offer, process, until_embedding
-from ragline import pipeline
+from ragline import files, pipeline
 from ragline.audit import audit
 from ragline.errors import DocumentError, EmptyError, TooLargeError, UnreadableError
-from ragline.intake import Intake, find_files, read_file, take_in
+from ragline.files import LeftOut, find_files, read_file
+from ragline.intake import Intake, take_in
 from ragline.progress import failures
 from ragline.searching import Mode, passages, rank
 from ragline.states import State
@@ -75,6 +79,7 @@ def test_the_old_generation_serves_until_the_new_one_is_complete(session: Sessio
 
     assert replaced.intake is Intake.REPLACED
     assert pipeline.admit(session, replaced.document_id)
+    session.commit()
     assert pipeline.parse(session, replaced.document_id)
     session.commit()
     assert found(session, "whales dolphins") == ["about whales"]
@@ -92,7 +97,7 @@ def test_a_generation_that_fails_leaves_the_old_one_in_place(session: Session) -
     broken = add(session, b"\x00\x01\x02" * 99)
 
     with pytest.raises(Exception, match="binary") as caught:
-        pipeline.admit(session, broken.document_id)
+        pipeline.parse(session, broken.document_id)
     session.rollback()
     pipeline.fail(session, caught.value, broken.document_id)
     session.commit()
@@ -126,9 +131,7 @@ def test_going_back_to_an_old_version_shared_elsewhere_serves_it_at_once(session
     assert audit(session) == []
 
 
-def test_another_model_or_splitter_parses_nothing_again(
-    session: Session, embedder: LetterEmbedder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_model_or_splitter_parses_nothing_again(session: Session, embedder: LetterEmbedder) -> None:
     """The text of the same bytes is taken over; another parser parses them."""
     parsed: list[str] = []
 
@@ -136,9 +139,8 @@ def test_another_model_or_splitter_parses_nothing_again(
         parsed.append(name)
         return ParsedText(data.decode())
 
-    monkeypatch.setattr(pipeline, "parse_document", parse)
     for recipe in (KEYWORDS, LETTERS, replace(LETTERS, splitter="2"), replace(LETTERS, parser="2")):
-        document = process(session, add(session, "some text", recipe=recipe).document_id, embedder)
+        document = process(session, add(session, "some text", recipe=recipe).document_id, embedder, parse)
         assert document.state is State.READY
 
     assert parsed == ["a.txt", "a.txt"]
@@ -198,21 +200,30 @@ def test_a_document_that_failed_half_way_begins_anew(session: Session, embedder:
 
 def test_an_unreadable_file_fails_alone_and_recovers(session: Session, tmp_path: Path) -> None:
     """It is listed with its reason; once it can be read it takes its place."""
-    missing = tmp_path / "a.txt"
-    refused = take_in(session, read_file(missing, max_bytes=100), KEYWORDS)
-    refused_again = take_in(session, read_file(missing, max_bytes=100), KEYWORDS)
+    file = tmp_path / "a.txt"
+    file.mkdir()  # for root too, who may read every file
+    offered = read_file(file, max_bytes=10**6)
+    refused = take_in(session, offered, KEYWORDS)
+    refused_again = take_in(session, read_file(file, max_bytes=10**6), KEYWORDS)
     session.commit()
-    missing.write_text("now readable")
+    file.rmdir()
+    file.write_text("now readable")
 
-    outcome = take_in(session, read_file(missing, max_bytes=100), KEYWORDS)
+    outcome = take_in(session, read_file(file, max_bytes=100), KEYWORDS)
     session.commit()
 
-    assert isinstance(read_file(tmp_path / "b.txt", max_bytes=1).problem, UnreadableError)
+    assert isinstance(offered.problem, UnreadableError)
     assert refused.intake is refused_again.intake is Intake.FAILED
     assert refused.reason is not None
     assert "cannot be read" in refused.reason
     assert outcome.is_queued
     assert rows(session, Document) == 1
+
+
+def test_a_file_that_is_gone_is_no_document(tmp_path: Path) -> None:
+    """It would be kept as failed for ever: the caller says that it is not there."""
+    with pytest.raises(FileNotFoundError):
+        read_file(tmp_path / "b.txt", max_bytes=1)
 
 
 def test_a_file_that_is_too_large_is_refused_unread_until_the_limit_allows_it(
@@ -232,17 +243,75 @@ def test_a_file_that_is_too_large_is_refused_unread_until_the_limit_allows_it(
     assert rows(session, Original) == rows(session, Document) == 1
 
 
+@pytest.fixture
+def specials(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a pipe and a socket whose names are those of documents, and a text."""
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "whale.md").write_text("x")
+    here = Path.cwd()
+    with socket.socket(socket.AF_UNIX) as listening:
+        os.chdir(tmp_path)  # the path of a socket is short
+        listening.bind("socket.md")
+        os.chdir(here)
+        yield tmp_path
+
+
+def test_what_is_no_file_is_left_out_of_folders_and_refused_by_name(specials: Path) -> None:
+    """Nobody writes into the pipe, and a device has no end: neither is waited for."""
+    left_out = LeftOut()
+    found = list(find_files([specials], left_out))
+    named = [specials / "pipe.txt", specials / "socket.md", Path("/dev/zero")]
+    problems = [read_file(path, max_bytes=9).problem for path in named]
+
+    assert found == [specials / "whale.md"]
+    assert left_out.special == [specials / "pipe.txt", specials / "socket.md"]
+    assert [str(problem) for problem in problems] == ["It is no ordinary file."] * 3
+
+
+@pytest.mark.parametrize("told_bytes", [0, 3, 10**9])
+def test_no_more_than_the_limit_is_read_whatever_the_system_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told_bytes: int
+) -> None:
+    """Files below /proc have no length until they are read, and others grow meanwhile."""
+    (tmp_path / "log.txt").write_bytes(b"whale" * 20)
+    real = os.stat(tmp_path / "log.txt")
+    told = os.stat_result((*real[:6], told_bytes, *real[7:]))
+    monkeypatch.setattr(files.os, "fstat", lambda _: told)
+
+    enough, too_much = (read_file(tmp_path / "log.txt", max_bytes=limit) for limit in (100, 99))
+
+    assert (enough.data, enough.size_bytes) == (b"whale" * 20, 100)
+    assert (too_much.data, too_much.size_bytes) == (None, 100)
+    assert too_much.digest == enough.digest
+    assert isinstance(too_much.problem, TooLargeError)
+
+
 def test_folders_give_their_documents_in_order(tmp_path: Path) -> None:
     """Known formats only, no hidden files, and what else is left out is told; a file that is named is taken."""
     for name in ("b.md", "a.txt", "skip.exe", ".hidden.md", "sub/c.PDF", ".git/d.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
 
-    left_out: list[Path] = []
+    left_out = LeftOut()
     names = [file.name for file in find_files([tmp_path, tmp_path / "skip.exe"], left_out)]
 
     assert names == ["a.txt", "b.md", "c.PDF", "skip.exe"]
-    assert left_out == [tmp_path / "skip.exe"]
+    assert left_out == LeftOut(other_kinds=[tmp_path / "skip.exe"])
+
+
+@pytest.mark.parametrize(
+    "made", ["node_modules/x/index.js", "pkg/__pycache__/x.txt", "env/pyvenv.cfg", "cache/CACHEDIR.TAG"]
+)
+def test_what_programs_have_made_is_no_document(tmp_path: Path, made: str) -> None:
+    """Installed packages and caches within a folder are passed by; one that is named itself is taken in."""
+    made_file = tmp_path / made
+    made_file.parent.mkdir(parents=True)
+    made_file.write_text("x")
+    (made_file.parent / "README.md").write_text("x")
+    (tmp_path / "mine.md").write_text("x")
+
+    assert [file.name for file in find_files([tmp_path])] == ["mine.md"]
+    assert "README.md" in [file.name for file in find_files([made_file.parent])]
 
 
 def test_taking_in_is_undone_by_a_rollback(session: Session) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ragline.embedders import NO_EMBEDDER, available_embedder, load_embedder
+from ragline.embedders import available_embedder, load_embedder
 from ragline.errors import ModelUnavailableError
 from ragline.minilm import files
 from ragline.minilm.embedder import MiniLM, has_onnx
 from ragline.minilm.network import NumpyNetwork
+from ragline.states import NO_EMBEDDER
 
 TEXTS = [
     "A man is eating food.",

@@ -154,6 +154,37 @@ def test_text_is_read_in_any_encoding(text: str, encoding: str) -> None:
     assert parse((text * 3).encode(encoding), "a.txt").text == text * 3
 
 
+@pytest.mark.parametrize("damage", [b"\xff", b"\xe2\x80", b"caf\xe9 "])
+@pytest.mark.parametrize("place", [0, 70, 10_000])
+def test_utf_8_with_a_bad_byte_is_utf_8(damage: bytes, place: int) -> None:
+    """One byte makes no other text of all the others: it is shown as U+FFFD where it stands."""
+    text = "Ein Käfer läuft über die Straße; größer als früher. "
+    data = text.encode() * 3
+
+    parsed = parse(data[:place] + damage + data[place:], "a.txt")
+    page = parse(b'<meta charset="utf-8"><p>' + data + damage, "a.html")
+
+    assert (parsed.encoding, parsed.text.count("\ufffd")) == ("utf-8", 1)
+    assert parsed.text.replace("caf\ufffd ", "").replace("\ufffd", "") == text * 3
+    assert page.text.startswith(text + text)
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Käfer laufen über große Straßen, und Mäuse hören zu. ", "latin-1"),
+        ("“Déjà vu” – l’été à la plage, où les élèves étaient. ", "cp1252"),
+        ("Транзакция завершена, и данные сохранены. ", "koi8-r"),
+        ("数据库事务必须提交或者回滚，否则数据会丢失。", "gb18030"),
+        ("データベースのトランザクションは確定されます。", "shift_jis"),
+        ("데이터베이스 트랜잭션은 커밋되거나 롤백되어야 합니다. ", "cp949"),
+    ],
+)
+def test_words_of_a_code_page_are_no_damaged_utf_8(text: str, encoding: str) -> None:
+    """Some pairs of their bytes are valid in it by chance: never so many."""
+    assert "\ufffd" not in parse((text * 3).encode(encoding), "a.txt").text
+
+
 def test_english_prose_with_much_punctuation_is_no_binary() -> None:
     """READMEs with tables, badges and code, which a guess by letters takes for binary data, are text."""
     source = b"\n".join([b"+" + b"=" * 75 + b"+", b"\t>>> # ''\"\"", b"|x| |y|", b"!~*  *.swp /*/ `x`_"] * 30)
@@ -211,7 +242,11 @@ def zip_of(name: str) -> bytes:
         ("a.docx", b"PK\x03\x04 broken", DamagedError, "broken"),
         ("a.docx", zip_of("word/document.xml"), DamagedError, "damaged"),
         ("a.zip", zip_of("a.txt"), UnsupportedError, "ZIP"),
-        ("a.xlsx", zip_of("xl/workbook.xml"), UnsupportedError, "Excel"),
+        ("a.xlsx", zip_of("xl/workbook.xml"), DamagedError, "Excel"),
+        ("a.pptx", zip_of("ppt/presentation.xml"), DamagedError, "PowerPoint"),
+        ("a.odt", zip_of("content.xml"), UnsupportedError, "ZIP"),
+        ("a.epub", zip_of("META-INF/container.xml"), DamagedError, "e-book"),
+        ("a.rtf", b"no RTF", DamagedError, r"\.rtf"),
         ("a.docx", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 600, EncryptedError, "password"),
         ("a.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 600, UnsupportedError, "old"),
     ],

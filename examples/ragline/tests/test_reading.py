@@ -8,9 +8,8 @@ from sqlalchemy.orm import Session
 
 from conftest import LetterEmbedder
 from pipelines import LETTERS, add, embedder_of, long_text, process, until_embedding
-from ragline import controls, pipeline, reading
+from ragline import pipeline, reading
 from ragline.errors import NoSuchDocumentError
-from ragline.searching import index_version
 from ragline.states import State
 
 
@@ -79,24 +78,3 @@ def test_a_document_that_is_gone_cannot_be_read(session: Session) -> None:
             read(session, 99)
     with pytest.raises(NoSuchDocumentError):
         reading.excerpt(session, 99, 0, 1)
-
-
-def test_the_version_of_the_index_is_another_when_what_is_found_is_another(
-    session: Session, embedder: LetterEmbedder
-) -> None:
-    """A process that keeps vectors in memory reads them again then, and only then."""
-    empty = index_version(session)
-    first = add(session, "one", "file:///a.txt", LETTERS).document_id
-    waiting = index_version(session)
-    process(session, first, embedder)
-    one = index_version(session)
-    process(session, add(session, "two", "file:///a.txt", LETTERS).document_id, embedder)
-    replaced = index_version(session)
-    added = add(session, "three", "file:///b.txt", LETTERS).document_id
-    process(session, added, embedder)
-    two = index_version(session)
-    controls.delete(session, added)
-
-    assert empty == waiting
-    assert len({empty, one, replaced, two}) == 4
-    assert index_version(session) == replaced

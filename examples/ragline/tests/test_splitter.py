@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from office import ebook
 from ragline.errors import DocumentError
 from ragline.parsers import parse
 from ragline.splitter import MAX_TOKENS, Chunk, split
@@ -202,3 +204,88 @@ def test_the_row_of_a_table_is_no_sentence_that_ends_within_it() -> None:
     quotes = [text[chunk.start : chunk.end] for chunk in chunks]
     assert len(quotes) > 1
     assert all(line in rows for quote in quotes for line in quote.split("\n"))
+
+
+def test_a_part_of_a_table_is_not_cut_where_it_fits() -> None:
+    """Not even where the text before it leaves no room for it, and its cells end as sentences do."""
+    before = "Some words before the table. " * 12
+    table = "station | note\n" + "\n".join(f"number {row} | It was windy. Very." for row in range(22))
+    parsed = ParsedText(
+        before + "\n\n" + table, table_parts=((len(before) + 2, len(before) + 2 + len(table)),)
+    )
+    assert EstimatedTokens().count([table])[0] > MAX_TOKENS * 0.8
+
+    chunks = split(parsed, EstimatedTokens())
+
+    assert [parsed.text[chunk.start : chunk.end] for chunk in chunks] == [before.strip(), table]
+
+
+def test_a_chunk_is_named_by_all_headings_above_it() -> None:
+    """The outermost first; one that begins with headings alone is of the section below them."""
+    text = "# Guide\n\n## Animals\n\n### Fish\n\nsome text\n\n## Plants\n\nmore text\n"
+    headings = tuple(
+        Heading(text.index(f"{'#' * level} {title}"), level, title)
+        for level, title in ((1, "Guide"), (2, "Animals"), (3, "Fish"), (2, "Plants"))
+    )
+    chunks = split(ParsedText(text, headings=headings), EstimatedTokens(), max_tokens=8)
+
+    named = {text[chunk.start : chunk.end].split("\n")[-1]: chunk.heading for chunk in chunks}
+    assert named["some text"] == "Guide › Animals › Fish"
+    assert named["more text"] == "Guide › Plants"
+
+
+@pytest.mark.parametrize(
+    ("sections", "named"),
+    [
+        ("A1 B1", "A – B"),
+        ("A1 B1 C1", "A – C"),
+        ("A1 B2 C3", "A – B › C"),
+        ("A1 B2 C1", "A – C"),
+        ("A2 B1", "A – B"),
+        ("A1 A1", "A"),
+        ("A1 B2 A1", "A"),
+    ],
+)
+def test_a_chunk_of_several_sections_is_named_by_the_first_and_the_last(sections: str, named: str) -> None:
+    """What is said in the last of them is not cited as if it were said in the first."""
+    text = "\n\n".join(f"{title}\n\nsome words" for title, _ in sections.split())
+    starts = [found.start() for found in re.finditer("[A-Z]", text)]
+    headings = tuple(
+        Heading(start, int(level), title)
+        for start, (title, level) in zip(starts, sections.split(), strict=True)
+    )
+
+    (chunk,) = split(ParsedText(text, headings=headings), EstimatedTokens())
+
+    assert chunk.heading == named
+
+
+def test_sections_of_one_parent_are_named_below_it() -> None:
+    """What both have in common is told once."""
+    text = "# Guide\n\n## Animals\n\nsome text\n\n## Plants\n\nmore text\n"
+    headings = tuple(
+        Heading(text.index(title) - level - 1, level, title)
+        for level, title in ((1, "Guide"), (2, "Animals"), (2, "Plants"))
+    )
+
+    (chunk,) = split(ParsedText(text, headings=headings), EstimatedTokens())
+
+    assert chunk.heading == "Guide › Animals – Plants"
+
+
+def test_short_chapters_of_a_book_are_cited_by_both_their_names() -> None:
+    """They share a chunk: a word of the second is not cited as one of the first."""
+    chapters = {name: f"<h1>{name.title()}</h1><p>The {name} chapter.</p>" for name in ("first", "second")}
+
+    (chunk,) = split(parse(ebook(chapters), "book.epub"), EstimatedTokens())
+
+    assert chunk.heading == "First – Second"
+
+
+def test_a_chunk_that_begins_before_all_headings_is_of_the_whole_document() -> None:
+    """Its first words stand below none of them."""
+    parsed = ParsedText("Before.\n\nA\n\nshort", headings=(Heading(9, 1, "A"),))
+
+    (chunk,) = split(parsed, EstimatedTokens())
+
+    assert chunk.heading == ""

@@ -8,7 +8,8 @@ import json
 import signal
 import threading
 import unicodedata
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ pytest.importorskip("fastapi", reason="the extra `web` is not installed")
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,8 +35,9 @@ from ragline.settings import settings_from
 from ragline.tables import Document, Original
 from ragline.web import guard, live
 from ragline.web.application import create_web
+from ragline.web.models import Update
 from ragline.web.serving import Server, is_loopback
-from ragline.web.uploads import MAX_NAME_CHARACTERS, harmless_path, read_upload
+from ragline.web.uploads import MAX_NAME_CHARACTERS, harmless_path, received
 from servers import Answer, eventually, in_turn, serving
 
 TOKEN = "a token of the tests"
@@ -100,7 +103,7 @@ def test_an_upload_is_queued_searched_read_and_deleted(client: TestClient) -> No
 
     assert (added["outcome"], added["document"]["state"]) == ("added", "queued")
     assert added["document"]["uris"] == ["upload:///notes/bees.md"]
-    assert owed["documents"]["queued"] == owed["messages"]["owed"] == 1
+    assert owed["documents"]["queued"] == owed["messages"]["waiting"] == 1
     results = client.get("/api/search", params={"q": "where do bees dance?"}).json()
     (passage,) = results["passages"]
     assert results["words"] == ["bees", "dance"]
@@ -134,6 +137,9 @@ def test_a_passage_is_shown_with_the_text_around_it(client: TestClient) -> None:
     assert middle["after"] == content[5100 : 5100 + len(middle["after"])]
     assert (middle["is_start"], middle["is_end"]) == (False, False)
     assert beyond["quote"] == ""
+    on = client.get(path, params={"start": middle["end"], "end": middle["end"] + 500, "around": 0}).json()
+    assert (on["quote"], on["before"], on["after"]) == (content[middle["end"] :][:500], "", "")
+    assert (middle["start"], middle["length"]) == (5000 - len(middle["before"]), len(content))
 
 
 def test_the_same_upload_twice_is_one_document_and_new_bytes_replace_it(client: TestClient) -> None:
@@ -195,6 +201,38 @@ def test_documents_are_listed_page_by_page(client: TestClient) -> None:
     assert paused["id"] == ids[0]
 
 
+def test_documents_are_listed_by_name_size_and_age(client: TestClient) -> None:
+    """Those with a word in their name or folder, in pages that are skipped; no sign in it is special."""
+    for name, content in (("b/%b.md", "x" * 30), ("b/a.md", "x" * 20), ("c/C 1.md", "x" * 10)):
+        upload(client, name, content)
+
+    def listed(**query: object) -> list[str]:
+        page = client.get("/api/documents", params=query).json()
+        return [document["name"] for document in page["documents"]]
+
+    assert listed(order="name") == ["%b.md", "a.md", "C 1.md"]
+    assert listed(order="largest") == listed(order="oldest") == ["%b.md", "a.md", "C 1.md"]
+    assert listed(order="name", skip=1, limit=1) == ["a.md"]
+    assert listed(called="%") == ["%b.md"]
+    assert listed(called="c 1") == listed(called="c/C 1") == ["C 1.md"]
+    assert listed(called="b/") == ["a.md", "%b.md"]
+    assert client.get("/api/documents", params={"limit": 2}).json()["has_more"]
+    assert not client.get("/api/documents", params={"limit": 2, "skip": 1}).json()["has_more"]
+
+
+def test_the_bytes_of_a_document_are_saved_and_never_shown(client: TestClient) -> None:
+    """As they were, under their name, and not as a page of this address; a document without any has none."""
+    content = b"<script>alert(1)</script> caf\xe9"
+    document_id = upload(client, "a/\u00fc'; x.html", content)["document"]["id"]
+
+    response = client.get(f"/api/documents/{document_id}/original")
+
+    assert response.content == content
+    assert response.headers["content-type"] == "application/octet-stream"
+    assert response.headers["content-disposition"] == "attachment; filename*=UTF-8''%C3%BC%27%3B%20x.html"
+    assert client.get("/api/documents/999999/original").status_code == 404
+
+
 # --- what people upload ------------------------------------------------------------------------------------
 
 
@@ -243,8 +281,12 @@ def test_no_more_of_an_upload_is_read_than_is_allowed(declared_bytes: int | None
             read.append(number)
             yield b"x" * 1000
 
+    async def take() -> None:
+        async with received(endless(), "a.md", declared_bytes=declared_bytes, max_bytes=2500):
+            raise AssertionError("it was taken")
+
     with pytest.raises(TooLargeError):
-        asyncio.run(read_upload(endless(), "a.md", declared_bytes=declared_bytes, max_bytes=2500))
+        asyncio.run(take())
 
     assert len(read) == pieces
 
@@ -474,6 +516,10 @@ def test_the_page_loads_nothing_from_elsewhere(client: TestClient) -> None:
         "uploads.js",
         "questions.js",
         "elements.js",
+        "address.js",
+        "passages.js",
+        "reader.js",
+        "shelf.js",
     ):
         source = client.get(f"/{file}").text
         assert "http:" not in source
@@ -642,18 +688,55 @@ def test_limits_are_told_before_anything_is_sent(client: TestClient) -> None:
     assert ".pdf" in limits["extensions"]
 
 
-@pytest.mark.usefixtures("quick")
-def test_connections_that_end_and_servers_that_stop_wait_for_nobody(client: TestClient) -> None:
-    """Over real HTTP: a page that is closed is forgotten, and one that is open does not keep the server up."""
-    upload(client, "a.md", "one")
-    web = create_web(recipe=KEYWORDS)
+@contextmanager
+def on_a_port(web: FastAPI) -> Iterator[tuple[Server, str]]:
+    """Serve an application over real HTTP; give the server and its address."""
     config = uvicorn.Config(web, port=0, log_level="warning", timeout_graceful_shutdown=60)
     socket = config.bind_socket()
     server = Server(config, web.state.live)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]}, daemon=True)
     thread.start()
+    yield server, f"http://127.0.0.1:{socket.getsockname()[1]}"
+    server.handle_exit(signal.SIGTERM, None)
+    thread.join(timeout=20)
+    assert not thread.is_alive()
 
-    with httpx.Client(base_url=f"http://127.0.0.1:{socket.getsockname()[1]}", timeout=20) as pages:
+
+@pytest.mark.usefixtures("quick")
+def test_a_page_that_goes_while_it_is_told_something_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, and not when its generator is collected: FastAPI leaves it where it waits for the connection."""
+    kept: list[object] = []
+
+    async def talk(self: live.Live) -> AsyncGenerator[Update, None]:
+        self.watchers += 1
+        try:
+            while True:
+                yield Update(is_whole=False, documents=[], removed=[], status=self.status())
+        finally:
+            self.watchers -= 1
+
+    def watch(self: live.Live) -> object:
+        kept.append(talk(self))
+        return kept[-1]
+
+    monkeypatch.setattr(live.Live, "watch", watch)
+    web = create_web(recipe=KEYWORDS)
+
+    with on_a_port(web) as (_, url), httpx.Client(base_url=url, timeout=20) as pages:
+        for _ in range(3):
+            with pages.stream("GET", "/api/events") as events:
+                assert next(events.iter_lines()).startswith("data: ")
+        eventually(lambda: web.state.live.watchers == 0)
+    assert len(kept) == 3
+
+
+@pytest.mark.usefixtures("quick")
+def test_connections_that_end_and_servers_that_stop_wait_for_nobody(client: TestClient) -> None:
+    """Over real HTTP: a page that is closed is forgotten, and one that is open does not keep the server up."""
+    upload(client, "a.md", "one")
+    web = create_web(recipe=KEYWORDS)
+
+    with on_a_port(web) as (server, url), httpx.Client(base_url=url, timeout=20) as pages:
         for _ in range(3):
             with pages.stream("GET", "/api/events") as events:
                 lines = events.iter_lines()
@@ -665,7 +748,5 @@ def test_connections_that_end_and_servers_that_stop_wait_for_nobody(client: Test
             next(lines)
             server.handle_exit(signal.SIGTERM, None)
             assert list(lines)[-1] == ""
-    thread.join(timeout=20)
 
-    assert not thread.is_alive()
     assert alchemy.engine.pool.checkedout() == 0

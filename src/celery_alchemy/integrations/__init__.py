@@ -1,4 +1,4 @@
-"""What hands the events of celery-alchemy to other packages: one module each, each an optional extra.
+"""What hands the events of celery-alchemy to other packages, each an optional extra.
 
 At the edge: nothing of the package imports them. Each has ``instrument(alchemy)``.
 """

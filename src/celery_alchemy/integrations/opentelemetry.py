@@ -1,4 +1,6 @@
-"""OpenTelemetry metrics and span events of what tasks do with the database; needs ``pip install "celery-alchemy[opentelemetry]"``.
+"""OpenTelemetry metrics and span events of what tasks do with the database.
+
+Needs ``pip install "celery-alchemy[opentelemetry]"``.
 
 At the edge: listens to ``alchemy.on_session_closed`` and knows nothing else of the package.
 """
@@ -17,10 +19,12 @@ __all__ = ["instrument"]
 
 
 def instrument(alchemy: Alchemy, *, meter_provider: MeterProvider | None = None) -> None:
-    """Count and measure the sessions of an Alchemy's tasks, and note each in the span that its task runs in.
+    """Count and measure the sessions of an Alchemy's tasks.
 
-    The span is that of whoever traces Celery's tasks, opentelemetry-instrumentation-celery for example; without one nothing is
-    noted.
+    Note each in the span that its task runs in.
+
+    The span is that of whoever traces Celery's tasks, opentelemetry-instrumentation-celery for
+    example; without one nothing is noted.
 
     Args:
         alchemy: The Alchemy.
@@ -34,14 +38,24 @@ class _Instruments:
 
     def __init__(self, provider: MeterProvider | None) -> None:
         meter = metrics.get_meter("celery_alchemy", version("celery-alchemy"), provider)
-        self._sessions = meter.create_counter("celery_alchemy.sessions", "{session}", "Sessions of tasks")
-        self._statements = meter.create_counter("celery_alchemy.statements", "{statement}", "Statements sent by tasks")
-        self._database = meter.create_histogram("celery_alchemy.database.duration", "s", "Time that the statements of a session took")
+        self._sessions = meter.create_counter(
+            "celery_alchemy.sessions", "{session}", "Sessions of tasks"
+        )
+        self._statements = meter.create_counter(
+            "celery_alchemy.statements", "{statement}", "Statements sent by tasks"
+        )
+        self._database = meter.create_histogram(
+            "celery_alchemy.database.duration", "s", "Time that the statements of a session took"
+        )
         self._idle = meter.create_histogram(
-            "celery_alchemy.idle.duration", "s", "Time that open transactions waited for their next statement or end"
+            "celery_alchemy.idle.duration",
+            "s",
+            "Time that open transactions waited for their next statement or end",
         )
         self._session = meter.create_histogram(
-            "celery_alchemy.session.duration", "s", "Time from the start of a task's body to the end of its session"
+            "celery_alchemy.session.duration",
+            "s",
+            "Time from the start of a task's body to the end of its session",
         )
 
     def add(self, report: SessionReport) -> None:

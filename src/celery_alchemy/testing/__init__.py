@@ -1,6 +1,9 @@
-"""The testing kit: tasks in the test's transaction, captured sends, a check for leaks, crashes and double deliveries.
+"""The testing kit: tasks in the test's transaction, captured sends, leaks, crashes.
 
-Above everything else, and imported by nothing of it. ``plugin.py`` makes pytest fixtures of it; the rest needs no pytest.
+Leaks are what code has not given back, crashes come with double deliveries.
+
+Above everything else, and imported by nothing of it. ``plugin.py`` makes pytest fixtures of it; the
+rest needs no pytest.
 """
 
 from .faults import Crash, PointNotReachedError, crash_at, deliver_twice
@@ -9,6 +12,7 @@ from .leaks import LeakError, no_leaks
 from .points import Point
 from .process import WorkerProcess
 from .sending import EndlessRunError, Run, Sent, SentTask, captured
+from .steps import steps_run
 
 __all__ = [
     "Crash",
@@ -26,4 +30,5 @@ __all__ = [
     "deliver_twice",
     "joined",
     "no_leaks",
+    "steps_run",
 ]

@@ -1,4 +1,6 @@
-"""Delivering a message as a worker does, in this process: Celery's own Request and tracer, with a pool that runs it here.
+"""Delivering a message as a worker does, in this process.
+
+It is Celery's own Request and tracer, with a pool that runs the task here.
 
 Between the captured messages and the task.
 """
@@ -13,8 +15,8 @@ from typing import Any, Literal, cast
 
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
-from celery import Celery
 from celery.app.trace import build_tracer
+from celery.concurrency.base import BasePool
 from celery.exceptions import TaskRevokedError
 from celery.utils.imports import symbol_by_name
 from celery.utils.nodenames import gethostname
@@ -22,7 +24,9 @@ from celery.worker.request import Request
 from kombu.message import Message as KombuMessage
 from kombu.serialization import loads, prepare_accept_content
 
-from ..message import Message
+from ..messages.celery_types import AnyTask, App, Fields
+from ..messages.message import Message
+from ..worker.record_threads import record_threads
 from .faults import Crash
 
 __all__ = ["Delivery", "RunState", "deliver"]
@@ -46,7 +50,7 @@ class Delivery:
     requeued: bool = False
 
 
-def deliver(app: Celery[Any], message: Message, *, redelivered: bool = False) -> Delivery:
+def deliver(app: App, message: Message, *, redelivered: bool = False) -> Delivery:
     """Deliver a message to its task, in this process.
 
     Args:
@@ -55,11 +59,13 @@ def deliver(app: Celery[Any], message: Message, *, redelivered: bool = False) ->
         redelivered: What the broker says of it.
 
     Returns:
-        How it ended; a ``Crash`` is told as the loss of the process, with what Celery does about that.
+        How it ended; a ``Crash`` is told as the loss of the process, with what Celery does about
+        that.
     """
     delivery = Delivery()
-    task = cast("Any", app).tasks[message.task_name]
-    settled: list[bool] = []  # For each acknowledgement or rejection: whether the broker is to deliver again.
+    task: AnyTask = app.tasks[str(message.task_name)]
+    # For each acknowledgement or rejection: whether the broker is to deliver again.
+    settled: list[bool] = []
     request = _request_class(task)(
         _as_received(app, message, redelivered=redelivered),
         on_ack=lambda *args, **kwargs: settled.append(False),
@@ -69,23 +75,29 @@ def deliver(app: Celery[Any], message: Message, *, redelivered: bool = False) ->
         hostname=gethostname(),
     )
     try:
-        request.execute_using_pool(cast("Any", _PoolOfOne(app, delivery)))
+        with record_threads.here():
+            # What a request asks of a pool.
+            request.execute_using_pool(cast("BasePool", _PoolOfOne(app, delivery)))
     except TaskRevokedError:
         delivery.state = "REVOKED"
     except Crash:
-        # In the parent process, which is killed with its child: whatever the broker was not told, it delivers again.
+        # In the parent process, which is killed with its child: whatever the broker was not told,
+        # it delivers again.
         delivery.state = "LOST"
     delivery.requeued = settled[-1] if settled else delivery.state == "LOST"
     return delivery
 
 
-def _request_class(task: Any) -> type[Request]:
-    return cast("type[Request]", symbol_by_name(task.Request))
+def _request_class(task: AnyTask) -> type[Request]:
+    class_: type[Request] = symbol_by_name(task.Request)
+    return class_
 
 
-def _as_received(app: Celery[Any], message: Message, *, redelivered: bool) -> KombuMessage:
+def _as_received(app: App, message: Message, *, redelivered: bool) -> KombuMessage:
+    # Its stub knows only texts as bodies.
+    body: Fields = {"body": message.body}
     return KombuMessage(
-        body=cast("Any", message.body),
+        **body,
         content_type=message.content_type,
         content_encoding=message.content_encoding,
         headers=dict(message.headers),
@@ -109,20 +121,20 @@ class _PoolOfOne:
         delivery: Told how the task ended.
     """
 
-    def __init__(self, app: Celery[Any], delivery: Delivery) -> None:
+    def __init__(self, app: App, delivery: Delivery) -> None:
         self._app = app
         self._delivery = delivery
 
     def apply_async(
         self,
-        target: Any,
-        args: tuple[Any, ...],
+        target: object,
+        args: tuple[str, str, Fields, bytes, str, str],
         accept_callback: Callable[[int, float], None],
-        callback: Callable[[Any], None],
+        callback: Callable[[object], None],
         error_callback: Callable[..., None],
-        **options: Any,
+        **options: object,
     ) -> None:
-        """Run a task as ``celery.app.trace.trace_task_ret`` does, and tell the request of its end."""
+        """Run a task as ``trace_task_ret`` of Celery does, and tell the request of its end."""
         accept_callback(os.getpid(), monotonic())
         try:
             failed_and_result = self._trace(*args)
@@ -133,14 +145,28 @@ class _PoolOfOne:
             callback(failed_and_result)
 
     def _trace(
-        self, name: str, task_id: str, request: dict[str, Any], body: Any, content_type: str, content_encoding: str
-    ) -> tuple[int, Any, float]:
-        app = cast("Any", self._app)
-        args, kwargs, embed = loads(body, content_type, content_encoding, accept=prepare_accept_content(app.conf.accept_content))
-        request.update({"args": args, "kwargs": kwargs, "hostname": gethostname(), "is_eager": False}, **embed or {})
+        self,
+        name: str,
+        task_id: str,
+        request: Fields,
+        body: bytes,
+        content_type: str,
+        content_encoding: str,
+    ) -> tuple[int, object, float | None]:
+        app = self._app
+        args, kwargs, embed = loads(
+            body,
+            content_type,
+            content_encoding,
+            accept=prepare_accept_content(app.conf.accept_content),
+        )
+        request.update(
+            {"args": args, "kwargs": kwargs, "hostname": gethostname(), "is_eager": False},
+            **embed or {},
+        )
         # Not the task's cached tracer, which may be that of a worker in another thread.
-        trace: Any = build_tracer(name, app.tasks[name], app.loader, gethostname(), app=app)
+        trace = build_tracer(name, app.tasks[name], app.loader, gethostname(), app=app)
         value, info, runtime, shown = trace(task_id, args, kwargs, request)
-        self._delivery.state = info.state if info else "SUCCESS"
+        self._delivery.state = cast("RunState", info.state) if info else "SUCCESS"
         self._delivery.result = info.retval if info else value
         return (1, value, runtime) if info else (0, shown, runtime)

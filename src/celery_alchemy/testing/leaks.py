@@ -1,25 +1,32 @@
-"""A check that code gave back what it took: sessions, transactions and connections, each with the place where it was taken.
+"""A check that code gave back what it took.
+
+Sessions, transactions and connections are shown with the place where each was taken.
 
 Beside the code under test; it looks at every Session and connection pool of the process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
-from ..insight import place
+from ..errors import CeleryAlchemyError
+from ..outbox.hand_over import wait_for_all
+from ..requests.insight import place
 
 __all__ = ["LeakError", "no_leaks"]
 
 
-class LeakError(AssertionError):
+#: Seconds that messages have which were committed inside of the block.
+DRAIN_SECONDS = 5.0
+
+
+class LeakError(CeleryAlchemyError, AssertionError):
     """Something was not given back."""
 
     def __init__(self, leaks: tuple[str, ...]) -> None:
@@ -33,15 +40,18 @@ class LeakError(AssertionError):
 
 @contextmanager
 def no_leaks() -> Iterator[None]:
-    """Fail if a session with a transaction, or a connection, that was opened inside of the block is open at its end.
+    """Fail if what was opened inside of the block is open at its end.
 
-    What a session holds is told once, as the session's. Connections of async engines count like others.
+    That is a session with a transaction, or a connection.
+
+    What a session holds is told once, as the session's. Connections of async engines count like
+    others.
 
     Raises:
         LeakError: It names what was left open, and the place that opened it.
     """
     watch = _Watch()
-    listened: tuple[tuple[Any, str, Any], ...] = (
+    listened: tuple[tuple[object, str, Callable[..., object]], ...] = (
         (Session, "after_begin", watch.begins),
         (Session, "after_transaction_end", watch.ends),
         (Pool, "checkout", watch.checked_out),
@@ -52,6 +62,8 @@ def no_leaks() -> Iterator[None]:
         event.listen(target, name, listener)
     try:
         yield
+        # What is handed over behind a commit has a connection of its own for a moment.
+        wait_for_all(DRAIN_SECONDS)
     finally:
         for target, name, listener in listened:
             event.remove(target, name, listener)
@@ -68,7 +80,9 @@ class _Watch:
         self._connections: dict[ConnectionPoolEntry, str] = {}
         self._holders: dict[int, ref[Session]] = {}
 
-    def begins(self, session: Session, transaction: SessionTransaction, connection: Connection) -> None:
+    def begins(
+        self, session: Session, transaction: SessionTransaction, connection: Connection
+    ) -> None:
         self._sessions.setdefault(session, place())
         self._holders[id(connection.connection.dbapi_connection)] = ref(session)
 
@@ -76,16 +90,20 @@ class _Watch:
         if transaction.parent is None:
             self._sessions.pop(session, None)
 
-    def checked_out(self, dbapi_connection: Any, entry: ConnectionPoolEntry, proxy: Any) -> None:
+    def checked_out(
+        self, dbapi_connection: object, entry: ConnectionPoolEntry, proxy: object
+    ) -> None:
         self._connections[entry] = place()
 
-    def checked_in(self, dbapi_connection: Any, entry: ConnectionPoolEntry) -> None:
+    def checked_in(self, dbapi_connection: object, entry: ConnectionPoolEntry) -> None:
         self._connections.pop(entry, None)
 
     def leaks(self) -> tuple[str, ...]:
         """Say what is open."""
         # A listener that raised may have kept the end of a transaction from this one.
-        held = {session: where for session, where in self._sessions.items() if session.in_transaction()}
+        held = {
+            session: where for session, where in self._sessions.items() if session.in_transaction()
+        }
         leaks = [f"a session with an open transaction, begun at {where}" for where in held.values()]
         for entry, where in self._connections.items():
             holder = self._holders.get(id(entry.dbapi_connection))

@@ -1,17 +1,20 @@
-"""Makes a process notice when it comes to a point, by wrapping bodies, sessions, producers, results and acknowledgements.
+"""Makes a process notice when it comes to a point.
 
-Between the points and the faults. Wrapped only while a fault waits for its point: the library itself has no hooks for it.
+It wraps bodies, sessions, producers, results and acknowledgements.
+
+Between the points and the faults. Wrapped only while a fault waits for its point: the library
+itself has no hooks for it.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Protocol
 
-from celery import Celery
+from celery.app.task import Context
 from celery.app.trace import build_tracer
 from celery.backends.base import Backend
 from celery.worker.request import Request
@@ -19,9 +22,12 @@ from kombu import Producer
 from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
 
-from .. import publisher
-from ..body import in_unit_of_work
-from ..request import UnitOfWork, at_hand
+from ..messages import publisher
+from ..messages.celery_types import App
+from ..requests import steps
+from ..requests.attempt import UnitOfWork, at_hand
+from ..requests.registry import home_of
+from ..requests.sync_body import in_unit_of_work
 from ..task import SessionTask
 from .points import reach, replaced, running_request
 
@@ -32,13 +38,22 @@ _returned: ContextVar[object] = ContextVar("celery_alchemy_returned", default=No
 
 
 @contextmanager
-def noticing(app: Celery[Any]) -> Iterator[None]:
-    """Have every point of an app's tasks, and every commit and send of this process, noticed inside of the block."""
+def noticing(app: App) -> Iterator[None]:
+    """Have every point of an app's tasks noticed inside of the block.
+
+    So is every commit and send of this process.
+    """
     with ExitStack() as stack:
-        for task in cast("Any", app).tasks.values():
+        home = home_of(app)
+        if home is not None and home.outbox is not None:
+            # A fault strikes in whoever commits, as if the process had died there.
+            stack.enter_context(home.outbox.in_caller())
+        for task in app.tasks.values():
             if isinstance(task, SessionTask):
                 stack.enter_context(_noticing_body(task))
         stack.enter_context(_noticing_commits())
+        _around(stack, steps, "begin", _at_begin_of_step)
+        _around(stack, steps, "keep", _at_commit_of_step)
         _around(stack, Backend, "mark_as_done", _at_result)
         _around(stack, Request, "acknowledge", _at_acknowledge)
         _around(stack, Producer, "publish", _at_publish)
@@ -46,21 +61,21 @@ def noticing(app: Celery[Any]) -> Iterator[None]:
         yield
 
 
-def _around(stack: ExitStack, owner: Any, name: str, around: Callable[..., Any]) -> None:
+def _around(stack: ExitStack, owner: object, name: str, around: Callable[..., object]) -> None:
     original = getattr(owner, name)
 
     @functools.wraps(original)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+    def wrapper(*args: object, **kwargs: object) -> object:
         return around(functools.partial(original, *args, **kwargs), *args, **kwargs)
 
     stack.enter_context(replaced(owner, name, wrapper))
 
 
-# --- bodies ----------------------------------------------------------------------------------------------------------------
+# --- bodies ---------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _noticing_body(task: Any) -> Iterator[None]:
+def _noticing_body(task: SessionTask) -> Iterator[None]:
     # Autoretry has put itself in the place of the unit of work.
     name = "_orig_run" if "_orig_run" in vars(task) else "run"
     run = vars(task).get(name)
@@ -68,17 +83,17 @@ def _noticing_body(task: Any) -> Iterator[None]:
         yield
         return
     if task.is_async:
-        from ..coroutines import in_async_unit_of_work
+        from ..requests.async_body import in_async_unit_of_work
 
-        noticed = in_async_unit_of_work(task, _async_body(run.__wrapped__), task._injection)
+        noticed = in_async_unit_of_work(task, _async_body(run.__wrapped__), task.injection)
     else:
-        noticed = in_unit_of_work(task, _body(run.__wrapped__), task._injection)
+        noticed = in_unit_of_work(task, _body(run.__wrapped__), task.injection)
     with replaced(task, name, noticed), _new_tracer(task):
         yield
 
 
 @contextmanager
-def _new_tracer(task: Any) -> Iterator[None]:
+def _new_tracer(task: SessionTask) -> Iterator[None]:
     """Let a worker of this process, which has read the task's body at its start, read it again."""
     before = task.__trace__
     if before is None:
@@ -91,9 +106,9 @@ def _new_tracer(task: Any) -> Iterator[None]:
         task.__trace__ = before
 
 
-def _body(body: Callable[..., Any]) -> Callable[..., Any]:
+def _body(body: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(body)
-    def noticed(*args: Any, **kwargs: Any) -> Any:
+    def noticed(*args: object, **kwargs: object) -> object:
         reach("body, before")
         result = body(*args, **kwargs)
         _returned.set(at_hand.get())
@@ -103,9 +118,11 @@ def _body(body: Callable[..., Any]) -> Callable[..., Any]:
     return noticed
 
 
-def _async_body(body: Callable[..., Any]) -> Callable[..., Any]:
+def _async_body(
+    body: Callable[..., Awaitable[object]],
+) -> Callable[..., Coroutine[object, object, object]]:
     @functools.wraps(body)
-    async def noticed(*args: Any, **kwargs: Any) -> Any:
+    async def noticed(*args: object, **kwargs: object) -> object:
         reach("body, before")
         result = await body(*args, **kwargs)
         _returned.set(at_hand.get())
@@ -115,7 +132,7 @@ def _async_body(body: Callable[..., Any]) -> Callable[..., Any]:
     return noticed
 
 
-# --- commits ---------------------------------------------------------------------------------------------------------------
+# --- commits --------------------------------------------------------------------------------------
 
 
 def _ends_its_task() -> bool:
@@ -157,17 +174,43 @@ def _noticing_commits() -> Iterator[None]:
             event.remove(Session, name, listener)
 
 
-# --- messages and results ----------------------------------------------------------------------------------------------------
+# --- steps ----------------------------------------------------------------------------------------
 
 
-def _at_result(mark: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
+def _at_begin_of_step(begin: Callable[[], str | None], unit: UnitOfWork, name: str) -> str | None:
+    text = begin()
+    if text is None:
+        reach(f"step {name}, before", unit.request)
+    return text
+
+
+def _at_commit_of_step(
+    keep: Callable[[], object], unit: UnitOfWork, name: str, value: object
+) -> object:
+    reach(f"step {name}", unit.request)
+    kept = keep()
+    reach(f"step {name}, after", unit.request)
+    return kept
+
+
+# --- messages and results -------------------------------------------------------------------------
+
+
+def _at_result(mark: Callable[[], object], *args: object, **kwargs: object) -> object:
     reach("result, before")
     marked = mark()
     reach("result, after")
     return marked
 
 
-def _at_acknowledge(acknowledge: Callable[[], Any], request: Any) -> Any:
+class _Acknowledged(Protocol):
+    """A request of a worker, and what its task will know of it."""
+
+    acknowledged: bool
+    _context: Context
+
+
+def _at_acknowledge(acknowledge: Callable[[], object], request: _Acknowledged) -> None:
     first = not request.acknowledged
     if first:
         reach("acknowledge, before", request._context)
@@ -176,8 +219,13 @@ def _at_acknowledge(acknowledge: Callable[[], Any], request: Any) -> Any:
         reach("acknowledge, after", request._context)
 
 
-def _at_publish(publish: Callable[[], Any], producer: Any, body: Any, *args: Any, **kwargs: Any) -> Any:
-    if "task" not in (kwargs.get("headers") or {}):
+def _at_publish(
+    publish: Callable[[], object],
+    *args: object,
+    headers: Mapping[str, object] | None = None,
+    **kwargs: object,
+) -> object:
+    if "task" not in (headers or {}):
         return publish()
     reach("publish, before")
     published = publish()
@@ -185,7 +233,7 @@ def _at_publish(publish: Callable[[], Any], producer: Any, body: Any, *args: Any
     return published
 
 
-def _at_batch(publish: Callable[[], set[int]], *args: Any, **kwargs: Any) -> set[int]:
+def _at_batch(publish: Callable[[], set[int]], *args: object, **kwargs: object) -> set[int]:
     reach("publish, before")
     confirmed = publish()
     if confirmed:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 from sqlalchemy.orm import Session
 
+from ..messages.celery_types import AnyTask
 from . import faults
 from .faults import CrashAt
 from .joining import Joined, joined
@@ -73,12 +74,17 @@ def no_leaks() -> Iterator[None]:
 class MakeCrash(Protocol):
     """``crash_at`` of a test's Alchemy."""
 
-    def __call__(self, point: Point, *, task: Any = None) -> AbstractContextManager[CrashAt]: ...
+    def __call__(
+        self, point: Point | str, *, task: AnyTask | str | None = None
+    ) -> AbstractContextManager[CrashAt]: ...
 
 
 @pytest.fixture
 def crash_at(alchemy: Alchemy) -> MakeCrash:
-    """A context manager that kills the process that comes to a point first, such as ``"COMMIT, after"``."""
+    """A context manager that kills the process that comes to a point first.
+
+    A point is ``"COMMIT, after"``, for example.
+    """
     return partial(faults.crash_at, alchemy)
 
 
@@ -90,7 +96,10 @@ def deliver_twice() -> Callable[[], AbstractContextManager[None]]:
 
 @pytest.fixture
 def worker_process(tmp_path: Path) -> Iterator[Callable[..., WorkerProcess]]:
-    """Starts real workers, which are killed at the end of the test: ``worker_process("shop.tasks")``."""
+    """Starts real workers: ``worker_process("shop.tasks")``.
+
+    They are killed at the end of the test.
+    """
     with ExitStack() as stack:
 
         def start(app: str, **options: Any) -> WorkerProcess:

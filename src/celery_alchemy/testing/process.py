@@ -1,6 +1,7 @@
 """A real worker as a process of its own, in which ``crash_at`` of the test's process strikes too.
 
-At the edge: ``python -m celery_alchemy.testing.process worker ...`` is ``celery worker ...`` that notices its points.
+At the edge: ``python -m celery_alchemy.testing.process worker ...`` is ``celery worker ...`` that
+notices its points.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Protocol
 
 from celery.signals import worker_init
 
+from ..messages.celery_types import App
 from .faults import CRASH_HEADER
 from .noticing import noticing
-from .points import Point, listeners
+from .points import listeners, processes
 
 __all__ = ["WorkerProcess"]
 
@@ -52,9 +54,28 @@ class WorkerProcess:
     ) -> None:
         self.hostname: str = f"{secrets.token_hex(4)}@tests"
         self.log_path: Path = folder / f"worker-{self.hostname}.log"
-        self._command = [sys.executable, "-m", __name__, "-A", app, "worker", "-P", pool, "-c", str(concurrency)]
+        self._command = [
+            sys.executable,
+            "-m",
+            __name__,
+            "-A",
+            app,
+            "worker",
+            "-P",
+            pool,
+            "-c",
+            str(concurrency),
+        ]
         # Gossip and mingle talk to other workers and cost the start a second.
-        self._command += ["-n", self.hostname, "-l", "INFO", "--without-gossip", "--without-mingle", *arguments]
+        self._command += [
+            "-n",
+            self.hostname,
+            "-l",
+            "INFO",
+            "--without-gossip",
+            "--without-mingle",
+            *arguments,
+        ]
         # Of Celery, when root runs a worker: containers of CI do.
         self._environment = {"C_FORCE_ROOT": "1", **os.environ, **(env or {})}
         self._ready_seconds = ready_seconds
@@ -64,7 +85,12 @@ class WorkerProcess:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.kill()
 
     def __repr__(self) -> str:
@@ -86,6 +112,7 @@ class WorkerProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        processes.add(self)
         deadline = time.monotonic() + self._ready_seconds
         while f"{self.hostname} ready." not in self.log[before:]:
             if not self.alive() or time.monotonic() > deadline:
@@ -114,7 +141,10 @@ class WorkerProcess:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
     def stop(self, timeout: float = 20.0) -> None:
-        """End it as an operator does, by SIGTERM, and by SIGKILL what is left after ``timeout`` seconds."""
+        """End it as an operator does, by SIGTERM.
+
+        What is left after ``timeout`` seconds gets SIGKILL.
+        """
         if self._process is not None:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -123,6 +153,7 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """SIGKILL it and all of its children at once."""
+        processes.discard(self)
         if self._process is not None:
             # The group outlives its leader.
             with contextlib.suppress(ProcessLookupError):
@@ -130,8 +161,11 @@ class WorkerProcess:
             self._process.wait(10)
 
 
-def _strike(point: Point, request: Any) -> None:
-    """Kill this process if the task at the point was sent with a crash for it, and none has struck yet."""
+def _strike(point: str, request: object) -> None:
+    """Kill this process if the task at the point was sent with a crash for it.
+
+    It does so if none has struck yet.
+    """
     crash = None if request is None else getattr(request, CRASH_HEADER, None)
     if not crash or crash[0] != point:
         return
@@ -146,7 +180,13 @@ def _strike(point: Point, request: Any) -> None:
 _for_good = contextlib.ExitStack()
 
 
-def _notice(sender: Any, **more: Any) -> None:
+class _OfApp(Protocol):
+    """A worker, as its signals show it."""
+
+    app: App
+
+
+def _notice(sender: _OfApp, **more: object) -> None:
     listeners.append(_strike)
     _for_good.enter_context(noticing(sender.app))
 

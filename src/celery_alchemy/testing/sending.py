@@ -1,32 +1,36 @@
 """Captured sends: what would have gone to the broker, as a list that can be compared and run.
 
-Above the publisher and the app's producers, whose places it takes; ``delivery.py`` runs what was captured.
+Above the publisher and the app's producers, whose places it takes; ``delivery.py`` runs what was
+captured.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, ClassVar, cast
 
-from celery import Celery
 from kombu import serialization
 from kombu.serialization import dumps, loads
 from sqlalchemy import select
 
 from ..alchemy import Alchemy
-from ..errors import ConfigurationError
-from ..message import Message, Recorder, _let_backend_ignore_recorders
-from ..outbox import Row
-from ..publisher import send
-from ..registry import homes_of
-from ..tables import outbox
+from ..databases.tables import outbox
+from ..errors import CeleryAlchemyError, ConfigurationError
+from ..messages.celery_types import App
+from ..messages.kombu_types import connected
+from ..messages.message import Message, _let_backend_ignore_recorders
+from ..messages.publisher import Publisher, send
+from ..outbox.outbox import Row
+from ..requests.registry import home_of
+from .capturing import CapturingPool, CapturingProducer, CapturingPublisher
 from .delivery import Delivery, RunState, deliver
 from .faults import deliveries
-from .points import reach
+from .points import reach, replaced
+from .steps import record_steps_of, steps_run
 
 __all__ = ["EndlessRunError", "Run", "Sent", "SentTask", "captured"]
 
@@ -37,7 +41,7 @@ MOST_RUNS = 1000
 COUNTDOWN_TOLERANCE_SECONDS = 5.0
 
 
-class EndlessRunError(AssertionError):
+class EndlessRunError(CeleryAlchemyError, AssertionError):
     """Tasks went on sending tasks."""
 
     def __init__(self, last: str) -> None:
@@ -46,15 +50,19 @@ class EndlessRunError(AssertionError):
 
     def __str__(self) -> str:
         return (
-            f"{MOST_RUNS} tasks were run and there are still more, the last one was {self.last}: does it send, or retry, itself for"
-            " ever? Take one step after the other with run_next()."
+            f"{MOST_RUNS} tasks were run and there are still more, the last one was {self.last}:"
+            " does it send, or retry, itself for ever? Take one step after the other with"
+            " run_next()."
         )
 
 
 class SentTask:
-    """A task that was sent. Equal to a signature of the same task with the same arguments, however they are passed.
+    """A task that was sent.
 
-    A signature's options are compared where it has some: ``mail.s(7).set(queue="slow", countdown=60)``.
+    Equal to a signature of the same task with the same arguments, however they are passed.
+
+    A signature's options are compared where it has some: ``mail.s(7).set(queue="slow",
+    countdown=60)``.
 
     Attributes:
         message: As it would have gone to the broker.
@@ -65,19 +73,26 @@ class SentTask:
         redelivered: A worker had it before.
     """
 
-    def __init__(self, app: Celery[Any], message: Message, *, redelivered: bool = False) -> None:
+    def __init__(self, app: App, message: Message, *, redelivered: bool = False) -> None:
         self._app = app
         self.message = message
         self.task: str = str(message.task_name)
         self.id: str = str(message.task_id)
         self.redelivered = redelivered
         self._sent_at = datetime.now(timezone.utc)
-        args, kwargs, _ = loads(message.body, message.content_type, message.content_encoding, accept={message.content_type})
-        self.args: tuple[Any, ...] = tuple(args)
-        self.kwargs: dict[str, Any] = dict(kwargs)
+        args, kwargs, _ = loads(
+            message.body,
+            message.content_type,
+            message.content_encoding,
+            accept={message.content_type},
+        )
+        self.args: tuple[object, ...] = tuple(args)
+        self.kwargs: dict[str, object] = dict(kwargs)
 
     def __repr__(self) -> str:
-        shown = [repr(value) for value in self.args] + [f"{name}={value!r}" for name, value in self.kwargs.items()]
+        shown = [repr(value) for value in self.args] + [
+            f"{name}={value!r}" for name, value in self.kwargs.items()
+        ]
         return f"{self.task}({', '.join(shown)})"
 
     def __eq__(self, other: object) -> bool:
@@ -87,22 +102,38 @@ class SentTask:
             return NotImplemented
         if other.get("subtask_type") is not None:
             raise TypeError(
-                f"A {other['subtask_type']} is several messages, now or later: compare with the signatures of its first tasks."
+                f"A {other['subtask_type']} is several messages, now or later: compare with the"
+                " signatures of its first tasks."
             )
-        if other["task"] != self.task or self._bound(other.get("args"), other.get("kwargs")) != self._bound(self.args, self.kwargs):
+        if other["task"] != self.task or self._bound(
+            other.get("args"), other.get("kwargs")
+        ) != self._bound(self.args, self.kwargs):
             return False
         return all(self._has(name, value) for name, value in (other.get("options") or {}).items())
 
     __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
-    def _bound(self, args: Iterable[Any] | None, kwargs: Mapping[str, Any] | None) -> Any:
+    def record_steps(self, **values: object) -> None:
+        """Record steps, as if an earlier run of this task had done them and been killed.
+
+        Args:
+            **values: What each step has returned, by its name, in order; ``**{"embed 0": 7}`` for
+                names that are no identifiers.
+
+        Raises:
+            ConfigurationError: The task is no ``once`` task.
+        """
+        record_steps_of(self._app, self.message, values)
+
+    def _bound(self, args: Iterable[object] | None, kwargs: Mapping[str, object] | None) -> object:
         """Return arguments as the body would get them, after the serializer."""
         given = (list(args or ()), dict(kwargs or {}))
         content_type, encoding, body = dumps(
-            given, serializer=cast("Any", serialization).registry.type_to_name[self.message.content_type]
+            given,
+            serializer=vars(serialization)["registry"].type_to_name[self.message.content_type],
         )
         positional, named = loads(body, content_type, encoding, accept={content_type})
-        task = cast("Any", self._app).tasks.get(self.task)
+        task = self._app.tasks.get(self.task)
         if task is None:
             return positional, named
         try:
@@ -112,25 +143,43 @@ class SentTask:
         bound.apply_defaults()
         return dict(bound.arguments)
 
-    def _has(self, option: str, expected: Any) -> bool:
+    def _has(self, option: str, expected: object) -> bool:
         message = self.message
         if option in ("queue", "routing_key"):
-            return getattr(expected, "name", expected) in (message.routing_key, *message.queues)
+            return getattr(expected, "name", expected) in (
+                message.routing_key,
+                *message.queue_names,
+            )
         if option in ("countdown", "eta", "expires"):
-            return self._is_timed(message.headers.get("expires" if option == "expires" else "eta"), expected)
-        values = {"task_id": self.id, "exchange": message.exchange, **message.properties, **message.headers}
+            return self._is_timed(
+                message.headers.get("expires" if option == "expires" else "eta"), expected
+            )
+        values = {
+            "task_id": self.id,
+            "exchange": message.exchange,
+            **message.properties,
+            **message.headers,
+        }
         if option not in values:
-            raise TypeError(f"The option {option!r} of {self.task!r} cannot be compared: look at sent[n].message.")
+            raise TypeError(
+                f"The option {option!r} of {self.task!r} cannot be compared: look at"
+                " sent[n].message."
+            )
         return bool(values[option] == expected)
 
-    def _is_timed(self, header: str | None, expected: Any) -> bool:
-        """Tell whether a time in the headers is the expected one: a datetime, or seconds from the send."""
+    def _is_timed(self, header: str | None, expected: object) -> bool:
+        """Tell whether a time in the headers is the expected one.
+
+        That is a datetime, or seconds from the send.
+        """
         if header is None:
             return False
         at = datetime.fromisoformat(header.replace("Z", "+00:00"))
         at = at if at.tzinfo else at.replace(tzinfo=timezone.utc)
         if isinstance(expected, (int, float)):
-            return abs((at - self._sent_at).total_seconds() - expected) <= COUNTDOWN_TOLERANCE_SECONDS
+            return (
+                abs((at - self._sent_at).total_seconds() - expected) <= COUNTDOWN_TOLERANCE_SECONDS
+            )
         return bool(at == expected)
 
 
@@ -140,29 +189,38 @@ class Run:
 
     Attributes:
         sent: The task.
-        state: How it ended: Celery's state, or ``"LOST"`` if the process was killed by ``crash_at``.
+        state: How it ended: Celery's state, or ``"LOST"`` if the process was killed by
+            ``crash_at``.
         result: What it returned or raised.
+        steps: The steps that ran in it and were committed, by name; not those that were recorded
+            before.
     """
 
     sent: SentTask
     state: RunState
     result: Any
+    steps: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"{self.sent!r} -> {self.state} {self.result!r}"
 
 
-_NOT_HANDED_OVER = select(outbox).where(outbox.c.claim.is_not(None), outbox.c.body.is_not(None)).order_by(outbox.c.created_at)
+_NOT_HANDED_OVER = (
+    select(outbox)
+    .where(outbox.c.claim.is_not(None), outbox.c.body.is_not(None))
+    .order_by(outbox.c.created_at)
+)
 
 
 class Sent(list[SentTask]):
-    """What was sent and has not been run, in the order in which it would have reached the broker."""
+    """What was sent and has not been run, in the order of the sends."""
 
-    def __init__(self, app: Celery[Any]) -> None:
+    def __init__(self, app: App) -> None:
         super().__init__()
         self._app = app
 
-    # As a list's, but for type checkers: that of a list lets a list of sent tasks be compared with nothing else.
+    # As a list's, but for type checkers: that of a list lets a list of sent tasks be compared with
+    # nothing else.
     def __eq__(self, other: object) -> bool:
         return list.__eq__(self, other)
 
@@ -174,12 +232,14 @@ class Sent(list[SentTask]):
     def run(self, *, propagate: bool = True) -> list[Run]:
         """Run what was sent, and what that sends, until nothing is left.
 
-        Each task is delivered as by a worker, in this thread: with its own session, acknowledgement, result, callbacks and
-        retries. ``countdown`` and ``eta`` are not waited for. What a process that was killed meanwhile has committed and not
-        handed over is sent as by ``relay()``.
+        Each task is delivered as by a worker, in this thread: with its own session,
+        acknowledgement, result, callbacks and retries. ``countdown`` and ``eta`` are not waited
+        for. What a process that was killed meanwhile has committed and not handed over is sent as
+        by ``relay()``.
 
         Args:
-            propagate: Raise what a task raised, other than a retry. False returns it as the run's result.
+            propagate: Raise what a task raised, other than a retry. False returns it as the run's
+                result.
 
         Returns:
             All runs, in order.
@@ -208,32 +268,36 @@ class Sent(list[SentTask]):
 
     def publish(self) -> None:
         """Hand all of it to the broker, for a real worker."""
-        app = cast("Any", self._app)
+        app = self._app
         with app.connection_for_write() as connection, connection.Producer() as producer:
             while self:
-                send(app, producer, self.pop(0).message)
+                send(app, connected(producer), self.pop(0).message)
 
     def relay(self) -> None:
-        """Send what is in the outbox, committed but not handed over, as a relay does when the lease of its writer is over."""
-        for home in homes_of(self._app).values():
-            if home.outbox is None:
-                continue
-            with home.outbox.engine().begin() as connection:
-                left = connection.execute(_NOT_HANDED_OVER).all()
-            for claim in {row.claim for row in left}:
-                rows = [
-                    Row(row.id, Message.from_parts(row.body, row.envelope), row.redeliver_seconds)
-                    for row in left
-                    if row.claim == claim
-                ]
-                home.outbox.hand_over(rows, claim)
+        """Send what is in the outbox, committed but not handed over.
+
+        A relay does so when the lease of its writer is over.
+        """
+        home = home_of(self._app)
+        if home is None or home.outbox is None:
+            return
+        with home.place.begin(home.outbox.engine()) as table:
+            left = table.execute(_NOT_HANDED_OVER).all()
+        for claim in {row.claim for row in left}:
+            rows = [
+                Row(row.id, Message.from_parts(row.body, row.envelope), row.redeliver_seconds)
+                for row in left
+                if row.claim == claim
+            ]
+            home.outbox.hand_over(rows, claim)
 
     def _run_first(self, *, propagate: bool) -> list[Run]:
         sent = self.pop(0)
         runs = []
         for redelivered in [sent.redelivered, *[True] * (deliveries() - 1)]:
-            ended = deliver(self._app, sent.message, redelivered=redelivered)
-            runs.append(Run(sent, ended.state, ended.result))
+            with steps_run() as ran:
+                ended = deliver(self._app, sent.message, redelivered=redelivered)
+            runs.append(Run(sent, ended.state, ended.result, tuple(ran)))
             if ended.requeued:
                 self.insert(0, SentTask(self._app, sent.message, redelivered=True))
             if propagate and ended.state == "FAILURE":
@@ -247,15 +311,17 @@ def _raise(ended: Delivery) -> None:
 
 @contextmanager
 def captured(alchemy: Alchemy) -> Iterator[Sent]:
-    """Capture what an Alchemy's app sends, from every thread of this process, instead of sending it.
+    """Capture what an Alchemy's app sends, instead of sending it.
 
-    Plain sends are captured at once, those on commit after the commit; with the outbox their rows are written and settled as
-    ever. ``task_always_eager`` is off in the block.
+    It comes from every thread of this process.
+
+    Plain sends are captured at once, those on commit after the commit; with the outbox their rows
+    are written and settled as ever. ``task_always_eager`` is off in the block.
 
     Raises:
         ConfigurationError: The Alchemy has no app yet.
     """
-    app = cast("Any", alchemy.app)
+    app = alchemy.app
     if app is None:
         raise ConfigurationError("This Alchemy has no app yet.", "Call init_app(app) first.")
     sent = Sent(app)
@@ -270,61 +336,20 @@ def captured(alchemy: Alchemy) -> Iterator[Sent]:
     with ExitStack() as stack:
         _let_backend_ignore_recorders(app)
         pool = app.producer_pool
-        app.amqp._producer_pool = _CapturingPool(lambda: _CapturingProducer(app, keep), pool.connections)
-        stack.callback(setattr, app.amqp, "_producer_pool", pool)
+        capturing = CapturingPool(lambda: CapturingProducer(app, keep), pool.connections)
+        stack.enter_context(replaced(app.amqp, "_producer_pool", capturing))
         eager, app.conf.task_always_eager = app.conf.task_always_eager, False
         stack.callback(setattr, app.conf, "task_always_eager", eager)
-        for home in homes_of(app).values():
-            if home.outbox is not None:
-                publisher, home.outbox.publisher = home.outbox.publisher, cast("Any", _CapturingPublisher(keep))
-                stack.callback(setattr, home.outbox, "publisher", publisher)
+        home = home_of(app)
+        if home is not None and home.outbox is not None:
+            stack.enter_context(home.outbox.in_caller())
+            publisher, home.outbox.publisher = (
+                home.outbox.publisher,
+                cast("Publisher", CapturingPublisher(keep)),
+            )
+            stack.callback(setattr, home.outbox, "publisher", publisher)
+            # Where the database is the broker: its messages are handed over here, and wait in no
+            # queue.
+            queues, home.outbox.queues = home.outbox.queues, None
+            stack.callback(setattr, home.outbox, "queues", queues)
         yield sent
-
-
-class _CapturingProducer(Recorder):
-    """What the app's pool lends: a producer is its own context manager."""
-
-    def __enter__(self) -> _CapturingProducer:  # noqa: PYI034 - Python 3.10 has no Self.
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """There is nothing to give back."""
-
-    def release(self) -> None:
-        """There is nothing to give back."""
-
-
-class _CapturingPool:
-    """Takes the place of the app's pool of producers."""
-
-    limit = None
-
-    def __init__(self, make: Callable[[], _CapturingProducer], connections: Any) -> None:
-        self._make = make
-        #: Celery asks for the kind of broker before it sends with an eta.
-        self.connections = connections
-
-    def acquire(self, block: bool = False, timeout: float | None = None) -> _CapturingProducer:
-        return self._make()
-
-    def force_close_all(self) -> None:
-        """There is nothing to close."""
-
-
-class _CapturingPublisher:
-    """Takes the place of the outbox's publisher; the broker confirms everything."""
-
-    paused = False
-
-    def __init__(self, keep: Callable[[Message], None]) -> None:
-        self._keep = keep
-
-    def publish(self, messages: Iterable[Message], *args: Any) -> list[Exception | None]:
-        errors: list[Exception | None] = []
-        for message in messages:
-            self._keep(message)
-            errors.append(None)
-        return errors
-
-    def close(self) -> None:
-        """There is nothing to close."""

@@ -44,6 +44,19 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Quoted:
+    """What an answer quotes, in a passage.
+
+    Attributes:
+        passage: the number of the passage, from 1.
+        text: exactly as it stands there.
+    """
+
+    passage: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class CheckedAnswer:
     """An answer of which every citation exists.
 
@@ -51,11 +64,13 @@ class CheckedAnswer:
         parts: the answer in order, without citations of passages that do not exist.
         removed: the numbers of those, ascending.
         quotes: how many quotations stand in the passages word for word.
+        quoted: where they stand: to be marked there.
     """
 
     parts: tuple[Part, ...]
     removed: tuple[int, ...]
     quotes: int
+    quoted: tuple[Quoted, ...] = ()
 
     @property
     def text(self) -> str:
@@ -110,8 +125,9 @@ def check(answer: str, passages: Sequence[str]) -> CheckedAnswer:
         passages: the texts that it was given; `[1]` is the first.
     """
     text, removed = _with_citations_that_exist(answer, len(passages))
-    normal = [_normal(passage) for passage in passages]
+    texts = [_Text.of(unicodedata.normalize("NFC", passage)) for passage in passages]
     parts: list[Part] = []
+    quoted: list[Quoted] = []
     quotes, end = 0, 0
     for token in _CHECKED.finditer(text):
         _add(parts, text[end : token.start()])
@@ -119,8 +135,9 @@ def check(answer: str, passages: Sequence[str]) -> CheckedAnswer:
         if token["citation"]:
             parts.append(Part(token[0], citation=int(token["citation"])))
         elif token["quote"] and len(token["quote"]) - 2 >= MIN_QUOTE_CHARACTERS:
-            if _stands_in(_KEPT.sub("", token["quote"][1:-1]), normal):
+            if found := list(_found_in(_KEPT.sub("", token["quote"][1:-1]), texts)):
                 quotes += 1
+                quoted += found
                 _add_cited(parts, token[0])
             else:
                 parts.append(Part(token[0], is_unverified=True))
@@ -129,7 +146,7 @@ def check(answer: str, passages: Sequence[str]) -> CheckedAnswer:
         else:
             _add(parts, token[0])
     _add(parts, text[end:])
-    return CheckedAnswer(tuple(parts), tuple(sorted(removed)), quotes)
+    return CheckedAnswer(tuple(parts), tuple(sorted(removed)), quotes, tuple(quoted))
 
 
 def _with_citations_that_exist(answer: str, passages: int) -> tuple[str, set[int]]:
@@ -176,20 +193,50 @@ def _numbers(listed: str) -> Iterator[int]:
         yield from range(start, stop + 1) if start <= stop <= start + 50 else (start, stop)
 
 
-def _stands_in(quote: str, passages: Sequence[str]) -> bool:
-    """Whether a passage has the quote's pieces in their order; white space, case and kinds of marks aside."""
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A passage as quotes are compared with it, and where each of its characters comes from."""
+
+    original: str
+    normal: str
+    origins: tuple[int, ...]
+
+    @classmethod
+    def of(cls, original: str) -> _Text:
+        signs: list[str] = []
+        origins: list[int] = []
+        for at, sign in enumerate(original):
+            for one in _folded(sign):
+                if one.isspace() and (not signs or signs[-1] == " "):
+                    continue
+                signs.append(" " if one.isspace() else one)
+                origins.append(at)
+        return cls(original, "".join(signs), tuple(origins))
+
+
+def _found_in(quote: str, texts: Sequence[_Text]) -> Iterator[Quoted]:
+    """Where passages have the quote's pieces in their order; white space, case and kinds of marks aside."""
     pieces = [piece for part in _LEFT_OUT.split(quote) if (piece := _normal(part).strip(" .,;:"))]
-    return bool(pieces) and any(_in_order(pieces, passage) for passage in passages)
+    if not pieces:
+        return
+    for number, text in enumerate(texts, start=1):
+        if places := _in_order(pieces, text.normal):
+            for start, end in places:
+                first, last = text.origins[start], text.origins[end - 1]
+                yield Quoted(number, text.original[first : last + 1])
 
 
-def _in_order(pieces: Sequence[str], passage: str) -> bool:
+def _in_order(pieces: Sequence[str], text: str) -> list[tuple[int, int]]:
+    """Where the pieces stand; nothing unless all do."""
+    places: list[tuple[int, int]] = []
     at = 0
     for piece in pieces:
-        found = passage.find(piece, at)
-        if found < 0:
-            return False
-        at = found + len(piece)
-    return True
+        start = text.find(piece, at)
+        if start < 0:
+            return []
+        at = start + len(piece)
+        places.append((start, at))
+    return places
 
 
 _MARKS = str.maketrans(
@@ -197,5 +244,10 @@ _MARKS = str.maketrans(
 )
 
 
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).translate(_MARKS).casefold()
+
+
 def _normal(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).translate(_MARKS).casefold().split())
+    # Composed first, then sign by sign as the passage is, so that both come to the same.
+    return _Text.of(unicodedata.normalize("NFC", text)).normal.strip()

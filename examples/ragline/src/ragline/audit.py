@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from sqlalchemy import func, or_, select, text
 from sqlalchemy.orm import Session
 
+from ragline import visibility
 from ragline.databases import index_of
-from ragline.embedders import NO_EMBEDDER
-from ragline.states import SETTLED, State
-from ragline.tables import Chunk, Document, DocumentText, Original, Source, Vector
+from ragline.states import NO_EMBEDDER, SETTLED, State
+from ragline.tables import Chunk, Document, DocumentText, Original, Shown, Source, Vector
 
 
 def audit(session: Session) -> list[str]:
@@ -20,7 +20,13 @@ def audit(session: Session) -> list[str]:
         What is wrong, one sentence each; empty when every document is ready, failed for a stated
         reason or was stopped by a person, and ready ones are whole, found once, and quote their text exactly.
     """
-    return [*_documents(session), *_sources(session), *_chunks(session), *_indexes(session)]
+    return [
+        *_documents(session),
+        *_sources(session),
+        *_chunks(session),
+        *_indexes(session),
+        *_visibility(session),
+    ]
 
 
 def _documents(session: Session) -> Iterator[str]:
@@ -98,3 +104,17 @@ def _indexes(session: Session) -> Iterator[str]:
     unused = ~select(Document.id).where(Document.digest == Original.digest).exists()
     for digest in session.scalars(select(Original.digest).where(unused)):
         yield f"The bytes {digest[:12]} belong to no document."
+
+
+def _visibility(session: Session) -> Iterator[str]:
+    serving = set(session.scalars(select(Source.serving_id).where(Source.serving_id.is_not(None))))
+    shown = set(session.scalars(select(Shown.document_id).where(Shown.is_shown)))
+    for document_id in sorted(serving ^ shown, key=str):
+        yield f"The journal is wrong about document {document_id}, which a source shows or does not."
+    chunks = session.scalar(select(func.count(Chunk.id)).where(Chunk.document_id.in_(serving))) or 0
+    counted = visibility.state(session).chunks
+    if chunks != counted:
+        yield f"Searches see {chunks} chunks, and {counted} are counted."
+    connection = session.connection()
+    for word, has, said in index_of(connection).wrong_counts(connection):
+        yield f"{has} chunks have the word {word!r}, and {said} are counted."

@@ -20,6 +20,8 @@ from ragline.states import State
 from ragline.tables import Base, Chunk, Document, Source, Vector
 from ragline.text import ParsedText, clean
 from ragline.tokens import TokenCounter
+from ragline.visibility import record
+from ragline.words import text_digest
 
 EMBEDDED_AT_ONCE = 64
 
@@ -56,14 +58,15 @@ def evaluate(
             None if embedder is None else embedder.embed([collection.queries[query] for query in queries])
         )
         index = load_index(session, embedder_name)
+        near = -1.0 if embedder is None else embedder.near
         results = {}
         for mode in [Mode.KEYWORD] if vectors is None else list(Mode):
             rankings = {}
             for at, query in enumerate(queries):
                 vector = None if vectors is None else vectors[at]
-                ranked = rank(session, collection.queries[query], vector, index, mode=mode)
+                ranked = rank(session, collection.queries[query], vector, index, mode=mode, near=near)
                 # A document is found where its best passage is.
-                rankings[query] = list(dict.fromkeys(names[chunk_id] for chunk_id, _ in ranked))
+                rankings[query] = list(dict.fromkeys(names[chunk_id] for chunk_id, _ in ranked.chunks))
             results[mode] = measure_ranking(rankings, collection)
     return results
 
@@ -114,6 +117,7 @@ def _index(
             ]
             session.execute(insert(Vector), values)
             index_of(connection).add_vectors(connection, rows)
+        record(session, range(start + 1, start + 1 + len(some)))
         session.commit()
         advanced(len(some))
     return names
@@ -133,7 +137,14 @@ def _document(number: int, name: str, characters: int) -> dict[str, object]:
 
 def _source(number: int, name: str) -> dict[str, object]:
     digest = hashlib.sha256(name.encode()).hexdigest()
-    return {"id": number, "uri": name, "uri_digest": digest, "generation": 1, "serving_id": number}
+    return {
+        "id": number,
+        "uri": name,
+        "name": name,
+        "uri_digest": digest,
+        "generation": 1,
+        "serving_id": number,
+    }
 
 
 def _chunks(
@@ -150,4 +161,5 @@ def _chunks(
                 "tokens": chunk.tokens,
                 "heading": chunk.heading,
                 "content": text[chunk.start : chunk.end],
+                "digest": text_digest(text[chunk.start : chunk.end]),
             }

@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
+import enum
 import json
+import logging
 import os
 import shutil
 import tempfile
-from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ragline import __version__
 from ragline.errors import ConfigurationError, RaglineError
+from ragline.states import State
 
-cli = typer.Typer(no_args_is_help=True, add_completion=False, help="Documents in, cited passages out.")
+cli = typer.Typer(no_args_is_help=True, add_completion=False)
 model = typer.Typer(no_args_is_help=True, help="The embedding model.")
 cli.add_typer(model, name="model")
 console = Console()
 errors = Console(stderr=True)
 
+INTERRUPTED = 130
+"""The exit code of what Ctrl-C ended, as shells have it."""
+
+LOGGING = ("worker", "serve")
+"""The commands whose log somebody reads."""
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+Full = Annotated[bool, typer.Option("--full", help="Show whole passages, not some lines of each.")]
+
+
+# What `searching` and `settings` know, which take a second to import.
+ModeName = Literal["hybrid", "keyword", "vector"]
+LogLevel = Literal["debug", "info", "warning", "error", "critical"]
+
+
+class QueueName(str, enum.Enum):
+    """What `--queue` takes."""
+
+    PARSING = "parsing"
+    EMBEDDING = "embedding"
 
 
 def main() -> None:
@@ -36,21 +58,48 @@ def main() -> None:
         text = _told(error)
         if text is None:
             raise
-        errors.print(f"[red]{escape(text)}[/red]")
+        from ragline.places import visible
+
+        errors.print(f"[red]{escape(visible(text))}[/red]", soft_wrap=True)
         raise SystemExit(1) from error
 
 
 def _told(error: Exception) -> str | None:
     from kombu.exceptions import OperationalError as BrokerError
-    from sqlalchemy.exc import OperationalError as DatabaseError
+    from sqlalchemy.exc import DatabaseError, OperationalError
 
     if isinstance(error, RaglineError):
         return str(error)
-    if isinstance(error, DatabaseError):
-        return f"The database does not answer: {error.orig}"
+    # Its subclasses but one are mistakes of ragline's own, which are to be seen whole.
+    if type(error) is DatabaseError or isinstance(error, OperationalError):
+        where = " (RAGLINE_HOME and RAGLINE_DATABASE_URL say where it is)"
+        return f"The database cannot be used: {' '.join(str(error.orig).split())}{where}"
     if isinstance(error, BrokerError):
-        return f"The broker does not answer: {error}"
+        from ragline.settings import settings_from
+
+        return f"The broker {settings_from().broker_name} does not answer: {error}"
+    if isinstance(error, OSError) and error.filename:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}."
     return None
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        console.print(f"ragline {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@cli.callback()
+def ragline(
+    context: typer.Context,
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Documents in, cited passages out."""
+    if context.invoked_subcommand not in LOGGING and logging.lastResort is not None:
+        # What a library warns of, a command tells in its own words, or it is mended by itself.
+        logging.lastResort.setLevel(logging.ERROR)
 
 
 @cli.command()
@@ -61,34 +110,26 @@ def ingest(
         bool, typer.Option(help="Start a worker for the time being if none is running.")
     ] = True,
     processes: Annotated[int, typer.Option(min=1, help="Processes of such a worker.")] = 2,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Forget documents below PATHS whose files are gone.")
+    ] = False,
 ) -> None:
     """Take documents in and follow them until they can be found."""
     from ragline import ingestion
-    from ragline.app import app, settings
-    from ragline.workers import check_runs, running_workers, temporary_worker
 
-    embedder = ingestion.choose_embedder(console)
-    outcomes = ingestion.take_in_files(paths, embedder, console)
-    with ExitStack() as stack:
-        if wait and ingestion.unsettled(outcomes):
-            check = None
-            if not (workers := running_workers(app)):
-                if worker and settings.has_own_broker:
-                    own = stack.enter_context(temporary_worker(home=settings.home, processes=processes))
-                    check = partial(check_runs, own, settings.home)
-                else:
-                    missing = "The broker does not answer" if workers is None else "No worker is running"
-                    console.print(f"[yellow]{missing}: the documents wait.[/yellow]")
-            ingestion.follow(outcomes, console, check)
-    if ingestion.print_summary(outcomes, console):
-        raise typer.Exit(1)
+    try:
+        code = ingestion.ingest(paths, console, wait=wait, worker=worker, processes=processes, prune=prune)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    raise typer.Exit(code)
 
 
 @cli.command()
 def search(
     query: Annotated[str, typer.Argument(help="A question, or words.", show_default=False)],
     limit: Annotated[int, typer.Option(min=1, help="How many passages.")] = 5,
-    mode: Annotated[str, typer.Option(help="hybrid, keyword or vector.")] = "hybrid",
+    mode: Annotated[ModeName, typer.Option(help="What to go by.")] = "hybrid",
+    full: Full = False,
     as_json: Json = False,
 ) -> None:
     """Find passages, each with its document, page, character range and exact quote."""
@@ -97,21 +138,20 @@ def search(
     from ragline.retrieval import find
     from ragline.searching import Mode
 
-    if mode not in tuple(Mode):
-        raise ConfigurationError(f"--mode {mode}: use one of {', '.join(Mode)}.")
     create_tables(alchemy)
     found = find(query, limit=limit, mode=Mode(mode))
+    if found.note:
+        errors.print(f"[yellow]{escape(found.note)}[/yellow]", soft_wrap=True)
     if as_json:
         print(json.dumps([asdict(passage) for passage in found.passages], ensure_ascii=False, indent=2))
         return
-    if found.note:
-        errors.print(f"[yellow]{escape(found.note)}[/yellow]")
-    presentation.print_passages(found.passages, query, console)
+    presentation.print_passages(found.passages, query, console, is_full=full)
 
 
 @cli.command()
 def ask(
     question: Annotated[str, typer.Argument(help="A question.", show_default=False)],
+    full: Full = False,
     as_json: Json = False,
 ) -> None:
     """Answer a question from the documents, with citations that are checked."""
@@ -125,7 +165,7 @@ def ask(
     if as_json:
         print(json.dumps(asdict(answered), ensure_ascii=False, indent=2))
     else:
-        presentation.print_answer(answered, console)
+        presentation.print_answer(answered, console, is_full=full)
 
 
 @cli.command()
@@ -142,21 +182,21 @@ def status(as_json: Json = False) -> None:
 
 @cli.command(name="list")
 def list_documents(
-    state: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
+    state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 50,
     as_json: Json = False,
 ) -> None:
     """The documents, each with the id that the commands below take."""
     from ragline import presentation
-    from ragline.states import State
 
-    if state not in (None, *tuple(State)):
-        raise ConfigurationError(f"--state {state}: use one of {', '.join(State)}.")
-    presentation.list_documents(None if state is None else State(state), limit, console, as_json=as_json)
+    presentation.list_documents(state, limit, console, as_json=as_json)
 
 
 Documents = Annotated[
-    list[str], typer.Argument(metavar="DOCUMENT...", help="Ids, paths or names.", show_default=False)
+    list[str],
+    typer.Argument(
+        metavar="DOCUMENT...", help="Ids, paths, or names as lists show them.", show_default=False
+    ),
 ]
 
 
@@ -174,6 +214,7 @@ def resume(documents: Documents) -> None:
     from ragline import controls, presentation
 
     presentation.act(documents, controls.resume, "queued again", console)
+    presentation.tell_if_nobody_works(console)
 
 
 @cli.command()
@@ -188,9 +229,12 @@ def cancel(documents: Documents) -> None:
 def retry(
     documents: Annotated[
         list[str] | None,
-        typer.Argument(metavar="DOCUMENT...", help="Ids, paths or names.", show_default=False),
+        typer.Argument(
+            metavar="DOCUMENT...", help="Ids, paths, or names as lists show them.", show_default=False
+        ),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All that failed for a reason that may pass.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Also what was refused for good.")] = False,
 ) -> None:
     """Try failed or cancelled documents again."""
     from ragline import controls, presentation
@@ -198,27 +242,40 @@ def retry(
     if bool(documents) is every:
         raise ConfigurationError("Name documents, or give --all.")
     if documents:
-        presentation.act(documents, controls.retry, "queued again", console)
+        control = controls.retry if force else controls.retry_usefully
+        presentation.act(documents, control, "queued again", console)
+        presentation.tell_if_nobody_works(console)
     else:
         presentation.retry_failed(console)
 
 
 @cli.command()
-def delete(documents: Documents) -> None:
-    """Delete documents with all that was made of them."""
-    from ragline import controls, presentation
+def delete(
+    documents: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DOCUMENT...",
+            help="Ids; or paths, folders, or names as lists show them.",
+            show_default=False,
+        ),
+    ],
+) -> None:
+    """Delete documents with all that was made of them.
 
-    presentation.act(documents, controls.delete, "deleted", console)
+    With an id from everywhere; with a path, folder or name what is there, and other places keep their copies.
+    """
+    from ragline import presentation
+
+    presentation.delete(documents, console)
 
 
 @cli.command()
 def worker(
     processes: Annotated[int, typer.Option(min=1, help="How many documents are worked on at once.")] = 2,
     queue: Annotated[
-        list[str] | None,
-        typer.Option(help="Take from this queue only, parsing or embedding; all by default."),
+        list[QueueName] | None, typer.Option(help="Take from this queue only; all by default.")
     ] = None,
-    log_level: Annotated[str, typer.Option(help="Celery's log level.")] = "info",
+    log_level: Annotated[LogLevel, typer.Option(help="Celery's log level.")] = "info",
 ) -> None:
     """Run a worker until it is interrupted."""
     from ragline import ingestion
@@ -226,12 +283,10 @@ def worker(
     from ragline.workers import worker_arguments
 
     names = settings.queue_names
-    if unknown := set(queue or ()) - set(names):
-        raise ConfigurationError(f"--queue {min(unknown)}: use one of {', '.join(names)}.")
     create_tables(alchemy)
     alchemy.engine.dispose()  # the worker's processes make their own
     ingestion.choose_embedder(console)
-    queues = [names[kind] for kind in queue or names]
+    queues = [names[kind] for kind in queue or QueueName]
     app.worker_main(worker_arguments(processes=processes, log_level=log_level, queues=queues))
 
 
@@ -278,10 +333,10 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure search quality on a collection with judgements."""
+    from ragline.bars import Bars
     from ragline.benchmark import evaluate as measure
     from ragline.embedders import available_embedder
     from ragline.evaluation import read_collection
-    from ragline.ingestion import progress_bar
     from ragline.settings import settings_from
 
     settings = settings_from()
@@ -289,7 +344,7 @@ def evaluate(
     embedder, missing = available_embedder(settings.embedder, settings.cache, settings.embeddings)
     if missing:
         errors.print(f"[yellow]Keywords only: {escape(missing)}[/yellow]")
-    with progress_bar(errors) as bar:
+    with Bars(errors) as bar:
         task = bar.add_task("indexing", total=len(collection.documents), note="")
         results = measure(
             collection,

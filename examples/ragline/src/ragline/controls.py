@@ -8,18 +8,28 @@ batch.
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable
 
 from celery_alchemy import enqueue
-from sqlalchemy import ColumnElement, or_, select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from ragline import tasks
 from ragline.dead import forget_dead_tasks
 from ragline.errors import NoSuchDocumentError, NotPossibleError
-from ragline.intake import Offer, Outcome, Recipe, delete_document, forget_results, take_in, uri_digest
+from ragline.intake import (
+    Offer,
+    Outcome,
+    Recipe,
+    delete_document,
+    forget_results,
+    forget_source,
+    take_in,
+)
+from ragline.naming import Target
+from ragline.parsers import PARSER_VERSION
 from ragline.states import State
-from ragline.tables import Document, Original, Source
+from ragline.tables import Document, Original
 from ragline.transitions import move, states_before
 
 
@@ -80,6 +90,27 @@ def retry(session: Session, document_id: int) -> None:
     _start(session, document_id)
 
 
+def retry_usefully(session: Session, document_id: int) -> None:
+    """As `retry`, but not where the same parser would refuse it again.
+
+    Raises:
+        NoSuchDocumentError: it is gone.
+        NotPossibleError: also where it failed for a reason that trying again does not change.
+    """
+    for_good = select(Document.name, Document.reason).where(
+        Document.id == document_id,
+        Document.state == State.FAILED,
+        Document.is_permanent.is_(True),
+        Document.parser == PARSER_VERSION,
+    )
+    if failed := session.execute(for_good).one_or_none():
+        raise NotPossibleError(
+            f"{failed.name} failed for a reason that trying again does not change: {failed.reason}"
+            " With `--force` it is tried all the same, for instance with another limit."
+        )
+    retry(session, document_id)
+
+
 def retry_failed(session: Session) -> list[int]:
     """Try all documents again that failed for a reason that may pass.
 
@@ -107,26 +138,17 @@ def delete(session: Session, document_id: int) -> None:
         raise NoSuchDocumentError(document_id)
 
 
-def find(session: Session, reference: str) -> list[int]:
-    """The documents that a person means: by id, by path or URI, or by name.
-
-    Returns:
-        Their ids, ascending; a source whose next generation is under way has two.
+def delete_targets(session: Session, targets: Iterable[Target]) -> None:
+    """Delete what a person means: documents from everywhere, or places with what no other place shows.
 
     Raises:
-        NoSuchDocumentError: there is none.
+        NoSuchDocumentError: a document is gone.
     """
-    if reference.isdecimal():
-        found = select(Document.id).where(Document.id == int(reference))
-    else:
-        uris = (uri_digest(reference), uri_digest(Path(reference).absolute().as_uri()))
-        used = or_(Source.serving_id == Document.id, Source.pending_id == Document.id)
-        of_source = select(Source.id).where(Source.uri_digest.in_(uris), used)
-        found = select(Document.id).where(or_(Document.name == reference, of_source.exists()))
-    ids = list(session.scalars(found.order_by(Document.id)))
-    if not ids:
-        raise NoSuchDocumentError(reference)
-    return ids
+    targets = list(targets)
+    for document_id in sorted({key for one in targets if one.source_ids is None for key in one.document_ids}):
+        delete(session, document_id)
+    for source_id in sorted({key for one in targets for key in one.source_ids or ()}):
+        forget_source(session, source_id)
 
 
 def _start(session: Session, document_id: int) -> None:

@@ -12,19 +12,20 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from celery_alchemy.upkeep import status as count_messages
+from celery_alchemy.operations.dead_tasks import status as count_messages
 from rich.console import Console
 from rich.progress import Progress
 from sqlalchemy import func, select
 
-from ragline import ingestion, presentation
+from ragline import following, ingestion, presentation
 from ragline.app import alchemy, settings
+from ragline.arrivals import take_in_files
 from ragline.audit import audit
-from ragline.embedders import NO_EMBEDDER
 from ragline.intake import Outcome
 from ragline.minilm.embedder import has_onnx
 from ragline.progress import failures
 from ragline.retrieval import find
+from ragline.states import NO_EMBEDDER
 from ragline.tables import Source
 from ragline.workers import check_runs, child_processes, temporary_worker
 
@@ -41,7 +42,7 @@ QUESTIONS = (
 )
 # Made to fail, each for a reason of its own.
 BAD_FILES = {
-    "empty.md": b"",
+    "empty.html": b"<p></p>",
     "picture.txt": b"\x89PNG\r\n\x1a\n" + bytes(range(256)),
     "broken.pdf": b"%PDF-1.7\nthis is no PDF after all\n",
 }
@@ -62,12 +63,12 @@ def run(console: Console) -> list[str]:
     console.print(
         f"{files} files: the language reference inside this Python, READMEs of the packages installed here,"
         f" a copy of one, and {len(BAD_FILES)} that are bad on purpose.\n"
-        f"A worker of {PROCESSES} processes on SQLite and a folder of messages; some are killed on the way."
+        f"A worker of {PROCESSES} processes on one SQLite file, which is the broker too; some are killed."
     )
     with temporary_worker(home=settings.home, processes=PROCESSES) as worker:
         killer = _Killer(worker, files)
-        outcomes = ingestion.take_in_files([folder], embedder, console, killer.look)
-        ingestion.follow(outcomes, console, lambda: check_runs(worker, settings.home))
+        outcomes = take_in_files([folder], embedder, console, killer.look)
+        following.follow(outcomes.values(), console, lambda _: check_runs(worker, settings.home))
     ingestion.print_summary(outcomes, console)
     problems = _check(files, console)
     for question in QUESTIONS:
@@ -162,9 +163,9 @@ class _Killer:
         """Kill a process if this is a moment for it; called after each file that was taken in."""
         if len(outcomes) not in self.moments:
             return
-        while (counts := ingestion.count(outcomes)).settled < counts.total / 2:
+        while (counts := following.count(outcomes.values())).settled < counts.total / 2:
             check_runs(self.worker, settings.home)
-            time.sleep(ingestion.LOOK_SECONDS)
+            time.sleep(following.LOOK_SECONDS)
         victim = [pid for pid in child_processes(self.worker.pid) if pid not in self.killed][-1]
         os.kill(victim, signal.SIGKILL)
         self.killed.append(victim)

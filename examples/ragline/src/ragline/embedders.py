@@ -5,20 +5,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Protocol
 
 from ragline.endpoints import Endpoint
 from ragline.errors import EndpointError, ModelUnavailableError
-from ragline.minilm.embedder import MiniLM
+from ragline.minilm.files import NAME as MINILM
 from ragline.minilm.files import fetch, is_fetched, model_folder
-from ragline.remote import RemoteEmbedder, find_dimensions, named_dimensions, remote_name
+from ragline.states import NO_EMBEDDER
 from ragline.tokens import EstimatedTokens, TokenCounter
 
-NO_EMBEDDER = "none"
-"""The embedder of documents that are searched by keywords alone."""
+if TYPE_CHECKING:  # imported late: most commands name an embedder at most
+    import numpy as np
+    import numpy.typing as npt
 
 
 class Embedder(Protocol):
@@ -32,6 +30,11 @@ class Embedder(Protocol):
     @property
     def dimensions(self) -> int:
         """The length of its vectors."""
+        ...
+
+    @property
+    def near(self) -> float:
+        """A text whose vector is less similar to a query's, as a cosine, is about something else."""
         ...
 
     @property
@@ -61,6 +64,8 @@ def available_embedder(wanted: str, cache: Path, endpoint: Endpoint | None = Non
     if wanted == NO_EMBEDDER:
         return NO_EMBEDDER, None
     if endpoint is not None and wanted != "minilm":
+        from ragline.remote import find_dimensions, remote_name
+
         try:
             return remote_name(endpoint, find_dimensions(endpoint)), None
         except EndpointError as error:
@@ -74,7 +79,7 @@ def available_embedder(wanted: str, cache: Path, endpoint: Endpoint | None = Non
         if wanted != "auto":
             raise
         return NO_EMBEDDER, str(error)
-    return MiniLM.name, None
+    return MINILM, None
 
 
 @functools.cache
@@ -87,10 +92,13 @@ def load_embedder(name: str, cache: Path, endpoint: Endpoint | None = None) -> E
     """
     if name == NO_EMBEDDER:
         return None
-    dimensions = None if endpoint is None else named_dimensions(name, endpoint)
-    if endpoint is not None and dimensions is not None:
-        return RemoteEmbedder(endpoint, dimensions)
-    if name != MiniLM.name:
+    if endpoint is not None:
+        from ragline.remote import RemoteEmbedder, named_dimensions
+
+        dimensions = named_dimensions(name, endpoint)
+        if dimensions is not None:
+            return RemoteEmbedder(endpoint, dimensions)
+    if name != MINILM:
         raise ModelUnavailableError(
             f"The documents want the embedder {name!r}, which the settings of this machine do not give."
         )
@@ -98,6 +106,8 @@ def load_embedder(name: str, cache: Path, endpoint: Endpoint | None = None) -> E
         raise ModelUnavailableError(
             f"The model is not in {cache}: run `ragline model fetch` on this machine."
         )
+    from ragline.minilm.embedder import MiniLM
+
     return MiniLM(model_folder(cache))
 
 

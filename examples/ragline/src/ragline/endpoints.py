@@ -11,11 +11,12 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass, field
-from typing import Any
-
-import httpx
+from typing import TYPE_CHECKING, Any
 
 from ragline.errors import EndpointBusyError, EndpointError
+
+if TYPE_CHECKING:  # imported late: it takes longer than most commands
+    import httpx
 
 CONNECT_SECONDS = 10.0
 MAX_ANSWER_BYTES = 64_000_000
@@ -52,12 +53,16 @@ class Endpoint:
     @property
     def host(self) -> str:
         """The server as errors name it: a URL may hold a password."""
+        import httpx
+
         url = httpx.URL(self.url)
         return url.host if url.port is None else f"{url.host}:{url.port}"
 
 
 def open_client(endpoint: Endpoint) -> httpx.Client:
     """A client that keeps its connections; one process uses it, made after the fork."""
+    import httpx
+
     headers = {} if endpoint.key is None else {"Authorization": f"Bearer {endpoint.key}"}
     timeout = httpx.Timeout(endpoint.timeout_seconds, connect=CONNECT_SECONDS)
     return httpx.Client(base_url=endpoint.url, headers=headers, timeout=timeout)
@@ -76,6 +81,8 @@ def ask(client: httpx.Client, endpoint: Endpoint, path: str, question: dict[str,
         EndpointBusyError: no answer now, perhaps one later: 429, 5xx, no connection, out of time.
         EndpointError: the server refuses, or what it says is not JSON.
     """
+    import httpx
+
     deadline = time.monotonic() + endpoint.timeout_seconds
     try:
         with client.stream("POST", path, json={"model": endpoint.model, **question}) as response:

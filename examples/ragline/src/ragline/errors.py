@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 
 class RaglineError(Exception):
     """Any error that ragline raises itself."""
@@ -48,6 +50,23 @@ class DamagedError(DocumentError):
     """It claims to be of a format but cannot be read as one."""
 
 
+class TooSlowError(DocumentError):
+    """Parsing it takes longer than the limit."""
+
+    @classmethod
+    def over(cls, seconds: int) -> TooSlowError:
+        """Say what the limit is."""
+        return cls(f"Reading it takes longer than the limit of {seconds} seconds.")
+
+
+class CrashedError(DocumentError):
+    """It crashes the library that parses it."""
+
+
+class ParserError(RaglineError):
+    """A parser has failed in a way that nobody foresaw; another version of it may not."""
+
+
 class ModelUnavailableError(RaglineError):
     """The embedding model cannot be had here; search works by keywords alone."""
 
@@ -70,6 +89,70 @@ class NoSuchDocumentError(RaglineError):
     def __str__(self) -> str:
         """Say what to do."""
         return f"There is no document {self.reference}: `ragline list` shows all."
+
+
+class AmbiguousNameError(RaglineError):
+    """A name is that of several places; each is told with what to call it by.
+
+    Attributes:
+        reference: the name.
+        documents: the id of the document and the label of each.
+    """
+
+    def __init__(self, reference: str, documents: Sequence[tuple[int, str]]) -> None:
+        super().__init__(reference, tuple(documents))
+        self.reference = reference
+        self.documents = tuple(documents)
+
+    def __str__(self) -> str:
+        """Say which there are."""
+        told = ", ".join(f"{label} ({document_id})" for document_id, label in self.documents[:10])
+        more = len(self.documents) - 10
+        rest = f" and {more} more" if more > 0 else ""
+        are_apart = len(dict(self.documents)) == len(self.documents)
+        return (
+            f"{len(self.documents)} {'documents' if are_apart else 'places'} are called {self.reference}:"
+            f" {told}{rest}. Name one as it stands here, by its path, or by its id."
+        )
+
+
+class MissingFileError(RaglineError):
+    """Files or folders that a person named are not there."""
+
+    def __init__(self, paths: Sequence[str], *, is_known: bool = False) -> None:
+        super().__init__(tuple(paths), is_known)
+        self.paths, self.is_known = tuple(paths), is_known
+
+    def __str__(self) -> str:
+        """Say which, and what to do about those that the index has."""
+        are = "is" if len(self.paths) == 1 else "are"
+        hint = " To forget what it held, say `ragline ingest --prune`." if self.is_known else ""
+        return f"{', '.join(self.paths)} {are} not there: nothing was taken in.{hint}"
+
+
+class NobodyWorksError(RaglineError):
+    """Documents wait, and nobody is there to work on them.
+
+    Attributes:
+        unserved: the queues that no worker takes from; None where the broker does not answer.
+        is_any_served: whether there is a worker, which takes from other queues.
+        broker: which broker it is, without its password.
+    """
+
+    def __init__(
+        self, unserved: Collection[str] | None, *, is_any_served: bool = False, broker: str = ""
+    ) -> None:
+        super().__init__(unserved, is_any_served, broker)
+        self.unserved, self.is_any_served, self.broker = unserved, is_any_served, broker
+
+    def __str__(self) -> str:
+        """Say what is missing."""
+        if self.unserved is None:
+            return f"The broker {self.broker} does not answer: the documents are worked on when it is back."
+        if not self.is_any_served:
+            return "No worker is running: start one with `ragline worker`."
+        queues = ", ".join(sorted(self.unserved))
+        return f"No worker takes from {queues}: start one with `ragline worker`."
 
 
 class NotPossibleError(RaglineError):

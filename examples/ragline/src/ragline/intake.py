@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import delete, or_, select
@@ -15,10 +13,11 @@ from sqlalchemy.orm import Session
 
 from ragline.databases import index_of
 from ragline.dead import forget_dead_tasks
-from ragline.errors import DocumentError, TooLargeError, UnreadableError
-from ragline.formats import EXTENSIONS
+from ragline.errors import DocumentError
+from ragline.places import name_of
 from ragline.states import State
 from ragline.tables import Base, Chunk, Document, DocumentText, Original, Source, utc_now
+from ragline.visibility import record
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,49 +75,6 @@ class Outcome:
     reason: str | None = None
 
 
-def find_files(paths: Iterable[Path], left_out: list[Path] | None = None) -> Iterator[Path]:
-    """The files to ingest, in order: those named, whatever they are, and those of known formats in folders.
-
-    Hidden files and folders inside a folder are left out, links to folders are not followed.
-
-    Args:
-        paths: files and folders.
-        left_out: is given those files of folders that are of no known format and not hidden.
-    """
-    for path in paths:
-        if not path.is_dir():
-            yield path
-            continue
-        for folder, folders, files in os.walk(path):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(files):
-                if name.startswith("."):
-                    continue
-                if Path(name).suffix.lower() in EXTENSIONS:
-                    yield Path(folder, name)
-                elif left_out is not None:
-                    left_out.append(Path(folder, name))
-
-
-def read_file(path: Path, *, max_bytes: int) -> Offer:
-    """Read a file into an offer; one that cannot be read, or is too large, is an offer with a problem."""
-    path = path.absolute()
-    try:
-        size_bytes = path.stat().st_size
-        if size_bytes > max_bytes:
-            with path.open("rb") as stream:
-                digest = hashlib.sha256()
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-            problem = TooLargeError.over(max_bytes)
-            return Offer(path.as_uri(), path.name, digest.hexdigest(), size_bytes, None, problem)
-        data = path.read_bytes()
-    except OSError as error:
-        unreadable = UnreadableError(f"It cannot be read: {error.strerror or error}.")
-        return Offer(path.as_uri(), path.name, None, 0, None, unreadable)
-    return Offer(path.as_uri(), path.name, hashlib.sha256(data).hexdigest(), len(data), data)
-
-
 def take_in(session: Session, offer: Offer, recipe: Recipe) -> Outcome:
     """Enter an offer into the index, or find that it is there.
 
@@ -165,6 +121,7 @@ def serve(session: Session, document_id: int) -> None:
         source.serving_id, source.pending_id = document_id, None
         source.generation += 1
     session.flush()
+    record(session, [document_id, *replaced])
     drop_unused(session, replaced)
 
 
@@ -183,7 +140,21 @@ def delete_document(session: Session, document_id: int) -> bool:
         if source.serving_id is None and source.pending_id is None:
             session.delete(source)
     session.flush()
+    record(session, [document_id])
     return bool(drop_unused(session, [document_id]))
+
+
+def forget_source(session: Session, source_id: int) -> None:
+    """Forget a place, with the documents that no other place shows or waits for."""
+    locked = select(Source).where(Source.id == source_id).with_for_update()
+    source = session.scalar(locked.execution_options(populate_existing=True))
+    if source is None:
+        return
+    used = [document_id for document_id in (source.serving_id, source.pending_id) if document_id]
+    session.delete(source)
+    session.flush()
+    record(session, used)
+    drop_unused(session, used)
 
 
 def drop_unused(session: Session, document_ids: Iterable[int]) -> list[int]:
@@ -233,10 +204,11 @@ def _insert_missing(session: Session, table: type[Base], **values: object) -> No
 def _source(session: Session, uri: str) -> Source:
     digest = uri_digest(uri)
     known = select(Source).where(Source.uri_digest == digest).with_for_update()
-    source = session.scalar(known.execution_options(populate_existing=True))
-    if source is None:
-        _insert_missing(session, Source, uri_digest=digest, uri=uri, generation=0)
-        source = session.scalars(known.execution_options(populate_existing=True)).one()
+    known = known.execution_options(populate_existing=True)
+    # Again where another transaction has deleted, in between, the row that it had inserted before.
+    while (source := session.scalar(known)) is None:
+        name = name_of(uri)
+        _insert_missing(session, Source, uri_digest=digest, uri=uri, name=name, generation=0)
     return source
 
 
@@ -259,8 +231,10 @@ def _document(session: Session, offer: Offer, recipe: Recipe) -> tuple[Document,
         session.add(document)
         session.flush()
     else:
-        _insert_missing(session, Document, **values)
-        document = session.scalars(known).one()
+        # As a source: whoever had inserted it may have deleted it.
+        while (found := session.scalar(known)) is None:
+            _insert_missing(session, Document, **values)
+        document = found
     _keep_bytes(session, offer)
     return document, True
 

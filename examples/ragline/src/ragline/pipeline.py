@@ -1,56 +1,59 @@
 """The steps from a queued document to a ready one: use cases that take the session of a task.
 
-ingest -> parse -> split -> embed (batch 1..n) -> ready. A step reads, gives the connection back while it
-works, and ends in one short transaction that writes its result and the next state. A step whose document is
+parse -> split -> embed (batch 1..n) -> ready. A step reads, gives the connection back while it works, and
+ends in one short transaction that writes its result and the next state. A step whose document is
 gone, or in another state than it expects, does nothing: a message that arrives late or twice resurrects
 nothing.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable
 
 import numpy as np
 from celery_alchemy import released
-from sqlalchemy import exists, insert, select
+from sqlalchemy import ColumnElement, exists, insert, select
 from sqlalchemy.orm import Session
 
 from ragline.databases import index_of
-from ragline.embedders import NO_EMBEDDER, Embedder
+from ragline.embedders import Embedder
 from ragline.errors import DocumentError, RaglineError
 from ragline.formats import detect_format
 from ragline.intake import lock_sources, serve
-from ragline.parsers import parse as parse_document
+from ragline.parsers import parse as parse_here
 from ragline.splitter import split as split_text
-from ragline.states import State
-from ragline.tables import Chunk, Document, DocumentText, Original, Vector
+from ragline.states import NO_EMBEDDER, State
+from ragline.tables import Chunk, Document, DocumentText, Original, Vector, utc_now
 from ragline.text import Heading, ParsedText
 from ragline.tokens import TokenCounter
 from ragline.transitions import move
+from ragline.words import text_digest
+
+SHOWN_BYTES = 200_000
+"""While a larger document is parsed, people see that it is; a smaller one is parsed before they look."""
+
+
+def is_shown(session: Session, document_id: int) -> bool:
+    """Whether a queued document is large enough to be seen while it is parsed."""
+    large = (Document.state == State.QUEUED, Document.size_bytes >= SHOWN_BYTES)
+    return bool(session.scalar(select(exists().where(Document.id == document_id, *large))))
 
 
 def admit(session: Session, document_id: int) -> bool:
-    """Check that the document is of a format that can be parsed.
-
-    Returns:
-        Whether it is to be parsed now.
-
-    Raises:
-        DocumentError: it can never be processed; the text says why.
-    """
-    document = _expect(session, document_id, State.QUEUED)
-    data = None if document is None else _bytes(session, document)
-    if document is None or data is None:
-        return False
-    name = document.name
-    with released(session):
-        if data.strip():  # the parser says more about an empty one
-            detect_format(data, name)
+    """Let people see that the document is being parsed; whether it is to be parsed now."""
     return move(session, document_id, State.PARSING)
 
 
-def parse(session: Session, document_id: int) -> bool:
-    """Make text of the document's bytes, or take it from the same bytes with another splitter or model.
+def parse(
+    session: Session, document_id: int, parse_document: Callable[[bytes, str], ParsedText] = parse_here
+) -> bool:
+    """Make text of a queued document's bytes, or take it from the same bytes with another splitter or model.
+
+    Args:
+        session: the task's session.
+        document_id: which document.
+        parse_document: makes text of bytes and a file name; workers give one that can be ended.
 
     Returns:
         Whether it is to be split now.
@@ -58,20 +61,25 @@ def parse(session: Session, document_id: int) -> bool:
     Raises:
         DocumentError: it can never be parsed; the text says why.
     """
-    document = _expect(session, document_id, State.PARSING)
+    document = _expect(session, document_id, State.QUEUED, State.PARSING)
     if document is None:
         return False
+    began_at = document.parsing_at if document.state is State.PARSING else utc_now()
+    # SQLite gives ids of deleted rows out again: it still is the same document if its bytes are the same.
+    is_same = Document.digest == document.digest
     is_parsed = exists().where(DocumentText.document_id == document_id)
     if session.scalar(select(is_parsed)):  # before it was paused, or failed later on
-        return move(session, document_id, State.SPLITTING, is_parsed)
+        return _parsed_since(session, document_id, began_at, is_parsed, is_same)
     parsed = _parsed_before(session, document)
     if parsed is None:
         data, name = _bytes(session, document), document.name
         if data is None:
             return False
         with released(session):
+            if data.strip():  # the parser says more about an empty one
+                detect_format(data, name)
             parsed = parse_document(data, name)
-    if not move(session, document_id, State.SPLITTING, ~is_parsed):
+    if not _parsed_since(session, document_id, began_at, ~is_parsed, is_same):
         return False
     session.add(
         DocumentText(
@@ -80,6 +88,7 @@ def parse(session: Session, document_id: int) -> bool:
             headings=[(heading.start, heading.level, heading.title) for heading in parsed.headings],
             page_starts=list(parsed.page_starts),
             encoding=parsed.encoding,
+            table_parts=list(parsed.table_parts),
         )
     )
     return True
@@ -127,6 +136,7 @@ def split(
             "last_page": chunk.pages[1] if chunk.pages else None,
             "heading": chunk.heading,
             "content": parsed.text[chunk.start : chunk.end],
+            "digest": text_digest(parsed.text[chunk.start : chunk.end]),
         }
         for position, chunk in enumerate(chunks)
     ]
@@ -201,9 +211,17 @@ def fail(session: Session, error: BaseException, document_id: int) -> bool:
     return session.get(Document, document_id) is not None
 
 
-def _expect(session: Session, document_id: int, state: State) -> Document | None:
+def _expect(session: Session, document_id: int, *states: State) -> Document | None:
     document = session.get(Document, document_id)
-    return document if document is not None and document.state is state else None
+    return document if document is not None and document.state in states else None
+
+
+def _parsed_since(
+    session: Session, document_id: int, began_at: dt.datetime | None, *conditions: ColumnElement[bool]
+) -> bool:
+    """Move a document on that was parsed from then on, if nobody stopped it; whether it was moved."""
+    move(session, document_id, State.PARSING, *conditions, before=(State.QUEUED,), parsing_at=began_at)
+    return move(session, document_id, State.SPLITTING, *conditions)
 
 
 def _bytes(session: Session, document: Document) -> bytes | None:
@@ -232,7 +250,11 @@ def _parsed(session: Session, document_id: int) -> ParsedText | None:
 def _text(row: DocumentText) -> ParsedText:
     headings = tuple(Heading(*heading) for heading in row.headings)
     return ParsedText(
-        text=row.text, headings=headings, page_starts=tuple(row.page_starts), encoding=row.encoding
+        text=row.text,
+        headings=headings,
+        page_starts=tuple(row.page_starts),
+        encoding=row.encoding,
+        table_parts=tuple((start, end) for start, end in row.table_parts),
     )
 
 

@@ -6,26 +6,28 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from celery_alchemy.upkeep import status as count_messages
+from celery_alchemy.operations.dead_tasks import status as count_messages
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from sqlalchemy.orm import Session
 
-from ragline import controls
-from ragline.app import alchemy, app, create_tables
-from ragline.asking import Answer
-from ragline.progress import Entry, Failure, Progress, entries, failures, measure
-from ragline.retrieval import search_embedder, telling_words
-from ragline.searching import Passage
-from ragline.states import State
+from ragline.app import alchemy, app, create_tables, reading_session, settings
+from ragline.excerpts import excerpt
+from ragline.progress import Failure, Progress, entries, failures, measure, number_of_documents
+from ragline.states import NO_EMBEDDER, State
 from ragline.transactions import in_transaction
-from ragline.words import is_unspaced
+from ragline.words import is_unspaced, marked_words
 from ragline.workers import running_workers
+
+if TYPE_CHECKING:  # imported late: lists need neither vectors nor parsers
+    from ragline.asking import Answer
+    from ragline.naming import Named, Target
+    from ragline.searching import Passage
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,28 +53,53 @@ class Status:
         }
 
 
-def print_passages(found: list[Passage], query: str, console: Console) -> None:
-    """Print passages with their citations, the words of the query marked in the quotes."""
-    if not found:
-        console.print("Nothing found.")
+def print_passages(found: list[Passage], query: str, console: Console, *, is_full: bool = False) -> None:
+    """Print passages with their citations, the words of the query marked in the quotes.
+
+    Args:
+        found: the passages.
+        query: what was asked.
+        console: where a terminal shows some lines of each around the first of these words; where there is
+            none the quotes are exact.
+        is_full: show whole passages in a terminal too.
+    """
     marks = _marks(query)
     for number, passage in enumerate(found, start=1):
         heading = Text(f"{number}. ", style="bold").append(passage.citation, style="bold cyan")
         if passage.heading:
             heading.append(f"  {passage.heading}", style="italic")
         console.print(heading, soft_wrap=True)
-        quote = Text(passage.quote)
-        if marks:
-            quote.highlight_regex(marks, "bold yellow")
-        console.print(Padding(quote, (0, 0, 1, 3)))
+        also = [Text(f"also in {place.citation}", style="cyan") for place in passage.also[:MAX_ALSO]]
+        if len(passage.also) > MAX_ALSO:
+            also.append(Text(f"and in {len(passage.also) - MAX_ALSO} more places", style="cyan"))
+        for line in also:
+            console.print(Padding(line, (0, 0, 0, 3)), soft_wrap=True)
+        print_quote(passage.quote, marks, console, indent=3, is_full=is_full)
 
+
+def print_quote(
+    quote: str, marks: re.Pattern[str] | None, console: Console, *, indent: int, is_full: bool
+) -> None:
+    """Print a quote, the part around the first mark unless it is wanted in full; exactly for programs."""
+    if not console.is_terminal:
+        console.file.write(f"{quote}\n\n")  # rich would make spaces of tabs
+        return
+    hit = marks.search(quote) if marks else None
+    shown = Text(quote if is_full else excerpt(quote, hit.start() if hit else 0))
+    if marks:
+        shown.highlight_regex(marks, "bold yellow")
+    console.print(Padding(shown, (0, 0, 1, indent)))
+
+
+MAX_ALSO = 3
+"""How many of the other places of a passage are named."""
 
 _ENDING = re.compile(r"(?<=\w{3})(?:ing|ed|es|s|e)$")
 
 
 def _marks(query: str) -> re.Pattern[str] | None:
     """The words of a query in a text, also in their other forms: "savepoints" marks SAVEPOINT."""
-    words = telling_words(query)
+    words = marked_words(query)
     stems = [re.escape(_ENDING.sub("", word)) for word in words if not is_unspaced(word)]
     alone = [re.escape(word) for word in words if is_unspaced(word)]
     parts = []
@@ -83,29 +110,33 @@ def _marks(query: str) -> re.Pattern[str] | None:
     return re.compile("|".join(parts), re.IGNORECASE) if parts else None
 
 
-def print_answer(answer: Answer, console: Console) -> None:
+def print_answer(answer: Answer, console: Console, *, is_full: bool = False) -> None:
     """Print an answer, then the passages that it cites with their numbers, then what is to be known of it."""
     if answer.checked is not None:
         text = Text()
         for part in answer.checked.parts:
             style = "bold cyan" if part.citation else "strike" if part.is_unverified else ""
             text.append(part.text, style=style)
-        console.print(text)
+        console.print(text, soft_wrap=not console.is_terminal)
         console.print()
         for number in answer.checked.cited:
             passage = answer.passages[number - 1]
             console.print(Text(f"[{number}] ", style="bold cyan").append(passage.citation), soft_wrap=True)
-            console.print(Padding(Text(passage.quote), (0, 0, 1, 4)))
+            quoted = [re.escape(one.text) for one in answer.checked.quoted if one.passage == number]
+            marks = re.compile("|".join(quoted)) if quoted else None
+            print_quote(passage.quote, marks, console, indent=4, is_full=is_full)
     for note in answer.notes:
         console.print(Text(note, style="yellow"), soft_wrap=True)
 
 
 def read_status() -> Status:
     """Count the rows and ask the workers."""
+    from ragline.retrieval import has_search_embedder
+
     create_tables(alchemy)
-    with alchemy.session() as session:
+    with reading_session() as session:
         progress, failed = measure(session), failures(session)
-    search = "keywords only" if search_embedder()[0] is None else "keywords and vectors"
+    search = "keywords and vectors" if has_search_embedder() else "keywords only"
     return Status(progress, failed, count_messages(alchemy.engine), running_workers(app), search)
 
 
@@ -122,32 +153,55 @@ def print_status(status: Status, console: Console) -> None:
     progress = status.progress
     console.print(f"{progress.chunks} chunks, {progress.embedded} with a vector; search by {status.search}.")
     counts = status.messages
-    owed = counts["owed"] + counts["leased"]  # leased: some process is about to hand it over, or was
-    console.print(f"Messages: {counts['waiting']} waiting, {owed} owed, {counts['dead']} dead.")
+    # Leased: some process is about to hand it to the broker, or was.
+    begun = counts["owed"] + counts["leased"]
+    console.print(
+        f"Steps: {counts['waiting']} wait, {begun} begun or about to be,"
+        f" {counts['dead']} given up with their document."
+    )
     if status.workers is None:
-        console.print("Workers: unknown, the broker does not answer.")
+        told = f"Workers: unknown, the broker {settings.broker_name} does not answer."
+        console.print(told, soft_wrap=True, markup=False, highlight=False)
     else:
         names = ", ".join(status.workers) or "none is running (`ragline worker` starts one)"
         console.print(f"Workers: {names}.")
     for failure in status.failures:
-        line = Text("  failed ", style="red").append(failure.name, style="bold").append(f": {failure.reason}")
+        # One that cannot be read as it is wants no attention every day.
+        style = "dim" if failure.is_permanent else "red"
+        line = Text("  failed ", style=style).append(failure.name, style="bold").append(f": {failure.reason}")
         console.print(line, soft_wrap=True)
 
 
 def list_documents(state: State | None, limit: int, console: Console, *, as_json: bool) -> None:
-    """Print the newest documents with their ids."""
+    """Print the newest documents with their ids, and how many more there are."""
     create_tables(alchemy)
-    with alchemy.session() as session:
-        found = entries(session, limit=limit, states=tuple(State) if state is None else (state,))
+    states = tuple(State) if state is None else (state,)
+    with reading_session() as session:
+        found = entries(session, limit=limit, states=states)
+        number = number_of_documents(session, states)
     if as_json:
         rows = [asdict(entry) | {"since": entry.since and entry.since.isoformat()} for entry in found]
         print(json.dumps(rows, ensure_ascii=False, indent=2))
         return
-    table = Table("id", "document", "state", "chunks", "embedded", "reason")
+    name = Column("document", overflow="fold")
+    table = Table("id", name, "state", "chunks", "embedded", Column("reason", overflow="fold"))
     for entry in found:
         numbers = (str(entry.chunks), str(entry.embedded))
         table.add_row(str(entry.id), Text(entry.name), entry.state.value, *numbers, Text(entry.reason or ""))
-    console.print(table if found else "No documents.")
+    if not found:
+        console.print("No documents.")
+        return
+    unbounded(console).print(table)
+    if number > len(found):
+        console.print(f"{number - len(found)} more: `--limit {number}` shows all.")
+
+
+def unbounded(console: Console) -> Console:
+    """The console of a person; for a file or a program one that cuts and wraps nothing."""
+    return console if console.is_terminal else Console(file=console.file, width=UNBOUNDED)
+
+
+UNBOUNDED = 1_000_000
 
 
 def act(
@@ -159,21 +213,65 @@ def act(
         NoSuchDocumentError: one of them is not there.
         NotPossibleError: one of them is in a state in which this cannot be done.
     """
+    from ragline.naming import find_document
+
     create_tables(alchemy)
 
-    def act_on_all(session: Session) -> list[Entry]:
-        ids = [document_id for reference in references for document_id in controls.find(session, reference)]
-        named = entries(session, limit=len(ids), document_ids=ids)
-        for document_id in dict.fromkeys(ids):
+    def act_on_all(session: Session) -> list[Named]:
+        named = {one.document_id: one for one in (find_document(session, name) for name in references)}
+        for document_id in named:
             control(session, document_id)
-        return named
+        return list(named.values())
 
-    for entry in reversed(in_transaction(act_on_all)):
-        console.print(f"{escape(entry.name)} ({entry.id}): {done}.", soft_wrap=True)
+    for one in in_transaction(act_on_all):
+        told = f"{one.label} ({one.document_id}){_and_others(one.others)}: {done}."
+        console.print(escape(told), soft_wrap=True)
+
+
+def delete(references: Sequence[str], console: Console) -> None:
+    """Delete what a person named: all of it, or nothing.
+
+    Raises:
+        NoSuchDocumentError: one of them is not there.
+        AmbiguousNameError: several places are called so.
+    """
+    from ragline import controls
+    from ragline.naming import find_target
+
+    create_tables(alchemy)
+
+    def delete_all(session: Session) -> list[Target]:
+        targets = list(dict.fromkeys(find_target(session, name) for name in references))
+        controls.delete_targets(session, targets)
+        return targets
+
+    for target in in_transaction(delete_all):
+        console.print(escape(_told_of(target)), soft_wrap=True)
+
+
+def _told_of(target: Target) -> str:
+    if target.is_folder:
+        places = len(target.source_ids or ())
+        return f"{target.label} ({places} place{'s' if places != 1 else ''}): deleted."
+    named = f"{target.label} ({', '.join(str(key) for key in target.document_ids)})"
+    if target.source_ids is None:
+        return f"{named}{_and_others(target.others)}: deleted."
+    stays = f"; it stays in {_others(target.others)}" if target.others else ""
+    return f"{named}: deleted{stays}."
+
+
+def _and_others(number: int) -> str:
+    return f" and {_others(number)}" if number else ""
+
+
+def _others(number: int) -> str:
+    return "1 other place" if number == 1 else f"{number} other places"
 
 
 def retry_failed(console: Console) -> None:
     """Queue all documents again that failed for a reason that may pass."""
+    from ragline import controls
+
     create_tables(alchemy)
     retried = in_transaction(controls.retry_failed)
     with alchemy.session() as session:
@@ -181,3 +279,16 @@ def retry_failed(console: Console) -> None:
     console.print(
         f"{len(retried)} queued again; {left} failed for reasons that trying again does not change."
     )
+    if retried:
+        tell_if_nobody_works(console)
+
+
+def tell_if_nobody_works(console: Console) -> None:
+    """Say so where there is no worker for what was queued just now."""
+    from ragline.following import missing_workers
+
+    names = settings.queue_names
+    needed = [names["parsing"]] if settings.embedder == NO_EMBEDDER else list(names.values())
+    missing = missing_workers(needed)
+    if missing is not None:
+        console.print(f"[yellow]{escape(str(missing))}[/yellow]", soft_wrap=True)

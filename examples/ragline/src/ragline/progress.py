@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
+import enum
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import UnaryExpression, func, or_, select
 from sqlalchemy.orm import Session
 
-from ragline.embedders import NO_EMBEDDER
-from ragline.states import SETTLED, State
+from ragline.places import labels
+from ragline.states import NO_EMBEDDER, SETTLED, State
 from ragline.tables import Chunk, Document, Source, Vector
 
 
@@ -43,7 +46,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A document that failed, with the place it came from and the reason."""
+    """A document that failed, with the place it came from, its name as in lists, and the reason."""
 
     uri: str
     name: str
@@ -56,6 +59,7 @@ class Entry:
     """A document in a list of documents.
 
     Attributes:
+        name: that of its file, with as many folders as tell it from others of that name.
         uris: the places that show it or wait for it, in the order they were added.
         is_found: whether searches see it.
         since: when it came into its state.
@@ -76,6 +80,25 @@ class Entry:
     is_permanent: bool
 
 
+class Order(str, enum.Enum):
+    """How lists of documents are sorted."""
+
+    NEWEST = "newest"
+    OLDEST = "oldest"
+    NAME = "name"
+    LARGEST = "largest"
+
+
+def _sorted_by(order: Order) -> tuple[UnaryExpression[Any], ...]:
+    newest = Document.id.desc()
+    return {
+        Order.NEWEST: (newest,),
+        Order.OLDEST: (Document.id.asc(),),
+        Order.NAME: (func.lower(Document.name).asc(), newest),
+        Order.LARGEST: (Document.size_bytes.desc(), newest),
+    }[order]
+
+
 def entries(
     session: Session,
     *,
@@ -83,8 +106,11 @@ def entries(
     below_id: int | None = None,
     states: Collection[State] = tuple(State),
     document_ids: Collection[int] | None = None,
+    called: str = "",
+    order: Order = Order.NEWEST,
+    skip: int = 0,
 ) -> list[Entry]:
-    """List documents, the newest first.
+    """List documents, the newest first unless they are wanted in another order.
 
     Args:
         session: any session.
@@ -92,13 +118,33 @@ def entries(
         below_id: only older ones: the id of the last one on the page before.
         states: only those in one of these states.
         document_ids: only these.
+        called: only those of which a place has this in its path, whatever the case of its letters.
+        order: how they are sorted.
+        skip: how many are left out at the beginning.
     """
-    query = select(Document).where(Document.state.in_(states)).order_by(Document.id.desc()).limit(limit)
+    query = select(Document).where(Document.state.in_(states))
+    query = query.order_by(*_sorted_by(order)).limit(limit).offset(skip)
+    if called:
+        used = or_(Source.serving_id == Document.id, Source.pending_id == Document.id)
+        in_path = or_(
+            Source.name.icontains(called, autoescape=True),
+            Source.uri.icontains(quote(called), autoescape=True),
+        )
+        query = query.where(select(Source.id).where(used, in_path).exists())
     if below_id is not None:
         query = query.where(Document.id < below_id)
     if document_ids is not None:
         query = query.where(Document.id.in_(document_ids))
     documents = session.scalars(query.execution_options(populate_existing=True)).all()
+    return _entries_of(session, documents)
+
+
+def number_of_documents(session: Session, states: Collection[State]) -> int:
+    """How many documents are in one of these states."""
+    return session.scalar(select(func.count(Document.id)).where(Document.state.in_(states))) or 0
+
+
+def _entries_of(session: Session, documents: Sequence[Document]) -> list[Entry]:
     ids = [document.id for document in documents]
     uris: dict[int, list[str]] = {document_id: [] for document_id in ids}
     found: set[int] = set()
@@ -114,10 +160,11 @@ def entries(
         .group_by(Chunk.document_id)
     )
     counts = {document_id: (chunks, embedded) for document_id, chunks, embedded in session.execute(counted)}
+    names = labels(session, [places[0] for places in uris.values() if places])
     return [
         Entry(
             document.id,
-            document.name,
+            names[uris[document.id][0]] if uris[document.id] else document.name,
             tuple(uris[document.id]),
             document.size_bytes,
             document.state,
@@ -141,36 +188,45 @@ def measure(session: Session, document_ids: Sequence[int] | None = None) -> Prog
         states = select(Document.state, func.count()).where(*only_documents).group_by(Document.state)
         for state, count in session.execute(states):
             documents[state] = documents.get(state, 0) + count
-        chunks += session.scalar(select(func.count(Chunk.id)).where(*only_chunks)) or 0
-        vectors = select(func.count(Vector.chunk_id)).join(Chunk, Chunk.id == Vector.chunk_id)
-        embedded += session.scalar(vectors.where(*only_chunks)) or 0
-        without = (
-            select(func.count(Chunk.id))
+        # Of ready documents every chunk has its vector: only those of the others are looked for.
+        is_ready, has_embedder = Document.state == State.READY, Document.embedder != NO_EMBEDDER
+        counted = (
+            select(is_ready, has_embedder, func.count(Chunk.id))
             .join(Document, Document.id == Chunk.document_id)
-            .outerjoin(Vector, Vector.chunk_id == Chunk.id)
-            .where(Document.embedder != NO_EMBEDDER, Vector.chunk_id.is_(None))
+            .where(*only_chunks)
+            .group_by(is_ready, has_embedder)
         )
-        unembedded += session.scalar(without.where(*only_chunks)) or 0
+        vectors = (
+            select(func.count(Vector.chunk_id))
+            .join(Chunk, Chunk.id == Vector.chunk_id)
+            .join(Document, Document.id == Chunk.document_id)
+            .where(~is_ready, *only_chunks)
+        )
+        with_vector = session.scalar(vectors) or 0
+        embedded += with_vector
+        unembedded -= with_vector
+        for ready, wanted, count in session.execute(counted):
+            chunks += count
+            embedded += count if ready and wanted else 0
+            unembedded += count if wanted and not ready else 0
     return Progress(documents, chunks, embedded, unembedded)
 
 
 def failures(session: Session, document_ids: Sequence[int] | None = None) -> list[Failure]:
     """The documents that failed, in the order of their sources."""
-    found: list[Failure] = []
+    found: list[tuple[str, str | None, bool]] = []
     for some in _portions(document_ids):
         query = (
-            select(Source.uri, Document.name, Document.reason, Document.is_permanent)
+            select(Source.uri, Document.reason, Document.is_permanent)
             .join(Document, Document.id == Source.pending_id)
             .where(Document.state == State.FAILED)
             .order_by(Source.uri)
         )
         if some is not None:
             query = query.where(Document.id.in_(some))
-        found.extend(
-            Failure(uri, name, reason or "", permanent)
-            for uri, name, reason, permanent in session.execute(query)
-        )
-    return found
+        found.extend((uri, reason, permanent) for uri, reason, permanent in session.execute(query))
+    names = labels(session, [uri for uri, _, _ in found])
+    return [Failure(uri, names[uri], reason or "", is_permanent) for uri, reason, is_permanent in found]
 
 
 def _portions(ids: Sequence[int] | None) -> list[Sequence[int] | None]:

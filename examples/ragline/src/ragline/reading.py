@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from ragline.errors import NoSuchDocumentError
+from ragline.places import file_name
 from ragline.progress import Entry, entries
 from ragline.states import WORKING, State
-from ragline.tables import Document, DocumentText
+from ragline.tables import Document, DocumentText, Original
 
 AROUND_CHARACTERS = 700
 """How much text a person needs to see where a passage stands."""
@@ -41,14 +42,32 @@ class Detail:
 
 @dataclass(frozen=True, slots=True)
 class Excerpt:
-    """A range of a document's text, and the text around it."""
+    """A range of a document's text, and the text around it.
+
+    Attributes:
+        name: the document's, as lists have it.
+        start: where `before` begins, in characters of the whole text.
+        end: where `after` ends.
+        length: of the whole text.
+    """
 
     name: str
     before: str
     quote: str
     after: str
-    is_start: bool
-    is_end: bool
+    start: int
+    end: int
+    length: int
+
+    @property
+    def is_start(self) -> bool:
+        """Whether nothing stands before it that is not here."""
+        return self.start == 0
+
+    @property
+    def is_end(self) -> bool:
+        """Whether nothing stands after it that is not here."""
+        return self.end >= self.length
 
 
 def one(session: Session, document_id: int) -> Entry:
@@ -82,27 +101,50 @@ def detail(session: Session, document_id: int) -> Detail:
     return Detail(entry, reached, characters, len(page_starts) or None, encoding, document.embedder)
 
 
-def excerpt(session: Session, document_id: int, start: int, end: int) -> Excerpt:
+def excerpt(
+    session: Session, document_id: int, start: int, end: int, *, around: int = AROUND_CHARACTERS
+) -> Excerpt:
     """A range of a document's text with what stands around it.
+
+    Args:
+        session: any session.
+        document_id: whose.
+        start: where the range begins, in characters.
+        end: where it ends, `start` or later.
+        around: how many characters of the text before and after it.
 
     Raises:
         NoSuchDocumentError: it is gone, or has no text yet.
     """
-    first, last = max(0, start - AROUND_CHARACTERS), end + AROUND_CHARACTERS
+    first, last = max(0, start - around), end + around
     row = session.execute(
         select(
-            Document.name,
             func.substr(DocumentText.text, first + 1, last - first),
             func.char_length(DocumentText.text),
-        )
-        .join(DocumentText, DocumentText.document_id == Document.id)
+        ).where(DocumentText.document_id == document_id)
+    ).one_or_none()
+    if row is None:
+        raise NoSuchDocumentError(document_id)
+    name = one(session, document_id).name
+    text, length = row
+    at, to = start - first, end - first
+    return Excerpt(name, text[:at], text[at:to], text[to:], first, first + len(text), length)
+
+
+def original(session: Session, document_id: int) -> tuple[str, bytes]:
+    """The file name of a document and its bytes as they were added.
+
+    Raises:
+        NoSuchDocumentError: it is gone, or was refused unread.
+    """
+    row = session.execute(
+        select(Document.name, Original.data)
+        .join(Original, Original.digest == Document.digest)
         .where(Document.id == document_id)
     ).one_or_none()
     if row is None:
         raise NoSuchDocumentError(document_id)
-    name, text, length = row
-    start, end = start - first, end - first
-    return Excerpt(name, text[:start], text[start:end], text[end:], first == 0, last >= length)
+    return row.name, row.data
 
 
 def count_states(session: Session) -> dict[State, int]:
@@ -113,6 +155,12 @@ def count_states(session: Session) -> dict[State, int]:
     return counts
 
 
+def count_retryable(session: Session) -> int:
+    """How many documents failed for a reason that may pass."""
+    may_pass = (Document.state == State.FAILED, Document.is_permanent.is_(False))
+    return session.scalar(select(func.count()).select_from(Document).where(*may_pass)) or 0
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """The newest documents and the counts of all, at one moment.
@@ -120,12 +168,14 @@ class Look:
     Attributes:
         documents: by id, the newest first.
         states: how many documents are in each state.
+        retryable: how many failed for a reason that may pass.
         marks: what tells that a document has changed since.
     """
 
     documents: Mapping[int, Entry]
     states: Mapping[State, int]
     marks: Mapping[int, tuple[object, ...]]
+    retryable: int = 0
 
     @property
     def is_working(self) -> bool:
@@ -152,9 +202,31 @@ def look(session: Session, before: Look = NOTHING, *, limit: int) -> Look:
         for document_id, mark in marks.items()
         if mark[0] in WORKING or before.marks.get(document_id) != mark
     ]
-    fresh = {entry.id: entry for entry in entries(session, limit=limit, document_ids=stale)} if stale else {}
+    fresh = _read(session, stale)
+    fresh |= _read(session, _relabelled(before, marks, fresh))
     known = {
         document_id: fresh.get(document_id) or before.documents.get(document_id) for document_id in marks
     }
     documents = {document_id: entry for document_id, entry in known.items() if entry is not None}
-    return Look(documents, count_states(session), marks)
+    states = count_states(session)
+    retryable = count_retryable(session) if states[State.FAILED] else 0
+    return Look(documents, states, marks, retryable)
+
+
+def _read(session: Session, document_ids: Collection[int]) -> dict[int, Entry]:
+    if not document_ids:
+        return {}
+    found = entries(session, limit=len(document_ids), document_ids=document_ids)
+    return {entry.id: entry for entry in found}
+
+
+def _relabelled(before: Look, marks: Mapping[int, object], fresh: Mapping[int, Entry]) -> list[int]:
+    """The documents that are told from others in another way, since one of their name came or went."""
+    seen = before.documents
+    came = {file_name(entry.name) for key, entry in fresh.items() if key not in seen}
+    went = {file_name(entry.name) for key, entry in seen.items() if key not in marks}
+    return [
+        key
+        for key, entry in seen.items()
+        if key in marks and key not in fresh and file_name(entry.name) in came | went
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ragline.intake import Recipe
-from ragline.minilm.embedder import MiniLM
+from ragline.minilm.files import NAME as MINILM
 from ragline.parsers import PARSER_VERSION
 from ragline.splitter import MAX_TOKENS, SPLITTER_VERSION
 
@@ -14,7 +14,7 @@ def recipe_for(embedder: str) -> Recipe:
     The splitter's part names how it counts tokens: without MiniLM's vocabulary it estimates them, and cuts
     elsewhere.
     """
-    counter = "wordpiece" if embedder == MiniLM.name else "estimate"
+    counter = "wordpiece" if embedder == MINILM else "estimate"
     return Recipe(
         parser=PARSER_VERSION, splitter=f"{SPLITTER_VERSION}:{counter}:{MAX_TOKENS}", embedder=embedder
     )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 import numpy as np
 import numpy.typing as npt
 
 from ragline.endpoints import Endpoint, ask, open_client
 from ragline.errors import EndpointError
 from ragline.tokens import EstimatedTokens
+
+if TYPE_CHECKING:
+    import httpx
 
 Vector = npt.NDArray[np.float32]
 
@@ -27,6 +29,8 @@ class RemoteEmbedder:
     """
 
     counter = EstimatedTokens()
+    # Each model has another measure: of some of them, texts that share nothing have a cosine of 0.7.
+    near = -1.0
 
     def __init__(self, endpoint: Endpoint, dimensions: int) -> None:
         """Name the endpoint and the dimensions that every vector must have."""

@@ -5,21 +5,39 @@ What the command line, the web page and `ask` call; above the wiring, below all 
 
 from __future__ import annotations
 
-import re
 import threading
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 from sqlalchemy.orm import Session
 
-from ragline.app import alchemy, settings
-from ragline.embedders import NO_EMBEDDER, Embedder, available_embedder, load_embedder
+from ragline.app import reading_session, settings
+from ragline.embedders import Embedder, available_embedder, load_embedder
 from ragline.errors import EndpointError, ModelUnavailableError
-from ragline.minilm.embedder import MiniLM
+from ragline.minilm.files import NAME as MINILM
 from ragline.minilm.files import is_fetched
-from ragline.ranking import VectorIndex
-from ragline.searching import DatabaseIndex, Mode, Passage, index_version, load_index, passages, rank
-from ragline.words import STOP_WORDS, paired
+from ragline.searching import (
+    DatabaseIndex,
+    Mode,
+    Passage,
+    Ranking,
+    bring_up_to_date,
+    has_own_vectors,
+    is_too_old,
+    passages,
+    rank,
+)
+from ragline.states import NO_EMBEDDER
+from ragline.visibility import state
+
+if TYPE_CHECKING:  # imported late: searches by keywords need no vectors
+    from ragline.vectors import GrowingIndex, VectorIndex
+
+EMPTY = "The index is empty: no document is ready to be searched yet."
+NOTHING = "Nothing found: no passage has a word of the query."
+NOTHING_NEAR = "Nothing found: no passage has a word of the query, and none is near it in meaning."
+ONLY_NEAR = "No passage has a word of the query; these are the nearest in meaning."
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +46,8 @@ class Found:
 
     Attributes:
         passages: best first.
-        note: for the person, when search went by keywords alone though more was asked for; else None.
+        note: for the person: that search went by keywords alone though more was asked for, that nothing was
+            found and why, or that no passage has a word of the query; else None.
     """
 
     passages: list[Passage]
@@ -44,6 +63,9 @@ def find(query: str, *, limit: int, mode: Mode = Mode.HYBRID) -> Found:
     """
     if not query.strip():
         return Found([], "Nothing was asked.")
+    with reading_session() as session:
+        if state(session).chunks == 0:
+            return Found([], EMPTY)
     embedder, note = None, None
     if mode is not Mode.KEYWORD:
         embedder, note = search_embedder()
@@ -53,37 +75,53 @@ def find(query: str, *, limit: int, mode: Mode = Mode.HYBRID) -> Found:
             vector = embedder.embed([query])[0]
         except EndpointError as error:
             embedder, note = None, f"Keywords only: {error}"
-    with alchemy.session() as session:
+    with reading_session() as session:
         index = None if embedder is None else _indexes.current(session, embedder.name)
-        ranked = rank(session, query, vector, index, mode=mode if embedder is not None else Mode.KEYWORD)
-        return Found(passages(session, ranked[:limit]), note)
+        by = mode if embedder is not None else Mode.KEYWORD
+        near = -1.0 if embedder is None else embedder.near
+        ranking = rank(session, query, vector, index, mode=by, near=near)
+        return Found(passages(session, ranking, limit=limit), _joined(note, _note(ranking, by)))
 
 
-def telling_words(query: str) -> list[str]:
-    """The words of a query that tell what it is about: those to mark in quotes.
+def _note(ranking: Ranking, mode: Mode) -> str | None:
+    """What is to be known of a ranking before it is believed."""
+    if not ranking.chunks:
+        return NOTHING if mode is Mode.KEYWORD else NOTHING_NEAR
+    return ONLY_NEAR if mode is Mode.HYBRID and not ranking.has_words else None
 
-    Pairs of characters where there are no spaces, as in the index; all others as they were typed.
-    """
-    return [word for word in re.findall(r"\w+", paired(query).lower()) if word not in STOP_WORDS]
+
+def _joined(*notes: str | None) -> str | None:
+    return " ".join(filter(None, notes)) or None
 
 
 def search_embedder() -> tuple[Embedder | None, str | None]:
     """The embedder for queries, without fetching a model; without one, why there is none."""
-    if settings.embedder == NO_EMBEDDER:
-        return None, None
     try:
-        if settings.embeddings is not None and settings.embedder != "minilm":
-            name = _endpoint_name()
-        elif is_fetched(settings.cache):
-            name = MiniLM.name
-        else:
-            return (
-                None,
-                "Keywords only: the embedding model is not here (`ragline model fetch` gets it).",
-            )
+        name, note = _embedder_name()
+        if name is None:
+            return None, note
         return load_embedder(name, settings.cache, settings.embeddings), None
     except ModelUnavailableError as error:
         return None, f"Keywords only: {error}"
+
+
+def has_search_embedder() -> bool:
+    """Whether searches go by vectors too, without loading the model."""
+    try:
+        return _embedder_name()[0] is not None
+    except ModelUnavailableError:
+        return False  # a search says why
+
+
+def _embedder_name() -> tuple[str | None, str | None]:
+    """The name of the embedder for queries; without one, why there is none that is wanted."""
+    if settings.embedder == NO_EMBEDDER:
+        return None, None
+    if settings.embeddings is not None and settings.embedder != "minilm":
+        return _endpoint_name(), None
+    if is_fetched(settings.cache):
+        return MINILM, None
+    return None, "Keywords only: the embedding model is not here (`ragline model fetch` gets it)."
 
 
 @cache
@@ -93,19 +131,25 @@ def _endpoint_name() -> str:
 
 
 class _Indexes:
-    """The vectors of the version of the index that was searched last: a process reads them once."""
+    """The vectors of the embedder that was searched with last: a process reads each of them once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._held: tuple[object, VectorIndex | DatabaseIndex] | None = None
+        self._embedder = ""
+        self._held: GrowingIndex | None = None
 
     def current(self, session: Session, embedder: str) -> VectorIndex | DatabaseIndex:
         """The vectors as they are in the session's transaction."""
-        version = (embedder, index_version(session))
-        with self._lock:  # several searches at once would each read them all
-            if self._held is None or self._held[0] != version:
-                self._held = (version, load_index(session, embedder))
-            return self._held[1]
+        if has_own_vectors(session):
+            return DatabaseIndex(embedder)
+        from ragline.vectors import GrowingIndex
+
+        with self._lock:  # several searches at once would each read what is new
+            held = self._held
+            if held is None or self._embedder != embedder or is_too_old(session, held):
+                held = GrowingIndex()
+                self._embedder, self._held = embedder, held
+            return held.at(bring_up_to_date(session, held, embedder))
 
 
 _indexes = _Indexes()

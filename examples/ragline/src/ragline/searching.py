@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, exists, select
 from sqlalchemy.orm import Session
 
 from ragline.databases import index_of
-from ragline.ranking import VectorIndex, fuse
-from ragline.tables import Chunk, Document, Source, Vector
+from ragline.places import labels
+from ragline.ranking import fuse
+from ragline.tables import Chunk, Shown, Source, Vector
+from ragline.visibility import KEPT_VERSIONS, changes_since, state
 
-CANDIDATES = 200
-"""How many passages each ranking gives to the fusion."""
+if TYPE_CHECKING:  # imported late: searches by keywords need no vectors
+    import numpy as np
+    import numpy.typing as npt
+
+    from ragline.vectors import GrowingIndex, VectorIndex
+
+CANDIDATES = (200, 800, 3200)
+"""How many passages each ranking gives to the fusion: more where many of them turn out to be the same text,
+or of documents that searches may not see."""
+WANTED = 100
+"""How many different texts are enough."""
+FARTHER = 0.1
+"""By how much less than near a vector may be where passages have the words of the query."""
+LOADED_AT_ONCE = 4096
+_AT_ONCE = 900
+"""Databases limit the parameters of a statement; the smallest limit in use is SQLite's old 999."""
 
 
 class Mode(str, enum.Enum):
@@ -28,13 +43,12 @@ class Mode(str, enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
-    """A passage that answers a query, and where it stands.
+class Place:
+    """Where a passage stands.
 
     Attributes:
-        quote: exactly `text[start:end]` of the document's text.
+        name: that of its file, with as many folders as tell it from others of that name.
         pages: first and last page, counted from 1, or None for a format without pages.
-        score: comparable within one search only.
     """
 
     document_id: int
@@ -45,8 +59,6 @@ class Passage:
     pages: tuple[int, int] | None
     start: int
     end: int
-    quote: str
-    score: float
 
     @property
     def citation(self) -> str:
@@ -57,15 +69,19 @@ class Passage:
         return f"{self.name}{pages}, characters {self.start}-{self.end}"
 
 
-def index_version(session: Session) -> tuple[object, ...]:
-    """Something that is another when the set of documents that searches may see is another.
+@dataclass(frozen=True, slots=True)
+class Passage(Place):
+    """A passage that answers a query, and the place that is cited for it.
 
-    The time is part of it since SQLite gives the id of a deleted document again.
+    Attributes:
+        quote: exactly `text[start:end]` of the document's text.
+        score: comparable within one search only.
+        also: the other places where the same words stand.
     """
-    served = select(func.count(), func.sum(Source.serving_id), func.max(Document.ready_at)).join(
-        Document, Document.id == Source.serving_id
-    )
-    return tuple(session.execute(served).one())
+
+    quote: str
+    score: float
+    also: tuple[Place, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +96,82 @@ def load_index(session: Session, embedder: str) -> VectorIndex | DatabaseIndex:
 
     In memory, unless the database itself searches vectors.
     """
-    connection = session.connection()
-    if index_of(connection).has_vectors(connection):
+    if has_own_vectors(session):
         return DatabaseIndex(embedder)
+    from ragline.vectors import GrowingIndex
+
+    index = GrowingIndex()
+    version = bring_up_to_date(session, index, embedder)
+    return index.at(version)
+
+
+def has_own_vectors(session: Session) -> bool:
+    """Whether the database itself searches vectors."""
+    connection = session.connection()
+    return index_of(connection).has_vectors(connection)
+
+
+def is_too_old(session: Session, index: GrowingIndex) -> bool:
+    """Whether an index is so far behind that it has to be read anew."""
+    return index.version > 0 and state(session).version - index.version >= KEPT_VERSIONS
+
+
+def bring_up_to_date(session: Session, index: GrowingIndex, embedder: str) -> int:
+    """Give an index the vectors that are new in the session's transaction, and take out those that are gone.
+
+    Returns:
+        The version of the index in the transaction. It may be older than what the index has come to by
+        other transactions.
+    """
+    version = state(session).version
+    if version <= index.version:
+        return version
+    if index.version == 0:
+        shown = select(Shown.document_id).where(Shown.is_shown)
+        _add_vectors(session, index, embedder, Chunk.document_id.in_(shown), from_version=0)
+    else:
+        changes = changes_since(session, index.version)
+        # Also those that are shown: one may have been shown before, and gone in between.
+        index.remove(version, [change.document_id for change in changes])
+        for some in _portions([change.document_id for change in changes if change.is_shown]):
+            _add_vectors(session, index, embedder, Chunk.document_id.in_(some), from_version=version)
+    index.version = version
+    return version
+
+
+def _add_vectors(
+    session: Session,
+    index: GrowingIndex,
+    embedder: str,
+    which: ColumnElement[bool],
+    *,
+    from_version: int,
+) -> None:
+    import numpy as np
+
     rows = session.execute(
-        select(Vector.chunk_id, Vector.data)
+        select(Chunk.document_id, Vector.chunk_id, Vector.data)
         .join(Chunk, Chunk.id == Vector.chunk_id)
-        .where(Vector.embedder == embedder, Chunk.document_id.in_(select(Source.serving_id)))
-        .order_by(Vector.chunk_id)
-    ).all()
-    if not rows:
-        return VectorIndex(np.empty(0, np.int64), np.empty((0, 0), np.float32))
-    ids = np.fromiter((row.chunk_id for row in rows), np.int64, len(rows))
-    matrix = np.frombuffer(b"".join(row.data for row in rows), "<f4").reshape(len(rows), -1)
-    return VectorIndex(ids, matrix)
+        .where(Vector.embedder == embedder, which)
+        .execution_options(yield_per=LOADED_AT_ONCE)
+    )
+    for some in rows.partitions():
+        documents, ids, data = zip(*some, strict=True)
+        matrix = np.frombuffer(b"".join(data), "<f4").reshape(len(ids), -1)
+        index.add(from_version, np.array(documents, np.int64), np.array(ids, np.int64), matrix)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """What a search goes through.
+
+    Attributes:
+        chunks: (chunk id, score), best first; those with the same text stand together.
+        has_words: whether a passage has a word of the query.
+    """
+
+    chunks: list[tuple[int, float]]
+    has_words: bool
 
 
 def rank(
@@ -103,7 +181,8 @@ def rank(
     index: VectorIndex | DatabaseIndex | None,
     *,
     mode: Mode = Mode.HYBRID,
-) -> list[tuple[int, float]]:
+    near: float = -1.0,
+) -> Ranking:
     """Rank chunks for a query.
 
     Args:
@@ -112,58 +191,133 @@ def rank(
         vector: the query's embedding, or None to go by keywords alone.
         index: the vectors to compare it with; None with `vector` None.
         mode: what to go by.
+        near: a vector that is less similar, as a cosine, is about something else.
 
     Returns:
-        (chunk id, score), best first, the same for the same index and query every time.
+        The same for the same index and query every time.
     """
+    for candidates in CANDIDATES:
+        by_words = [] if mode is Mode.VECTOR else _by_words(session, query, candidates)
+        by_vector = []
+        if mode is not Mode.KEYWORD and vector is not None and index is not None:
+            by_vector = _by_vector(session, vector, index, candidates, near - FARTHER)
+        digests = _digests(session, {chunk_id for chunk_id, _ in (*by_words, *by_vector)})
+        is_all = len(by_words) < candidates and len(by_vector) < candidates
+        if is_all or len(set(digests.values())) >= WANTED:
+            break
+    has_words = any(chunk_id in digests for chunk_id, _ in by_words)
+    if not has_words:
+        by_vector = [entry for entry in by_vector if entry[1] >= near]
+    return Ranking(_fused([by_words, by_vector], digests), has_words)
+
+
+def _by_words(session: Session, query: str, limit: int) -> list[tuple[int, float]]:
     connection = session.connection()
-    database = index_of(connection)
-    rankings: list[list[tuple[int, float]]] = []
-    if mode is not Mode.VECTOR:
-        rankings.append(database.best(connection, query, limit=CANDIDATES))
-    if mode is not Mode.KEYWORD and vector is not None and index is not None:
-        if isinstance(index, VectorIndex):
-            rankings.append(index.nearest(vector, limit=CANDIDATES))
-        else:
-            rankings.append(database.nearest(connection, index.embedder, vector, limit=CANDIDATES))
-    if len(rankings) == 1:
-        return rankings[0]
-    return fuse([[chunk_id for chunk_id, _ in ranking] for ranking in rankings])
+    return index_of(connection).best(connection, query, limit=limit)
 
 
-def passages(session: Session, ranked: Iterable[tuple[int, float]]) -> list[Passage]:
-    """The passages of ranked chunks, in their order, each with its citation."""
-    scores = dict(ranked)
-    # The same bytes from several places are one document: it is cited by the place that was added first.
-    first = (
-        select(Source.serving_id, func.min(Source.id).label("source_id"))
-        .group_by(Source.serving_id)
-        .subquery("first")
-    )
-    rows = session.execute(
-        select(Chunk, Document.name, Source.uri)
-        .join(Document, Document.id == Chunk.document_id)
-        .join(first, first.c.serving_id == Document.id)
-        .join(Source, Source.id == first.c.source_id)
-        .where(Chunk.id.in_(scores))
-    )
-    found = {chunk.id: _passage(chunk, name, uri, scores[chunk.id]) for chunk, name, uri in rows}
-    return [found[chunk_id] for chunk_id in scores if chunk_id in found]
+def _by_vector(
+    session: Session,
+    vector: npt.NDArray[np.float32],
+    index: VectorIndex | DatabaseIndex,
+    limit: int,
+    near: float,
+) -> list[tuple[int, float]]:
+    if isinstance(index, DatabaseIndex):
+        connection = session.connection()
+        nearest = index_of(connection).nearest(connection, index.embedder, vector, limit=limit)
+    else:
+        nearest = index.nearest(vector, limit=limit)
+    return [(chunk_id, similarity) for chunk_id, similarity in nearest if similarity >= near]
 
 
-def _passage(chunk: Chunk, name: str, uri: str, score: float) -> Passage:
-    pages = (
-        None if chunk.first_page is None or chunk.last_page is None else (chunk.first_page, chunk.last_page)
-    )
-    return Passage(
+def _digests(session: Session, chunk_ids: Iterable[int]) -> dict[int, int]:
+    """The digests of the texts of those chunks that searches may see."""
+    digests: dict[int, int] = {}
+    is_served = exists().where(Source.serving_id == Chunk.document_id)
+    for some in _portions(sorted(chunk_ids)):
+        found = session.execute(select(Chunk.id, Chunk.digest).where(Chunk.id.in_(some), is_served))
+        digests.update((row.id, row.digest) for row in found)
+    return digests
+
+
+def _fused(
+    rankings: Iterable[Sequence[tuple[int, float]]], digests: dict[int, int]
+) -> list[tuple[int, float]]:
+    """One ranking of several, in which the same text is one item, so that copies do not crowd out others."""
+    rankings = [ranking for ranking in rankings if ranking]
+    scores: dict[int, float] = {}
+    chunks: dict[int, set[int]] = {}
+    for ranking in rankings:
+        for chunk_id, score in ranking:
+            if chunk_id in digests:
+                scores.setdefault(digests[chunk_id], score)
+                chunks.setdefault(digests[chunk_id], set()).add(chunk_id)
+    if len(rankings) > 1:
+        # Ties are in the order of the ids: a text has the number of its first chunk.
+        first = {digest: min(ids) for digest, ids in chunks.items()}
+        texts = [[first[digests[key]] for key, _ in ranking if key in digests] for ranking in rankings]
+        fused = fuse([list(dict.fromkeys(ranking)) for ranking in texts])
+        scores = {digests[chunk_id]: score for chunk_id, score in fused}
+    return [(chunk_id, score) for digest, score in scores.items() for chunk_id in sorted(chunks[digest])]
+
+
+def passages(session: Session, ranking: Ranking, *, limit: int | None = None) -> list[Passage]:
+    """The first passages of a ranking, each text once, with all the places where it stands."""
+    found: dict[int, Passage] = {}
+    scores = dict(ranking.chunks)
+    for some in _portions(list(scores), at_once=_AT_ONCE if limit is None else 4 * limit):
+        chunks = {chunk.id: chunk for chunk in session.scalars(select(Chunk).where(Chunk.id.in_(some)))}
+        sources = _sources(session, {chunk.document_id for chunk in chunks.values()})
+        for chunk in (chunks[chunk_id] for chunk_id in some if chunk_id in chunks):
+            # The same bytes from several places are one document: cited by the place that was added first.
+            places = [_place(chunk, name, uri) for name, uri in sources.get(chunk.document_id, ())]
+            if not places:
+                continue
+            known = found.get(chunk.digest)
+            if known is None:
+                if len(found) == limit:
+                    return list(found.values())
+                first, *others = places
+                found[chunk.digest] = _passage(first, chunk.content, scores[chunk.id], others)
+            else:
+                found[chunk.digest] = replace(known, also=(*known.also, *places))
+    return list(found.values())
+
+
+def _sources(session: Session, document_ids: Iterable[int]) -> dict[int, list[tuple[str, str]]]:
+    """Label and URI of each place that shows a document, in the order they were added."""
+    found: list[tuple[int, str]] = []
+    for some in _portions(sorted(document_ids)):
+        shown = select(Source.serving_id, Source.uri).where(Source.serving_id.in_(some))
+        found.extend((row.serving_id, row.uri) for row in session.execute(shown.order_by(Source.id)))
+    names = labels(session, [uri for _, uri in found])
+    sources: dict[int, list[tuple[str, str]]] = {}
+    for document_id, uri in found:
+        sources.setdefault(document_id, []).append((names[uri], uri))
+    return sources
+
+
+def _place(chunk: Chunk, name: str, uri: str) -> Place:
+    first, last = chunk.first_page, chunk.last_page
+    return Place(
         document_id=chunk.document_id,
         chunk_id=chunk.id,
         name=name,
         uri=uri,
         heading=chunk.heading,
-        pages=pages,
+        pages=None if first is None or last is None else (first, last),
         start=chunk.start,
         end=chunk.end,
-        quote=chunk.content,
-        score=score,
     )
+
+
+def _passage(place: Place, quote: str, score: float, also: Iterable[Place]) -> Passage:
+    values = {field.name: getattr(place, field.name) for field in fields(Place)}
+    return Passage(**values, quote=quote, score=score, also=tuple(also))
+
+
+def _portions(ids: Sequence[int], *, at_once: int = _AT_ONCE) -> Iterator[Sequence[int]]:
+    at_once = min(at_once, _AT_ONCE)
+    for start in range(0, len(ids), at_once):
+        yield ids[start : start + at_once]

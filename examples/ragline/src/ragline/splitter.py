@@ -6,8 +6,9 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
-from ragline.text import ParsedText
+from ragline.text import Heading, ParsedText, Span
 from ragline.tokens import TokenCounter
 
 MAX_TOKENS = 254
@@ -16,10 +17,10 @@ MIN_SECTION_TOKENS = 64
 """A section shorter than this is joined to the next one: a heading alone is no passage."""
 MAX_CHARACTERS_PER_TOKEN = 16
 """A word of more than 100 letters is one unknown token to MiniLM, however long."""
-SPLITTER_VERSION = "2"
-"""Raised whenever the same text is cut in another way: documents are then split again."""
-
-Span = tuple[int, int]
+HEADING_SEPARATOR = " › "
+SECTION_RANGE = " – "
+SPLITTER_VERSION = "4"
+"""Raised whenever the same text gives other passages: documents are then split again."""
 
 _PARAGRAPH_END = re.compile(r"\n[ \t]*\n\s*")
 # The sentence ends with its closing quotes and brackets; full-width marks need no space after them. The
@@ -37,7 +38,8 @@ class Chunk:
     Attributes:
         tokens: its length as the token counter measures it, at most the limit.
         pages: first and last page that it stands on, counted from 1; None for a format without pages.
-        heading: the title of the section in which it begins, or "".
+        heading: the titles of the sections in which it begins, the outermost first, and of those in which it
+            ends where these are others; "" if it begins in none.
     """
 
     start: int
@@ -72,13 +74,43 @@ def split(parsed: ParsedText, counter: TokenCounter, *, max_tokens: int = MAX_TO
     spans: list[tuple[int, int, int]] = []
     for group in _pack(_pieces(parsed, counter, max_tokens), max_tokens):
         spans.extend(_fit(parsed.text, group[0].start, group[-1].end, counter, max_tokens))
-    headings = [heading.start for heading in parsed.headings]
+    sections, paths = _sections(parsed), list(_paths(parsed.headings))
     chunks = []
     for start, end, tokens in spans:
-        section = bisect_right(headings, start) - 1
-        title = parsed.headings[section].title if section >= 0 else ""
+        first, last = (bisect_right(sections, offset) - 1 for offset in (start, end - 1))
+        title = _range(paths[first], paths[last]) if first >= 0 else ""
         chunks.append(Chunk(start, end, tokens, _pages(parsed.page_starts, start, end), title))
     return chunks
+
+
+def _range(first: Sequence[str], last: Sequence[str]) -> str:
+    """The sections from one to another; what is above both is told once."""
+    ends = [HEADING_SEPARATOR.join(first)]
+    if last != first:
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+        ends.append(HEADING_SEPARATOR.join(last[min(shared, len(last) - 1) :]))
+    return SECTION_RANGE.join(ends)
+
+
+def _sections(parsed: ParsedText) -> list[int]:
+    """Where each section begins: with those headings above its own that have no text of theirs."""
+    starts = [heading.start for heading in parsed.headings]
+    for at in range(len(starts) - 1):
+        heading, next_start = parsed.headings[at], parsed.headings[at + 1].start
+        below = parsed.text[heading.start : next_start].replace(heading.title, "", 1)
+        if not any(sign.isalnum() for sign in below):
+            starts[at + 1] = starts[at]
+    return starts
+
+
+def _paths(headings: Sequence[Heading]) -> Iterator[tuple[str, ...]]:
+    """For each heading the titles above it and its own."""
+    open_sections: list[Heading] = []
+    for heading in headings:
+        while open_sections and open_sections[-1].level >= heading.level:
+            open_sections.pop()
+        open_sections.append(heading)
+        yield tuple(section.title for section in open_sections)
 
 
 def _pages(page_starts: Sequence[int], start: int, end: int) -> tuple[int, int] | None:
@@ -90,13 +122,7 @@ def _pages(page_starts: Sequence[int], start: int, end: int) -> tuple[int, int] 
 def _pieces(parsed: ParsedText, counter: TokenCounter, max_tokens: int) -> list[_Piece]:
     """The document cut into its sentences, and those too long for a chunk into lines, words, characters."""
     text = parsed.text
-    heads = {heading.start for heading in parsed.headings}
-    spans: list[tuple[Span, int]] = []
-    for section in _cut_at((0, len(text)), sorted(heads)):
-        for paragraph in _cut(text, section, _PARAGRAPH_END):
-            for number, sentence in enumerate(_cut(text, paragraph, _SENTENCE_END)):
-                opens = 2 if number else (0 if sentence[0] in heads else 1)
-                spans.append((sentence, opens))
+    spans = list(_spans(parsed))
     counts = _sizes(counter, [text[start:end] for (start, end), _ in spans])
     pieces: list[_Piece] = []
     for ((start, end), opens), tokens in zip(spans, counts, strict=True):
@@ -105,6 +131,20 @@ def _pieces(parsed: ParsedText, counter: TokenCounter, max_tokens: int) -> list[
         else:
             pieces.extend(_divide(text, (start, end), counter, max_tokens, opens))
     return pieces
+
+
+def _spans(parsed: ParsedText) -> Iterator[tuple[Span, int]]:
+    """Sentences, and parts of tables as they are, each with what begins there."""
+    text = parsed.text
+    heads, wholes = {heading.start for heading in parsed.headings}, set(parsed.table_parts)
+    ends = {offset for whole in wholes for offset in whole}
+    for section in _cut_at((0, len(text)), sorted(heads | ends)):
+        if section in wholes:
+            yield from ((whole, 0 if whole[0] in heads else 1) for whole in _trimmed(text, [section]))
+            continue
+        for paragraph in _cut(text, section, _PARAGRAPH_END):
+            for number, sentence in enumerate(_cut(text, paragraph, _SENTENCE_END)):
+                yield sentence, 2 if number else (0 if sentence[0] in heads else 1)
 
 
 def _divide(text: str, span: Span, counter: TokenCounter, max_tokens: int, opens: int) -> Iterator[_Piece]:

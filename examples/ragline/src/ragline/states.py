@@ -30,6 +30,9 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 }
 """From each state, the states that may follow; entering one stamps the document's `<state>_at`."""
 
+NO_EMBEDDER = "none"
+"""The embedder of documents that are searched by keywords alone."""
+
 WORKING = (State.QUEUED, State.PARSING, State.SPLITTING, State.EMBEDDING)
 """A task is on its way or running for a document in one of these."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     DateTime,
     Dialect,
     ForeignKey,
@@ -57,7 +58,13 @@ _StateColumn = EnumType(
 
 
 # Every character there is, compared as Python compares it, whatever a server's defaults are.
-_OPTIONS = {"mysql_engine": "InnoDB", "mysql_charset": "utf8mb4", "mysql_collate": "utf8mb4_bin"}
+_OPTIONS: dict[str, Any] = {
+    "mysql_engine": "InnoDB",
+    "mysql_charset": "utf8mb4",
+    "mysql_collate": "utf8mb4_bin",
+}
+# SQLite would give the id of a deleted row again, and what was kept by that id would stand for another.
+_OPTIONS_WITH_NEW_IDS: dict[str, Any] = {**_OPTIONS, "sqlite_autoincrement": True}
 
 
 class Base(DeclarativeBase):
@@ -84,7 +91,10 @@ class Document(Base):
     """
 
     __tablename__ = "document"
-    __table_args__ = (UniqueConstraint("digest", "parser", "splitter", "embedder"), _OPTIONS)
+    __table_args__ = (
+        UniqueConstraint("digest", "parser", "splitter", "embedder"),
+        _OPTIONS_WITH_NEW_IDS,
+    )
 
     id: Mapped[int] = mapped_column(primary_key=True)
     digest: Mapped[str | None] = mapped_column(String(64))
@@ -119,6 +129,8 @@ class Source(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     uri_digest: Mapped[str] = mapped_column(String(64), unique=True)
     uri: Mapped[str] = mapped_column(LongName)
+    name: Mapped[str] = mapped_column(String(512), index=True)
+    """The file's own name: places of the same one are told apart by their folders."""
     generation: Mapped[int] = mapped_column(default=0)
     """How often a document of this source has become the one that searches see."""
     serving_id: Mapped[int | None] = mapped_column(ForeignKey("document.id"), index=True)
@@ -137,13 +149,14 @@ class DocumentText(Base):
     headings: Mapped[list[tuple[int, int, str]]] = mapped_column(JSON)
     page_starts: Mapped[list[int]] = mapped_column(JSON)
     encoding: Mapped[str | None] = mapped_column(String(32))
+    table_parts: Mapped[list[tuple[int, int]]] = mapped_column(JSON)
 
 
 class Chunk(Base):
     """A passage of a document: `content` is exactly `text[start:end]` of it."""
 
     __tablename__ = "chunk"
-    __table_args__ = (UniqueConstraint("document_id", "position"), _OPTIONS)
+    __table_args__ = (UniqueConstraint("document_id", "position"), _OPTIONS_WITH_NEW_IDS)
 
     id: Mapped[int] = mapped_column(primary_key=True)
     document_id: Mapped[int] = mapped_column(ForeignKey("document.id", ondelete="CASCADE"))
@@ -156,6 +169,8 @@ class Chunk(Base):
     last_page: Mapped[int | None]
     heading: Mapped[str] = mapped_column(LongText)
     content: Mapped[str] = mapped_column(LongText)
+    digest: Mapped[int] = mapped_column(BigInteger)
+    """The same for the same words: searches show a text once, however many documents have it."""
 
 
 class Vector(Base):
@@ -167,3 +182,31 @@ class Vector(Base):
     chunk_id: Mapped[int] = mapped_column(ForeignKey("chunk.id", ondelete="CASCADE"), primary_key=True)
     embedder: Mapped[str] = mapped_column(String(64))
     data: Mapped[bytes] = mapped_column(LongBytes)
+
+
+class IndexState(Base):
+    """The one row that says how far the index has come: who changes what searches see, changes it too.
+
+    Its lock puts such changes in the order of their commits: a reader that knows a version knows all
+    that came before it.
+    """
+
+    __tablename__ = "index_state"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    version: Mapped[int] = mapped_column(BigInteger)
+    chunks: Mapped[int] = mapped_column(BigInteger)
+    """How many chunks searches see."""
+    words: Mapped[int] = mapped_column(BigInteger)
+    """How many different words each of those has, summed, where the database needs it for ranking."""
+
+
+class Shown(Base):
+    """Since which version of the index searches see a document, or do not see it any more."""
+
+    # Without a foreign key: that a document is gone is what its row says.
+    __tablename__ = "shown"
+
+    document_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    version: Mapped[int] = mapped_column(BigInteger, index=True)
+    is_shown: Mapped[bool]

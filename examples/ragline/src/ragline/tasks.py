@@ -11,18 +11,21 @@ from functools import partial
 from typing import Any
 
 from celery.utils import uuid
-from celery_alchemy import SessionTask
+from celery_alchemy import SessionTask, step
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from ragline import pipeline
 from ragline.app import app, settings
+from ragline.confinement import Confinement
 from ragline.dead import forget_dead_tasks, task_id_prefix
 from ragline.embedders import load_embedder, token_counter
 from ragline.errors import DocumentError, EndpointBusyError
 
 ENDPOINT_RETRIES = 20
 """About two hours of pauses: an endpoint that is busy for longer fails the document, which can be retried."""
+
+confinement = Confinement(settings.limits)
 
 
 def document_failed(session: Session, error: BaseException, document_id: int, *_: Any) -> None:
@@ -61,15 +64,10 @@ def forget(session: Session, document_id: int) -> None:
 
 @app.task(base=Step, once=True)
 def ingest(session: Session, document_id: int) -> None:
-    """Check a queued document and have it parsed."""
-    if pipeline.admit(session, document_id):
-        parse.delay_on_commit(document_id)
-
-
-@app.task(base=Step, once=True)
-def parse(session: Session, document_id: int) -> None:
-    """Make text of a document and have it split."""
-    if pipeline.parse(session, document_id):
+    """Make text of a queued document and have it split."""
+    if pipeline.is_shown(session, document_id):
+        step("admit", pipeline.admit, document_id)
+    if pipeline.parse(session, document_id, confinement.parse):
         split.delay_on_commit(document_id)
 
 

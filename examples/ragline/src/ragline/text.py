@@ -10,6 +10,9 @@ from charset_normalizer import from_bytes
 
 from ragline.errors import UnsupportedError
 
+Span = tuple[int, int]
+"""Offsets in characters, from the first to behind the last."""
+
 
 @dataclass(frozen=True, slots=True)
 class Heading:
@@ -29,12 +32,15 @@ class ParsedText:
         headings: in ascending order of `start`.
         page_starts: where each page begins, ascending, the first at 0; empty for formats without pages.
         encoding: the encoding found, for formats that are plain text.
+        table_parts: ascending ranges that are kept whole where they fit: each part of a table begins with the
+            table's header row.
     """
 
     text: str
     headings: tuple[Heading, ...] = ()
     page_starts: tuple[int, ...] = ()
     encoding: str | None = None
+    table_parts: tuple[Span, ...] = ()
 
 
 # C0 controls but tab and newline, DEL, and the lone surrogates that no database can store as UTF-8.
@@ -65,6 +71,10 @@ _CONTROLS = bytes(code for code in range(32) if code not in (8, 9, 10, 11, 12, 1
 MAX_CONTROL_SHARE = 0.02
 """One tenth of random bytes are such controls; text in encodings of one or two bytes has hardly any."""
 
+MIN_GOOD_TO_BAD = 4
+"""Damaged UTF-8 has at least so many characters beyond ASCII for each place that is none. Words in the code
+pages of Korean and Thai have up to two by chance, those of other languages less than one."""
+
 
 def looks_binary(data: bytes) -> bool:
     """Whether these bytes are no text in any encoding, judged by the first 64 KB.
@@ -82,8 +92,8 @@ def looks_binary(data: bytes) -> bool:
 def decode(data: bytes) -> tuple[str, str]:
     """The text of plain-text bytes, and the name of the encoding that they were in.
 
-    A byte order mark decides; then the zeros of UTF-16 without one; then valid UTF-8; then
-    charset-normalizer's best guess by language.
+    A byte order mark decides; then the zeros of UTF-16 without one; then UTF-8 that is valid but for a few
+    bytes, which become U+FFFD; then charset-normalizer's best guess by language.
 
     Raises:
         UnsupportedError: no encoding gives text.
@@ -91,10 +101,12 @@ def decode(data: bytes) -> tuple[str, str]:
     wide = _marked_encoding(data) or _unmarked_wide_encoding(data)
     if wide:
         return clean(data.decode(wide, errors="replace")), wide
-    try:
-        return clean(data.decode("utf-8")), "utf-8"
-    except UnicodeDecodeError:
-        best = from_bytes(data).best()
+    text = data.decode("utf-8", errors="replace")
+    bad = text.count("\ufffd") - data.count("\ufffd".encode())
+    good = len(text) - len(text.encode("ascii", "ignore")) - bad
+    if good >= MIN_GOOD_TO_BAD * bad:
+        return clean(text), "utf-8"
+    best = from_bytes(data).best()
     if best is None:
         raise UnsupportedError("The text is in no encoding that could be recognised.")
     return clean(str(best)), best.encoding

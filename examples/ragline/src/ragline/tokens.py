@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from tokenizers import Tokenizer
-
 
 class TokenCounter(Protocol):
     """Counts the tokens that an embedder makes of a text, without the ones that frame it ([CLS], [SEP])."""
@@ -47,6 +45,8 @@ class WordPieces:
 
     def __init__(self, tokenizer_file: Path) -> None:
         """Load the tokenizer and lift the limit of 128 tokens that the file carries."""
+        from tokenizers import Tokenizer  # late: most commands count nothing
+
         self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

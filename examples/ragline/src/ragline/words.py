@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from functools import lru_cache
@@ -41,6 +42,12 @@ def words(text: str) -> list[str]:
     return found
 
 
+def text_digest(text: str) -> int:
+    """The same number, of 64 bits with a sign, for texts that differ in white space at most."""
+    same = " ".join(text.split()).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(same, digest_size=8).digest(), "big", signed=True)
+
+
 def is_unspaced(word: str) -> bool:
     """Whether it is of a script without spaces, so that it may stand anywhere in a run of letters."""
     return _CJK_RUN.match(word) is not None
@@ -50,6 +57,14 @@ def telling_words(query: str) -> list[str]:
     """The words of a query that say what it is about, each once, in order; all of them if none does."""
     every = dict.fromkeys(words(query))
     return [word for word in every if word not in STOP_WORDS] or list(every)
+
+
+def marked_words(query: str) -> list[str]:
+    """The words of a query that are to be marked in quotes: those that tell what it is about.
+
+    Pairs of characters where there are no spaces, as in the index; all others as they were typed.
+    """
+    return [word for word in re.findall(r"\w+", paired(query).lower()) if word not in STOP_WORDS]
 
 
 def _pairs(run: str) -> list[str]:

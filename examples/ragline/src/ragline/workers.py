@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from celery import Celery
@@ -46,16 +50,31 @@ def running_workers(app: Celery) -> list[str] | None:
     try:
         answers: list[dict[str, Any]] = app.control.ping(timeout=ANSWER_SECONDS) or []
     except (BrokerError, OSError) as error:
-        logger.warning("The workers cannot be asked, the broker does not answer: %s", error)
+        logger.info("The workers cannot be asked, the broker does not answer: %s", error)
         return None
     return sorted(name for answer in answers for name in answer)
 
 
+def served_queues(app: Celery) -> set[str] | None:
+    """The queues that workers who answer take from, or None where the broker does not answer."""
+    try:
+        answers = app.control.broadcast("active_queues", reply=True, timeout=ANSWER_SECONDS) or []
+    except (BrokerError, OSError) as error:
+        logger.info("The workers cannot be asked, the broker does not answer: %s", error)
+        return None
+    lists = (queues for answer in answers for queues in answer.values() if isinstance(queues, list))
+    return {queue["name"] for queues in lists for queue in queues}
+
+
 @contextmanager
 def temporary_worker(*, home: Path, processes: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker for the length of a block, in a process group of its own; it logs to `home/worker.log`."""
+    """A worker for the length of a block, in a process group of its own; it logs to `home/worker.log`.
+
+    Guarantees:
+        It is stopped with the block, also when this process is asked to end or its terminal is closed.
+    """
     home.mkdir(parents=True, exist_ok=True)
-    with (home / "worker.log").open("ab") as log:
+    with (home / "worker.log").open("ab") as log, _signals_end_blocks():
         worker = subprocess.Popen(
             [sys.executable, "-m", "celery", "-A", "ragline.app", *worker_arguments(processes=processes)],
             stdin=subprocess.DEVNULL,
@@ -63,10 +82,30 @@ def temporary_worker(*, home: Path, processes: int) -> Iterator[subprocess.Popen
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        try:
+            yield worker
+        finally:
+            stop(worker)
+
+
+@contextmanager
+def _signals_end_blocks() -> Iterator[None]:
+    """Let signals that would end this process at once raise `SystemExit`, where nobody else takes them."""
+    taken: list[signal.Signals] = []
+    if threading.current_thread() is threading.main_thread():
+        wanted = (signal.SIGTERM, signal.SIGHUP)
+        taken = [number for number in wanted if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, _end)
     try:
-        yield worker
+        yield
     finally:
-        stop(worker)
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def check_runs(worker: subprocess.Popen[bytes], home: Path) -> None:
@@ -79,13 +118,44 @@ def check_runs(worker: subprocess.Popen[bytes], home: Path) -> None:
         raise RaglineError(f"The worker ended; {home / 'worker.log'} tells why.")
 
 
-def stop(worker: subprocess.Popen[bytes]) -> None:
-    """Let a worker finish what it is doing; end it and its children when it takes too long."""
+def wake_at_signals(sender: Any, **_: object) -> None:
+    """Let a worker act on a signal at once; called when it is ready.
+
+    Celery's handlers only leave a note for the event loop, which sleeps until something comes or the next
+    timer is due, four seconds later: Python goes on waiting after a signal (PEP 475).
+    """
+    if sender.hub is None or threading.current_thread() is not threading.main_thread():
+        return
+    reading, writing = _wakeup_sockets()
+    signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    sender.hub.add_reader(reading, reading.recv, 4096)
+
+
+@cache
+def _wakeup_sockets() -> tuple[socket.socket, socket.socket]:
+    pair = socket.socketpair()
+    for one in pair:
+        one.setblocking(False)
+    return pair
+
+
+def stop(worker: subprocess.Popen[bytes], *, is_idle: bool = False) -> None:
+    """Let a worker finish what it is doing; end it and its children when it takes too long, or at Ctrl-C.
+
+    Args:
+        worker: it leads a process group of its own.
+        is_idle: its processes have nothing to finish and are ended too: Celery takes a second or two for
+            that. They hold nothing, and a step that begins in this moment is done again.
+    """
     if worker.poll() is None:
-        worker.send_signal(signal.SIGTERM)
+        if is_idle:
+            os.killpg(worker.pid, signal.SIGTERM)
+        else:
+            worker.send_signal(signal.SIGTERM)
     try:
         worker.wait(timeout=STOP_SECONDS)
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        # A step that is cut off is done again: it was not committed.
         os.killpg(worker.pid, signal.SIGKILL)
         worker.wait()
 

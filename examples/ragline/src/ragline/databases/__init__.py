@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
 from sqlalchemy import URL, Connection, Engine, Insert
 from sqlalchemy.orm import DeclarativeBase
 
 from ragline.databases import mysql, postgresql, sqlite
 from ragline.errors import ConfigurationError
+
+if TYPE_CHECKING:  # imported late: commands that need no vectors start without them
+    import numpy as np
+    import numpy.typing as npt
 
 
 class SearchIndex(Protocol):
@@ -42,6 +44,20 @@ class SearchIndex(Protocol):
         """Index the words of chunks, given as (id, content)."""
         ...
 
+    def count(self, connection: Connection, document_id: int, *, sign: int) -> tuple[int, int]:
+        """Count a document into the statistics that ranking goes by, with -1 out of them.
+
+        The caller holds the row of `IndexState`: one does so at a time.
+
+        Returns:
+            How many chunks the document has, and how many words these have where ranking asks for that.
+        """
+        ...
+
+    def wrong_counts(self, connection: Connection) -> list[tuple[str, int, int]]:
+        """Words whose statistics are not what the index says: word, chunks that have it, chunks counted."""
+        ...
+
     def add_vectors(
         self, connection: Connection, vectors: Sequence[tuple[int, npt.NDArray[np.float32]]]
     ) -> None:
@@ -53,9 +69,10 @@ class SearchIndex(Protocol):
         ...
 
     def best(self, connection: Connection, query: str, *, limit: int) -> list[tuple[int, float]]:
-        """The chunks that searches may see and that match the query best, as (id, score), best first.
+        """The chunks that match the query best, as (id, score), best first.
 
-        Ties are in the order of the ids, so that the same query gives the same list.
+        Ties are in the order of the ids, so that the same query gives the same list. Chunks that searches
+        may not see, of documents that are not ready or are replaced, are among them.
         """
         ...
 
@@ -70,6 +87,10 @@ class SearchIndex(Protocol):
 
         Exact, ties in the order of the ids; only where the database `has_vectors`.
         """
+        ...
+
+    def reading_engine(self, engine: Engine) -> Engine:
+        """An engine for transactions that only read: each sees one state, and waits for no writer."""
         ...
 
     def scratch(self, url: URL) -> AbstractContextManager[Engine]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-import snowballstemmer
-from sqlalchemy import URL, Connection, Engine, Insert, create_engine, insert, text
+from sqlalchemy import URL, Connection, Engine, Insert, bindparam, create_engine, insert, text
 from sqlalchemy.orm import DeclarativeBase
 
 from ragline.errors import DatabaseError
-from ragline.ranking import bm25
+from ragline.ranking import bm25, deciding_words
 from ragline.words import telling_words, words
+
+if TYPE_CHECKING:  # imported late: commands that need no vectors start without them
+    import numpy as np
+    import numpy.typing as npt
 
 # As on the other databases: each statement sees what is committed, and locks only the rows that it finds.
 ENGINE_OPTIONS: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
@@ -46,10 +48,18 @@ def create(connection: Connection) -> None:
     connection.execute(
         text(
             "CREATE TABLE IF NOT EXISTS chunk_keywords"
-            " (chunk_id integer PRIMARY KEY, content text NOT NULL, words integer NOT NULL, INDEX (words),"
+            " (chunk_id integer PRIMARY KEY, content text NOT NULL, words integer NOT NULL,"
             " FULLTEXT INDEX chunk_keywords_content (content),"
             " FOREIGN KEY (chunk_id) REFERENCES chunk (id) ON DELETE CASCADE"
             ") ENGINE = InnoDB CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+        )
+    )
+    # Counted when documents are shown: counting at each search would read every chunk with a word.
+    connection.execute(
+        text(
+            "CREATE TABLE IF NOT EXISTS keyword_count"
+            " (word varchar(100) PRIMARY KEY, chunks integer NOT NULL)"
+            " ENGINE = InnoDB CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
         )
     )
 
@@ -64,10 +74,48 @@ def add(connection: Connection, chunks: Iterable[tuple[int, str]]) -> None:
     rows = []
     for chunk_id, content in chunks:
         terms = [_indexed(word) for word in words(content)]
-        rows.append({"id": chunk_id, "content": " ".join(terms), "words": len(terms)})
+        rows.append({"id": chunk_id, "content": " ".join(terms), "words": len(set(terms))})
     if rows:
         insert_all = "INSERT INTO chunk_keywords (chunk_id, content, words) VALUES (:id, :content, :words)"
         connection.execute(text(insert_all), rows)
+
+
+def count(connection: Connection, document_id: int, *, sign: int) -> tuple[int, int]:
+    """Count the document's words in, or out."""
+    rows = connection.execute(
+        text(
+            "SELECT k.content, k.words FROM chunk_keywords AS k JOIN chunk AS c ON c.id = k.chunk_id"
+            " WHERE c.document_id = :document_id"
+        ),
+        {"document_id": document_id},
+    ).all()
+    counts: Counter[str] = Counter()
+    for content, _ in rows:
+        counts.update(set(content.split()))
+    if counts:
+        connection.execute(
+            text(
+                "INSERT INTO keyword_count (word, chunks) VALUES (:word, :chunks)"
+                " ON DUPLICATE KEY UPDATE chunks = chunks + VALUES(chunks)"
+            ),
+            [{"word": word, "chunks": sign * n} for word, n in sorted(counts.items())],
+        )
+    return len(rows), sum(number for _, number in rows)
+
+
+def wrong_counts(connection: Connection) -> list[tuple[str, int, int]]:
+    """Count all again."""
+    shown = connection.scalars(
+        text(
+            "SELECT k.content FROM chunk_keywords AS k JOIN chunk AS c ON c.id = k.chunk_id"
+            " WHERE c.document_id IN (SELECT serving_id FROM source)"
+        )
+    )
+    has = Counter(word for content in shown for word in set(content.split()))
+    rows = connection.execute(text("SELECT word, chunks FROM keyword_count WHERE chunks <> 0"))
+    said = {word: int(chunks) for word, chunks in rows}
+    wrong = sorted(word for word in has.keys() | said.keys() if has[word] != said.get(word, 0))
+    return [(word, has[word], said.get(word, 0)) for word in wrong[:10]]
 
 
 def add_vectors(_: Connection, vectors: Sequence[tuple[int, npt.NDArray[np.float32]]]) -> None:
@@ -86,20 +134,34 @@ def best(connection: Connection, query: str, *, limit: int) -> list[tuple[int, f
     terms = list(dict.fromkeys(map(_indexed, telling_words(query))))
     if not terms:
         return []
-    found = connection.execute(
+    known = text("SELECT word, chunks FROM keyword_count WHERE word IN :terms")
+    chunks_with = {
+        word: int(chunks)
+        for word, chunks in connection.execute(
+            known.bindparams(bindparam("terms", expanding=True)), {"terms": terms}
+        )
+    }
+    finding, _ = deciding_words(chunks_with)
+    if not finding:
+        return []
+    # Ids first: with the contents in it the server would sort these too, hundreds of megabytes of them.
+    ids = connection.scalars(
         text(
-            "SELECT k.chunk_id, k.content"
-            " FROM chunk_keywords AS k JOIN chunk AS c ON c.id = k.chunk_id"
-            " WHERE MATCH (k.content) AGAINST (:terms) AND c.document_id IN (SELECT serving_id FROM source)"
-            " ORDER BY MATCH (k.content) AGAINST (:terms) DESC, k.chunk_id LIMIT :candidates"
+            "SELECT chunk_id FROM chunk_keywords WHERE MATCH (content) AGAINST (:finding)"
+            " ORDER BY MATCH (content) AGAINST (:finding) DESC, chunk_id LIMIT :candidates"
         ),
-        {"terms": " ".join(terms), "candidates": max(limit, CANDIDATES)},
+        {"finding": " ".join(finding), "candidates": max(limit, CANDIDATES)},
     ).all()
-    rows, mean_words = connection.execute(text("SELECT COUNT(*), AVG(words) FROM chunk_keywords")).one()
-    count = text("SELECT COUNT(*) FROM chunk_keywords WHERE MATCH (content) AGAINST (:term)")
-    rows_with = {term: int(connection.scalar(count, {"term": term}) or 0) for term in terms}
+    if not ids:
+        return []
+    contents = text("SELECT chunk_id, content FROM chunk_keywords WHERE chunk_id IN :ids")
+    found = connection.execute(
+        contents.bindparams(bindparam("ids", expanding=True)), {"ids": list(ids)}
+    ).all()
+    chunks, all_words = connection.execute(text("SELECT chunks, words FROM index_state")).one()
     texts = [(chunk_id, content.split()) for chunk_id, content in found]
-    return bm25(texts, rows_with, rows=rows, mean_words=float(mean_words or 1))[:limit]
+    mean_words = max(float(all_words), 1.0) / max(int(chunks), 1)
+    return bm25(texts, chunks_with, rows=int(chunks), mean_words=mean_words)[:limit]
 
 
 def has_vectors(_: Connection) -> bool:
@@ -112,6 +174,11 @@ def nearest(
 ) -> list[tuple[int, float]]:
     """Never called: `has_vectors` is False."""
     raise NotImplementedError
+
+
+def reading_engine(engine: Engine) -> Engine:
+    """The same engine: every statement of a transaction sees what was committed when it began."""
+    return engine.execution_options(isolation_level="REPEATABLE READ")
 
 
 @contextmanager
@@ -140,6 +207,8 @@ def _administration(url: URL) -> Iterator[Connection]:
 @lru_cache(maxsize=50_000)
 def _indexed(word: str) -> str:
     """The stem of a word, with underscores so that InnoDB takes it: no stop word, not too short."""
+    import snowballstemmer
+
     # A stemmer of its own: it keeps the word in itself, and a web server searches in several threads.
     stem = snowballstemmer.stemmer("english").stemWord(word[:MAX_WORD_CHARACTERS])
     return f"{stem}_".ljust(3, "_")

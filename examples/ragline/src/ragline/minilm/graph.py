@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ragline.minilm.files import Weights, read_weights
+from ragline.minilm.files import read_weights
+
+if TYPE_CHECKING:
+    from ragline.minilm.files import Weights
 
 HEADS = 12
 HIDDEN = 384

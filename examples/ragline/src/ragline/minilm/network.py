@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from ragline.minilm.files import Weights, read_weights
+from ragline.minilm.files import read_weights
 from ragline.minilm.graph import EPSILON, HEAD_SIZE, HEADS, HIDDEN, LAYERS
+
+if TYPE_CHECKING:
+    from ragline.minilm.files import Weights
 
 Array = npt.NDArray[np.float32]
 

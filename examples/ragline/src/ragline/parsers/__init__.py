@@ -1,36 +1,53 @@
-"""Documents to text: one parser a format, chosen by the bytes; pure functions that touch no database."""
+"""Documents to text: one parser a format, chosen by the bytes; pure, without a database."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 
-from ragline.errors import EmptyError
+from ragline.errors import EmptyError, TooLargeError
 from ragline.formats import Format, detect_format
-from ragline.parsers.docx import parse_docx
-from ragline.parsers.html import parse_html
-from ragline.parsers.markup import parse_markdown, parse_plain, parse_restructuredtext
-from ragline.parsers.pdf import parse_pdf
+from ragline.limits import DEFAULT_LIMITS, Limits
+from ragline.parsers.messages import parse_message
 from ragline.text import ParsedText
 
-PARSER_VERSION = "2"
+PARSER_VERSION = "3"
 """Raised whenever a parser gives other text for the same bytes: documents are then parsed again."""
+MAX_MESSAGES = 4
+"""An e-mail attached to an e-mail is read, and so on, but not for ever."""
 
-_PARSERS: dict[Format, Callable[[bytes], ParsedText]] = {
-    Format.TEXT: parse_plain,
-    Format.MARKDOWN: parse_markdown,
-    Format.RESTRUCTUREDTEXT: parse_restructuredtext,
-    Format.HTML: parse_html,
-    Format.PDF: parse_pdf,
-    Format.DOCX: parse_docx,
+Parser = Callable[[bytes, Limits], ParsedText]
+
+# By name: importing all of them takes a second of CPU, and most folders hold two or three formats.
+_PARSERS = {
+    Format.TEXT: "markup.parse_plain",
+    Format.MARKDOWN: "markup.parse_markdown",
+    Format.RESTRUCTUREDTEXT: "markup.parse_restructuredtext",
+    Format.CODE: "code.parse_code",
+    Format.HTML: "html.parse_html",
+    Format.CSV: "delimited.parse_delimited",
+    Format.JSON: "records.parse_json",
+    Format.NOTEBOOK: "records.parse_notebook",
+    Format.RTF: "rtf.parse_rtf",
+    Format.PDF: "pdf.parse_pdf",
+    Format.DOCX: "docx.parse_docx",
+    Format.PPTX: "pptx.parse_pptx",
+    Format.XLSX: "xlsx.parse_xlsx",
+    Format.OPENDOCUMENT: "odf.parse_odf",
+    Format.EPUB: "epub.parse_epub",
 }
 
 
-def parse(data: bytes, name: str) -> ParsedText:
-    """Parse a document of any supported format.
+def parse(data: bytes, name: str, limits: Limits = DEFAULT_LIMITS) -> ParsedText:
+    """Parse a document of any supported format, in this process.
+
+    `ragline.confinement` does it in a process that can be ended.
 
     Args:
         data: all of its bytes.
         name: its file name, used for the extension where the bytes do not tell.
+        limits: what it may be; time and memory are not bounded here.
 
     Raises:
         DocumentError: one of its kinds, with a reason for the person who added the document.
@@ -38,9 +55,27 @@ def parse(data: bytes, name: str) -> ParsedText:
     Guarantees:
         The same bytes and name always give the same text. Safe to call from several threads.
     """
+    return _parse(data, name, limits, MAX_MESSAGES)
+
+
+def _parse(data: bytes, name: str, limits: Limits, messages: int) -> ParsedText:
     if not data.strip():
         raise EmptyError("The file is empty." if not data else "The file holds nothing but white space.")
-    parsed = _PARSERS[detect_format(data, name)](data)
+    found = detect_format(data, name)
+    if found is Format.EMAIL:
+        if not messages:
+            raise TooLargeError(f"It is within more than {MAX_MESSAGES} e-mails, one within the other.")
+        # What is attached is of any format.
+        inner = partial(_parse, limits=limits, messages=messages - 1)
+        parsed = parse_message(data, limits, inner)
+    else:
+        parsed = _parser(found)(data, limits)
     if not parsed.text.strip():
         raise EmptyError("The document holds no text.")
     return parsed
+
+
+def _parser(found: Format) -> Parser:
+    module, _, function = _PARSERS[found].partition(".")
+    parser: Parser = getattr(import_module(f"ragline.parsers.{module}"), function)
+    return parser

@@ -1,185 +1,161 @@
-"""HTML to text: blocks apart, tables as rows, headings kept, scripts and navigation left out."""
+"""HTML to text: what a page is about, blocks apart, tables as rows, without menus and scripts."""
 
 from __future__ import annotations
 
 import re
-import warnings
+from collections.abc import Iterator
 
-from bs4 import BeautifulSoup, XMLParsedAsHTMLWarning
-from bs4.element import NavigableString, PageElement, PreformattedString, Tag
+from lxml import etree
 
-from ragline.text import Heading, ParsedText, clean
+from ragline.errors import DamagedError
+from ragline.limits import Limits
+from ragline.parsers.pages import PageWriter
+from ragline.text import ParsedText, clean, decode
 
 _SKIPPED = frozenset(
-    ("script", "style", "noscript", "template", "head", "nav", "svg", "math", "iframe", "object")
+    ("script", "style", "noscript", "template", "head", "nav", "svg", "math", "iframe", "object", "select")
 )
-_BLOCKS = frozenset(
-    [
-        "address",
-        "article",
-        "aside",
-        "blockquote",
-        "body",
-        "caption",
-        "center",
-        "dd",
-        "details",
-        "dialog",
-        "div",
-        "dl",
-        "dt",
-        "fieldset",
-        "figcaption",
-        "figure",
-        "footer",
-        "form",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "header",
-        "hr",
-        "html",
-        "li",
-        "main",
-        "menu",
-        "ol",
-        "p",
-        "pre",
-        "section",
-        "summary",
-        "table",
-        "tbody",
-        "tfoot",
-        "thead",
-        "tr",
-        "ul",
-    ]
+_SKIPPED_ROLES = frozenset(("navigation", "menu", "menubar", "search", "tablist"))
+# The ¶ or "[edit]" beside each heading, as Sphinx, MkDocs, Jupyter and MediaWiki write them.
+_SKIPPED_CLASSES = frozenset(("headerlink", "anchor-link", "mw-editsection"))
+# Where a list of links is a menu; elsewhere it may be what the page is about.
+_MARGINS = frozenset(("header", "footer", "aside"))
+_LISTS = frozenset(("ul", "ol", "menu"))
+MENU_LINKS = 3
+MENU_SHARE = 0.9
+MAIN_CHARACTERS = 200
+"""A `<main>` with less text than this is no reason to leave the rest of the page out."""
+
+_DECLARED = re.compile(
+    rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]+)"
+    rb"|<\?xml[^>]{0,100}?encoding\s*=\s*[\"']([\w.:-]+)",
+    re.IGNORECASE,
 )
-_TIGHT = frozenset(("li", "tr", "dt", "dd", "tbody", "thead", "tfoot"))
-"""Blocks that begin a line but no new paragraph."""
-_HEADINGS = {f"h{level}": level for level in range(1, 7)}
-_SPACE = re.compile(r"[ \t\n\r\f\xa0]+")
+_DECLARED_WITHIN_BYTES = 4096
 
 
-def parse_html(data: bytes) -> ParsedText:
-    """The visible text of a page.
+def parse_html(data: bytes, limits: Limits) -> ParsedText:
+    """The text of a page: of its `<main>`, or its only `<article>`, where it has one; else all of it.
 
     Its encoding is told by byte order mark, `<meta charset>` or, failing both, a guess. It may be nested to
     any depth: it is read without recursion.
+
+    Raises:
+        TooLargeError: it has more elements or characters than the limits allow.
     """
-    with warnings.catch_warnings():
-        # XHTML and feeds read as HTML give the same text: the warning is for people who want the tree.
-        warnings.simplefilter("ignore", XMLParsedAsHTMLWarning)
-        soup = BeautifulSoup(data, "lxml")
-    writer = _Writer()
-    _walk(soup, writer)
-    return ParsedText(text=writer.text(), headings=tuple(writer.headings), encoding=soup.original_encoding)
+    limits.check("elements", data.count(b"<"))
+    text, encoding = _decode(data)
+    root = _tree(text)
+    writer = PageWriter(limits)
+    if root is not None:
+        # An element that Python lets go of walks up to the first ancestor that is held. All are held, and
+        # let go of from the leaves: 50,000 nested elements take 45 s otherwise.
+        held = list(root.iter())
+        _write_page(root, writer)
+        while held:
+            held.pop()
+    return writer.parsed(encoding)
 
 
-def _walk(root: Tag, writer: _Writer) -> None:
-    stack: list[tuple[PageElement, bool]] = [(root, False)]
-    while stack:
-        node, leaving = stack.pop()
-        if isinstance(node, Tag):
-            if leaving:
-                writer.leave(node.name)
-            elif not _is_skipped(node):
-                writer.enter(node.name)
-                stack.append((node, True))
-                stack.extend((child, False) for child in reversed(node.contents))
-        elif isinstance(node, NavigableString) and not isinstance(node, PreformattedString):
-            writer.write(str(node))
+def _decode(data: bytes) -> tuple[str, str]:
+    declared = _DECLARED.search(data[:_DECLARED_WITHIN_BYTES])
+    if declared is None or data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+        return decode(data)
+    name = (declared[1] or declared[2]).decode("ascii").lower()
+    # Who reads "utf-16" in single bytes has UTF-8 before it, and Latin-1 is read as its superset
+    # (Source: WHATWG HTML, "Determining the character encoding"; WHATWG Encoding, "Names and labels").
+    name = "utf-8" if name.startswith("utf-16") else name
+    name = "cp1252" if name in ("iso-8859-1", "latin1", "latin-1", "ascii", "us-ascii") else name
+    try:
+        return clean(data.decode(name)), name
+    except (LookupError, UnicodeDecodeError):
+        return decode(data)
 
 
-def _is_skipped(tag: Tag) -> bool:
-    # Menus that are no <nav>, and the ¶ beside each heading, as Sphinx and MkDocs write them: they would be
-    # passages of their own, full of the words that people search for, and part of every heading.
-    return tag.name in _SKIPPED or tag.get("role") == "navigation" or "headerlink" in (tag.get("class") or ())
+def _tree(text: str) -> etree._Element | None:
+    # A builder of its own: the one inside libxml2 ends at a depth of 2,048, silently.
+    parser = etree.HTMLParser(encoding="utf-8", target=etree.TreeBuilder(), huge_tree=True)
+    try:
+        root: etree._Element | None = etree.fromstring(text.encode(), parser)
+    except (etree.XMLSyntaxError, AssertionError) as error:
+        if "missing toplevel element" in str(error):
+            return None
+        # Any page can be read as HTML; here it was the memory that ended, and `error` knows.
+        raise DamagedError("The page cannot be read.") from error
+    return root
 
 
-class _Writer:
-    """Collects text block by block and knows the offset of each heading."""
-
-    def __init__(self) -> None:
-        self.headings: list[Heading] = []
-        self._parts: list[str] = []
-        self._length = 0
-        self._newlines = 2  # newlines that the text ends with; nothing needs one at its very beginning
-        self._wanted = 0
-        self._space = False
-        self._preformatted = 0
-        self._heading: tuple[int, int, int] | None = None  # level, offset, index of its first part
-        self._heading_level: int | None = None
-        self._cells = 0
-
-    def enter(self, name: str) -> None:
-        if name in _BLOCKS:
-            self._break(name)
-        if name == "pre":
-            self._preformatted += 1
-        elif name == "br":
-            self._want(1)
-        elif name == "li":
-            self._append("- ")
-        elif name == "tr":
-            self._cells = 0
-        elif name in ("td", "th"):
-            if self._cells:
-                self._append(" | ")
-            self._cells += 1
-        elif name in _HEADINGS:
-            self._heading_level, self._heading = _HEADINGS[name], None
-
-    def leave(self, name: str) -> None:
-        if name == "pre":
-            self._preformatted -= 1
-        if name in _HEADINGS:
-            if self._heading is not None:
-                level, start, part = self._heading
-                title = "".join(self._parts[part:]).strip()
-                self.headings.append(Heading(start=start, level=level, title=title))
-            self._heading_level = self._heading = None
-        if name in _BLOCKS:
-            self._break(name)
-
-    def write(self, text: str) -> None:
-        if self._preformatted:
-            if text:
-                self._append(clean(text))
+def _write_page(root: etree._Element, writer: PageWriter) -> None:
+    main = _main(root)
+    if main is not None:
+        titles = [title for title in _shown(root) if title.tag == "h1"]
+        if len(titles) == 1 and not any(title is titles[0] for title in main.iter("h1")):
+            _walk(titles[0], writer)
+        _walk(main, writer)
+        if writer.length >= MAIN_CHARACTERS:
             return
-        collapsed = _SPACE.sub(" ", clean(text))
-        if collapsed.startswith(" "):
-            self._space = True
-        words = collapsed.strip(" ")
-        if words:
-            self._append(words)
-            self._space = collapsed.endswith(" ")
+        writer.clear()
+    _walk(root, writer)
 
-    def text(self) -> str:
-        return "".join(self._parts)
 
-    def _break(self, name: str) -> None:
-        self._want(1 if name in _TIGHT else 2)
+def _main(root: etree._Element) -> etree._Element | None:
+    articles = []
+    for element in _shown(root):
+        if element.tag == "main" or element.get("role") == "main":
+            return element
+        if element.tag == "article":
+            articles.append(element)
+    # A page of several articles lists them, or has one and its comments.
+    return articles[0] if len(articles) == 1 else None
 
-    def _want(self, newlines: int) -> None:
-        self._wanted = max(self._wanted, newlines)
-        self._space = False
 
-    def _append(self, text: str) -> None:
-        missing = self._wanted - self._newlines
-        if missing > 0:
-            self._emit("\n" * missing)
-        elif self._space and self._newlines == 0:
-            self._emit(" ")
-        self._wanted, self._space = 0, False
-        if self._heading_level is not None and self._heading is None:
-            self._heading = (self._heading_level, self._length, len(self._parts))
-        self._emit(text)
-        self._newlines = len(text) - len(text.rstrip("\n"))
+def _shown(root: etree._Element) -> Iterator[etree._Element]:
+    stack = [root]
+    while stack:
+        element = stack.pop()
+        if not _is_skipped(element):
+            yield element
+            stack.extend(reversed(element))
 
-    def _emit(self, text: str) -> None:
-        self._parts.append(text)
-        self._length += len(text)
+
+def _walk(root: etree._Element, writer: PageWriter) -> None:
+    stack: list[tuple[etree._Element, bool]] = [(root, False)]
+    margins = 0
+    while stack:
+        element, leaving = stack.pop()
+        name = str(element.tag)
+        if leaving:
+            writer.leave(name)
+            margins -= name in _MARGINS
+        elif not _is_skipped(element) and not (margins and _is_menu(element)):
+            margins += name in _MARGINS
+            writer.enter(name)
+            writer.write(element.text or "")
+            stack.append((element, True))
+            stack.extend((child, False) for child in reversed(element))
+            continue
+        if element is not root:
+            writer.write(element.tail or "")
+
+
+def _is_skipped(element: etree._Element) -> bool:
+    # They would be passages of their own, full of the words that people search for, and part of every
+    # heading.
+    if element.tag in _SKIPPED or not isinstance(element.tag, str):
+        return True
+    return bool(element.attrib) and (
+        element.get("role") in _SKIPPED_ROLES
+        or element.get("hidden") is not None
+        or not _SKIPPED_CLASSES.isdisjoint(element.get("class", "").split())
+    )
+
+
+def _is_menu(element: etree._Element) -> bool:
+    """Whether a list is hardly more than links."""
+    if element.tag not in _LISTS:
+        return False
+    links = list(element.iter("a"))
+    if len(links) < MENU_LINKS:
+        return False
+    linked = sum(len("".join(link.itertext()).strip()) for link in links)
+    return linked >= MENU_SHARE * sum(len(text.strip()) for text in element.itertext())

@@ -5,32 +5,92 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ragline.text import Heading, ParsedText, decode
+from ragline.limits import Limits
+from ragline.parsers.writer import MAX_HEADER_TOKENS, divided, estimated_tokens
+from ragline.text import Heading, ParsedText, Span, decode
 
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$")
 _SETEXT = re.compile(r" {0,3}(=+|-+)[ \t]*$")
+_TABLE_RULE = re.compile(r" {0,3}\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$")
 # An adornment is a line of one repeated punctuation character (Source: reStructuredText specification,
 # "Sections").
 _ADORNMENT = re.compile(r"([!-/:-@\[-`{-~])\1*[ \t]*$")
 
 
-def parse_plain(data: bytes) -> ParsedText:
+def parse_plain(data: bytes, limits: Limits) -> ParsedText:
     """Plain text, without headings."""
-    text, encoding = decode(data)
+    text, encoding = _decode(data, limits)
     return ParsedText(text=text, encoding=encoding)
 
 
-def parse_markdown(data: bytes) -> ParsedText:
-    """Markdown as written, with its ATX (`# Title`) and setext (underlined) headings."""
-    text, encoding = decode(data)
-    return ParsedText(text=text, headings=tuple(_markdown_headings(text)), encoding=encoding)
+def parse_markdown(data: bytes, limits: Limits) -> ParsedText:
+    """Markdown as written, with its ATX (`# Title`) and setext (underlined) headings.
+
+    A long table has its header row again wherever it is divided.
+    """
+    text, encoding = _decode(data, limits)
+    text, table_parts = _divide_tables(text)
+    headings = tuple(_markdown_headings(text))
+    return ParsedText(text=text, headings=headings, encoding=encoding, table_parts=table_parts)
 
 
-def parse_restructuredtext(data: bytes) -> ParsedText:
+def parse_restructuredtext(data: bytes, limits: Limits) -> ParsedText:
     """reStructuredText as written, with its headings, ranked in the order in which styles first appear."""
-    text, encoding = decode(data)
+    text, encoding = _decode(data, limits)
     return ParsedText(text=text, headings=tuple(_restructuredtext_headings(text)), encoding=encoding)
+
+
+def _decode(data: bytes, limits: Limits) -> tuple[str, str]:
+    text, encoding = decode(data)
+    limits.check("characters", len(text))
+    return text, encoding
+
+
+def _divide_tables(text: str) -> tuple[str, tuple[Span, ...]]:
+    """The text with the header of each long table repeated, and where the parts of those tables are."""
+    lines = text.split("\n")
+    written: list[str] = []
+    spans: list[Span] = []
+    at, start = 0, 0
+    fence: str | None = None
+    while at < len(lines):
+        fence = _fence_after(fence, lines[at])
+        end = _table_end(lines, at) if fence is None else at + 1
+        header, rows = "\n".join(lines[at : at + 2]), lines[at + 2 : end]
+        parts = list(divided(header, rows)) if rows and estimated_tokens(header) <= MAX_HEADER_TOKENS else []
+        if len(parts) < 2:
+            written.extend(lines[at:end])
+            start += sum(len(line) + 1 for line in lines[at:end])
+        for number, part in enumerate(parts if len(parts) > 1 else []):
+            if number:
+                written.append("")
+                start += 1
+            written.append(part)
+            spans.append((start, start + len(part)))
+            start += len(part) + 1
+        at = end
+    return "\n".join(written), tuple(spans)
+
+
+def _table_end(lines: list[str], at: int) -> int:
+    """The line behind the table that begins at a line; the line behind this one, where none begins."""
+    end = at + 1
+    if end < len(lines) and "|" in lines[at] and "|" in lines[end] and _TABLE_RULE.match(lines[end]):
+        end += 1
+        while end < len(lines) and "|" in lines[end]:
+            end += 1
+    return end
+
+
+def _fence_after(fence: str | None, line: str) -> str | None:
+    """The mark of the fenced code that one is in behind a line, if any."""
+    mark = _FENCE.match(line)
+    if mark is None:
+        return fence
+    if fence is None:
+        return mark[1]
+    return None if mark[1].startswith(fence) and not line[mark.end() :].strip() else fence
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
@@ -44,14 +104,8 @@ def _markdown_headings(text: str) -> Iterator[Heading]:
     fence: str | None = None
     previous_start, previous = 0, ""
     for start, line in _lines(text):
-        mark = _FENCE.match(line)
-        if fence is not None:
-            if mark and mark[1].startswith(fence) and not line[mark.end() :].strip():
-                fence = None
-            previous = ""
-            continue
-        if mark:
-            fence = mark[1]
+        before, fence = fence, _fence_after(fence, line)
+        if before is not None or fence is not None:
             previous = ""
             continue
         if atx := _ATX.match(line):

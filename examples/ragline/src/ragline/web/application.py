@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from sqlalchemy.exc import OperationalError
+from starlette.requests import ClientDisconnect
 
 from ragline import __version__
 from ragline.errors import (
@@ -23,6 +24,7 @@ from ragline.errors import (
 )
 from ragline.intake import Recipe
 from ragline.web import guard, models
+from ragline.web.deadlines import Deadlines
 from ragline.web.live import Live
 from ragline.web.routes import UPLOADS_AT_ONCE, api
 
@@ -68,7 +70,9 @@ def create_web(*, recipe: Recipe, token: str | None = None) -> FastAPI:
     web.mount("/", StaticFiles(directory=STATIC, html=True))
     for error in STATUSES:
         web.add_exception_handler(error, _told)
+    web.add_exception_handler(ClientDisconnect, _gone)
     web.add_middleware(guard.Guard, token=token)
+    web.add_middleware(Deadlines)
     return web
 
 
@@ -103,6 +107,11 @@ def _let_in(response: Response, request: Request, token: str | None) -> Response
             secure=request.url.scheme == "https",
         )
     return response
+
+
+def _gone(_: Request, __: Exception) -> Response:
+    """The answer that nobody waits for any more; without it the server would log an error of its own."""
+    return Response(status_code=400)
 
 
 def _told(_: Request, error: Exception) -> Response:

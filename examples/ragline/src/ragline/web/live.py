@@ -8,15 +8,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from typing import Any
 
 from anyio.to_thread import run_sync
-from celery_alchemy.upkeep import status as count_messages
+from celery_alchemy.operations.dead_tasks import status as count_messages
 from sqlalchemy.exc import SQLAlchemyError
 
 from ragline.app import alchemy, app, settings
 from ragline.reading import NOTHING, Look, look
 from ragline.retrieval import search_embedder
+from ragline.states import State
 from ragline.web.models import Document, Messages, Status, Update
 from ragline.workers import running_workers
 
@@ -28,6 +31,10 @@ WORKING_SECONDS = 0.4
 IDLE_SECONDS = 1.5
 SURVEY_SECONDS = 5.0
 """How often workers are asked, which takes a second, and messages counted, which reads the whole outbox."""
+AFTER_CHANGE_SECONDS = 1.0
+"""How soon after a survey the next one may begin where documents have come or moved on since."""
+_BY_WORKERS = (State.PARSING, State.SPLITTING, State.EMBEDDING, State.READY)
+"""The states into which a worker alone brings a document."""
 
 
 class Live:
@@ -41,15 +48,23 @@ class Live:
         self._workers: list[str] | None = None
         self._is_keyword_only = False
         self._surveyed_at = float("-inf")
+        self._has_changed = False
+        self._worked_at = float("-inf")
         self._survey: asyncio.Task[None] | None = None
         self._is_closing = False
+        self._stirred = asyncio.Event()
         self.watchers = 0
 
     def close(self) -> None:
         """Let every watching page go: the server is about to stop."""
         self._is_closing = True
 
-    async def watch(self) -> AsyncIterator[Update]:
+    def stir(self) -> None:
+        """Let pages that look rarely look now: something was done here."""
+        self._stirred.set()
+        self._stirred = asyncio.Event()
+
+    async def watch(self) -> AsyncGenerator[Update, None]:
         """All that there is, then what changes, until the page goes or the database does.
 
         Guarantees:
@@ -61,6 +76,7 @@ class Live:
             seen: Look | None = None
             told: Status | None = None
             while not self._is_closing:
+                stirred = self._stirred
                 try:
                     now = await self.current()
                 except SQLAlchemyError as error:
@@ -71,7 +87,10 @@ class Live:
                 if seen is None or update.documents or update.removed or status != told:
                     yield update
                 seen, told = now, status
-                await asyncio.sleep(WORKING_SECONDS if now.is_working else IDLE_SECONDS)
+                await asyncio.sleep(WORKING_SECONDS)
+                if not now.is_working:
+                    with suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(stirred.wait(), IDLE_SECONDS - WORKING_SECONDS)
         finally:
             self.watchers -= 1
 
@@ -79,18 +98,31 @@ class Live:
         """The last look, or a new one if that is old."""
         async with self._looking:
             if time.monotonic() - self._looked_at >= WORKING_SECONDS:
-                self._look = await run_sync(_look, self._look)
-                self._looked_at = time.monotonic()
+                now = await run_sync(_look, self._look)
+                self._compare(self._look, now)
+                self._look, self._looked_at = now, time.monotonic()
             return self._look
+
+    def _compare(self, before: Look, now: Look) -> None:
+        """Take note of what has happened since the look before, unless that is too long ago to tell when."""
+        if before is NOTHING or time.monotonic() - self._looked_at > SURVEY_SECONDS:
+            return
+        self._has_changed |= now.states != before.states
+        if _is_worked_on(before, now):
+            self._worked_at = time.monotonic()
 
     def status(self) -> Status:
         """The counts of the last look, and what the last survey found; begins another when that is old."""
-        if self._survey is None and time.monotonic() - self._surveyed_at >= SURVEY_SECONDS:
+        now = time.monotonic()
+        pause = AFTER_CHANGE_SECONDS if self._has_changed else SURVEY_SECONDS
+        if self._survey is None and now - self._surveyed_at >= pause:
             self._survey = asyncio.create_task(self._make_survey())
         return Status(
             documents=dict(self._look.states),
+            retryable=self._look.retryable,
             messages=self._messages,
             workers=self._workers,
+            is_worked_on=now - self._worked_at < SURVEY_SECONDS,
             is_keyword_only=self._is_keyword_only,
             can_ask=settings.chat is not None,
         )
@@ -102,6 +134,7 @@ class Live:
         return self.status()
 
     async def _make_survey(self) -> None:
+        self._has_changed = False
         try:
             # At once: a broker or an endpoint that is away answers late.
             self._messages, self._workers, self._is_keyword_only = await asyncio.gather(
@@ -114,6 +147,18 @@ class Live:
 def _look(before: Look) -> Look:
     with alchemy.session() as session:
         return look(session, before, limit=WATCHED_DOCUMENTS)
+
+
+def _is_worked_on(before: Look, now: Look) -> bool:
+    """Whether a worker did something between two looks: of documents that are not watched the counts tell."""
+    if any(now.states[state] > before.states[state] for state in _BY_WORKERS):
+        return True
+    watched = ((before.documents.get(document_id), entry) for document_id, entry in now.documents.items())
+    return any(
+        (known.state, known.chunks, known.embedded) != (entry.state, entry.chunks, entry.embedded)
+        for known, entry in watched
+        if known is not None and entry.state in _BY_WORKERS
+    )
 
 
 def _difference(before: Look | None, now: Look, status: Status) -> Update:
@@ -134,7 +179,7 @@ def _difference(before: Look | None, now: Look, status: Status) -> Update:
 
 def _count_messages() -> Messages | None:
     try:
-        counts = count_messages(alchemy.engine)
+        counts: dict[str, Any] = count_messages(alchemy.engine)
     except SQLAlchemyError as error:
         logger.warning("The messages cannot be counted: %s", error)
         return None

@@ -26,7 +26,7 @@ class Document(BaseModel):
     """A document in a list."""
 
     id: int
-    name: str
+    name: str = Field(description="That of its file, with the folders that tell it from others.")
     uris: list[str] = Field(description="The places that show it or wait for it.")
     size_bytes: int
     state: State
@@ -46,10 +46,13 @@ class Document(BaseModel):
 
 
 class DocumentPage(BaseModel):
-    """Documents, the newest first."""
+    """Documents, in the order that was asked for."""
 
     documents: list[Document]
-    before: int | None = Field(description="What to pass as `before` for older ones; null on the last page.")
+    before: int | None = Field(
+        description="What to pass as `before` for older ones; null on the last page, or in another order."
+    )
+    has_more: bool = Field(description="Whether there are more: pass `skip`.")
 
 
 class DocumentDetail(Document):
@@ -92,7 +95,7 @@ class Retried(BaseModel):
 class Messages(BaseModel):
     """The library's outbox, counted."""
 
-    waiting: int = Field(description="To be handed to the broker.")
+    waiting: int = Field(description="For a worker, or to be handed to another broker.")
     owed: int = Field(description="Sent, and sent again until they are done.")
     dead: int = Field(description="Given up when their document failed; gone when it is retried or deleted.")
 
@@ -101,8 +104,12 @@ class Status(BaseModel):
     """The state of everything."""
 
     documents: dict[State, int]
+    retryable: int = Field(description="Documents that failed for a reason that may pass.")
     messages: Messages | None = Field(description="Null until they have been counted.")
     workers: list[str] | None = Field(description="Who answers; null where the broker does not.")
+    is_worked_on: bool = Field(
+        description="Whether a worker moved a document on just now, also one that has not answered yet."
+    )
     is_keyword_only: bool = Field(description="Whether searches go by words alone, for want of an embedder.")
     can_ask: bool = Field(description="Whether a language model is set up to answer.")
 
@@ -127,8 +134,8 @@ class Update(BaseModel):
     status: Status
 
 
-class Passage(BaseModel):
-    """A passage, and where it stands: `quote` is exactly `text[start:end]` of its document."""
+class Place(BaseModel):
+    """Where a passage stands."""
 
     document_id: int
     name: str
@@ -136,9 +143,15 @@ class Passage(BaseModel):
     pages: tuple[int, int] | None = Field(description="First and last page, from 1.")
     start: int
     end: int
-    quote: str
     citation: str
+
+
+class Passage(Place):
+    """A passage, and where it stands: `quote` is exactly `text[start:end]` of its document."""
+
+    quote: str
     score: float
+    also: list[Place] = Field(description="The other places where the same words stand.")
 
     @classmethod
     def of(cls, passage: FoundPassage) -> Passage:
@@ -152,11 +165,14 @@ class Results(BaseModel):
     passages: list[Passage]
     words: list[str] = Field(description="The words of the query that tell what it is about.")
     note: str | None
+    has_more: bool = Field(description="Whether there are more: pass `skip`.")
 
     @classmethod
-    def of(cls, found: Found, words: list[str]) -> Results:
-        """What was found."""
-        return cls(passages=[Passage.of(passage) for passage in found.passages], words=words, note=found.note)
+    def of(cls, found: Found, words: list[str], *, skip: int, limit: int) -> Results:
+        """A piece of what was found."""
+        piece = [Passage.of(passage) for passage in found.passages[skip : skip + limit]]
+        has_more = len(found.passages) > skip + limit
+        return cls(passages=piece, words=words, note=found.note, has_more=has_more)
 
 
 class Excerpt(BaseModel):
@@ -166,6 +182,9 @@ class Excerpt(BaseModel):
     before: str
     quote: str
     after: str
+    start: int = Field(description="Where `before` begins, in characters of the whole text.")
+    end: int = Field(description="Where `after` ends.")
+    length: int = Field(description="Of the whole text.")
     is_start: bool = Field(description="Whether nothing stands before it that is not here.")
     is_end: bool
 
@@ -189,19 +208,31 @@ class AnswerPart(BaseModel):
         return cls.model_validate(part, from_attributes=True)
 
 
+class Quoted(BaseModel):
+    """What an answer quotes, as it stands in a passage."""
+
+    passage: int = Field(description="The number of the passage, from 1.")
+    text: str
+
+
 class Answer(BaseModel):
     """An answer, checked against the passages that it was made of."""
 
     parts: list[AnswerPart]
     passages: list[Passage]
+    quoted: list[Quoted]
+    words: list[str] = Field(description="The words of the question that tell what it is about.")
     notes: list[str]
 
     @classmethod
-    def of(cls, answered: Answered) -> Answer:
+    def of(cls, answered: Answered, words: list[str]) -> Answer:
         """A checked answer."""
         parts = () if answered.checked is None else answered.checked.parts
+        quoted = () if answered.checked is None else answered.checked.quoted
         return cls(
             parts=[AnswerPart.of(part) for part in parts],
+            quoted=[Quoted(passage=one.passage, text=one.text) for one in quoted],
+            words=words,
             passages=[Passage.of(passage) for passage in answered.passages],
             notes=answered.notes,
         )

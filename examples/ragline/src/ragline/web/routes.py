@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
@@ -14,14 +16,15 @@ from sqlalchemy.orm import Session
 from ragline import asking, controls, reading, retrieval
 from ragline.app import alchemy, settings
 from ragline.formats import EXTENSIONS
-from ragline.intake import Offer, Recipe
-from ragline.progress import entries
+from ragline.intake import Recipe
+from ragline.progress import Order, entries
 from ragline.searching import Mode
 from ragline.states import State
 from ragline.transactions import in_transaction
 from ragline.web import models
 from ragline.web.live import Live
-from ragline.web.uploads import MAX_NAME_CHARACTERS, read_upload
+from ragline.web.uploads import MAX_NAME_CHARACTERS, Received, received
+from ragline.words import marked_words
 
 MAX_ID = 2**31 - 1
 UPLOADS_AT_ONCE = 4
@@ -31,13 +34,29 @@ DocumentId = Annotated[int, Path(ge=1, le=MAX_ID)]
 NOT_THERE: dict[int | str, dict[str, Any]] = {404: {"model": models.Problem}}
 NOT_NOW = NOT_THERE | {409: {"model": models.Problem}}
 
-api = APIRouter(prefix="/api")
-
 
 def live_of(request: Request) -> Live:
     """What pages of this application watch."""
     live: Live = request.app.state.live
     return live
+
+
+async def stirs(request: Request, live: Annotated[Live, Depends(live_of)]) -> AsyncIterator[None]:
+    """Whatever was done, pages that watch see it at once."""
+    yield
+    if request.method != "GET":
+        live.stir()
+
+
+api = APIRouter(prefix="/api", dependencies=[Depends(stirs)])
+
+
+async def updates_of(
+    live: Annotated[Live, Depends(live_of)],
+) -> AsyncIterator[AsyncIterator[models.Update]]:
+    """What one page watches, closed with its connection: FastAPI leaves the generator where it stands."""
+    async with aclosing(live.watch()) as updates:
+        yield updates
 
 
 def recipe_of(request: Request) -> Recipe:
@@ -59,13 +78,27 @@ def uploads_of(request: Request) -> CapacityLimiter:
 def list_documents(
     state: Annotated[list[State] | None, Query(description="Only in these states.")] = None,
     before: Annotated[int | None, Query(ge=1, le=MAX_ID, description="Only older than this one.")] = None,
+    called: Annotated[str, Query(max_length=200, description="Only with this in name or folder.")] = "",
+    order: Order = Order.NEWEST,
+    skip: Annotated[int, Query(ge=0, le=MAX_ID, description="Leave out so many.")] = 0,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,
 ) -> models.DocumentPage:
-    """List documents, the newest first."""
+    """List documents, the newest first unless another order is asked for."""
     with alchemy.session() as session:
-        found = entries(session, limit=limit + 1, below_id=before, states=state or tuple(State))
+        found = entries(
+            session,
+            limit=limit + 1,
+            below_id=before,
+            states=state or tuple(State),
+            called=called,
+            order=order,
+            skip=skip,
+        )
     page = [models.Document.of(entry) for entry in found[:limit]]
-    return models.DocumentPage(documents=page, before=page[-1].id if len(found) > limit else None)
+    has_more = len(found) > limit
+    is_by_age = order is Order.NEWEST and not skip
+    older = page[-1].id if has_more and is_by_age else None
+    return models.DocumentPage(documents=page, before=older, has_more=has_more)
 
 
 @api.post(
@@ -86,16 +119,18 @@ async def upload(
     The same name with other bytes replaces what it had before, once the new document is ready.
     """
     declared = request.headers.get("content-length", "")
-    offer = await read_upload(
+    async with received(
         request.stream(),
         name,
         declared_bytes=int(declared) if declared.isdecimal() else None,
         max_bytes=settings.max_bytes,
-    )
-    return await run_sync(_add, offer, recipe, limiter=limiter)
+    ) as given:
+        return await run_sync(_add, given, recipe, limiter=limiter)
 
 
-def _add(offer: Offer, recipe: Recipe) -> models.Upload:
+def _add(given: Received, recipe: Recipe) -> models.Upload:
+    offer = given.offer()
+
     def add(session: Session) -> models.Upload:
         outcome = controls.add(session, offer, recipe)
         document = models.Document.of(reading.one(session, outcome.document_id))
@@ -164,11 +199,31 @@ def get_excerpt(
     document_id: DocumentId,
     start: Annotated[int, Query(ge=0, le=MAX_ID)],
     end: Annotated[int, Query(ge=0, le=MAX_ID)],
+    around: Annotated[
+        int, Query(ge=0, le=5000, description="How much of the text before and after it.")
+    ] = reading.AROUND_CHARACTERS,
 ) -> models.Excerpt:
     """A range of a document's text, with what stands around it."""
+    end = min(max(start, end), start + 20_000)
     with alchemy.session() as session:
-        found = reading.excerpt(session, document_id, start, min(end, start + 20_000))
+        found = reading.excerpt(session, document_id, start, end, around=around)
     return models.Excerpt.model_validate(found, from_attributes=True)
+
+
+@api.get(
+    "/documents/{document_id}/original",
+    tags=["documents"],
+    response_class=Response,
+    responses=NOT_THERE
+    | {200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}},
+)
+def get_original(document_id: DocumentId) -> Response:
+    """The bytes of a document as they were added, to be saved as a file."""
+    with alchemy.session() as session:
+        name, data = reading.original(session, document_id)
+    # Saved, never shown: a page or a picture that somebody uploaded must not be one of this address.
+    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}"}
+    return Response(data, media_type="application/octet-stream", headers=headers)
 
 
 # --- questions -------------------------------------------------------------------------------------------
@@ -178,16 +233,19 @@ def get_excerpt(
 def search(
     q: Annotated[str, Query(min_length=1, max_length=2000, description="A question, or words.")],
     limit: Annotated[int, Query(ge=1, le=50)] = 10,
+    skip: Annotated[int, Query(ge=0, le=1000, description="Leave out so many.")] = 0,
     mode: Mode = Mode.HYBRID,
 ) -> models.Results:
     """Find passages, each with its document, page, character range and exact quote."""
-    return models.Results.of(retrieval.find(q, limit=limit, mode=mode), retrieval.telling_words(q))
+    found = retrieval.find(q, limit=skip + limit + 1, mode=mode)
+    return models.Results.of(found, marked_words(q), skip=skip, limit=limit)
 
 
 @api.post("/ask", tags=["questions"], responses={code: {"model": models.Problem} for code in (501, 502, 503)})
 def ask(body: models.Question) -> models.Answer:
     """Answer a question from the documents; citations and quotations in the answer are checked."""
-    return models.Answer.of(asking.answer(body.question))
+    words = marked_words(body.question)
+    return models.Answer.of(asking.answer(body.question), words)
 
 
 # --- the state of things ---------------------------------------------------------------------------------
@@ -200,9 +258,11 @@ async def get_status(live: Annotated[Live, Depends(live_of)]) -> models.Status:
 
 
 @api.get("/events", tags=["status"], response_class=EventSourceResponse)
-async def watch(live: Annotated[Live, Depends(live_of)]) -> AsyncIterator[models.Update]:
+async def watch(
+    updates: Annotated[AsyncIterator[models.Update], Depends(updates_of)],
+) -> AsyncIterator[models.Update]:
     """Server-sent events: all there is, then what changes. Who connects again begins with all there is."""
-    async for update in live.watch():
+    async for update in updates:
         yield update
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
+import socket
 import sys
 from contextlib import ExitStack
 from ipaddress import ip_address
@@ -19,6 +21,7 @@ from ragline.app import alchemy, create_tables, settings
 from ragline.errors import ConfigurationError
 from ragline.recipes import recipe_for
 from ragline.web.application import create_web
+from ragline.web.deadlines import TimedProtocol
 from ragline.web.live import Live
 from ragline.workers import temporary_worker
 
@@ -57,26 +60,41 @@ def serve(console: Console, *, host: str, port: int, worker: bool, processes: in
     # No log of requests: the address of the first one may hold the token.
     config = uvicorn.Config(
         web,
-        host=host,
-        port=port,
+        http=TimedProtocol,
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    try:
-        socket = config.bind_socket()
-    except SystemExit as error:  # uvicorn has logged why
-        raise ConfigurationError(f"{host} port {port} cannot be served: choose another --port.") from error
+    listening = bound(host, port)
     # uvicorn hands a signal on when it has stopped: to this, so that the worker is stopped too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    address = f"http://{_shown(host)}:{socket.getsockname()[1]}/"
+    address = f"http://{_shown(host)}:{listening.getsockname()[1]}/"
     link = address if token is None else f"{address}?token={quote(token)}"
     with ExitStack() as stack:
         if worker:
             stack.enter_context(temporary_worker(home=settings.home, processes=processes))
         console.print(f"ragline is at [bold]{escape(link)}[/bold] (Ctrl-C stops it)", soft_wrap=True)
-        Server(config, web.state.live).run(sockets=[socket])
+        Server(config, web.state.live).run(sockets=[listening])
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        ConfigurationError: the address does not exist, is not this machine's, or is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.getaddrinfo(host, port, family)
+        return socket.create_server((host, port), family=family)
+    except socket.gaierror as error:
+        raise ConfigurationError(f"--host {host}: there is no such address.") from error
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        raise ConfigurationError(
+            f"{host} port {port} cannot be served: {why}. Choose another --port or --host."
+        ) from error
 
 
 def is_loopback(host: str) -> bool:

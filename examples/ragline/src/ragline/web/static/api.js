@@ -52,6 +52,7 @@ function refusal(status, text) {
   try {
     const said = JSON.parse(text).detail;
     if (typeof said === "string") detail = said;
+    else if (Array.isArray(said)) detail = said.map(({ loc, msg }) => `${loc.at(-1)}: ${msg}.`).join(" ");
   } catch { /* not JSON: the status says all there is */ }
   return new Refusal(status, detail);
 }

@@ -1,17 +1,18 @@
-// The list of documents: rows that follow the server's, and what can be done with each.
+// The documents: rows that follow the server's, and what can be done with each.
 
 import { ask } from "./api.js";
 import { announce, bytes, byId, make, plural, setText } from "./elements.js";
+import * as reader from "./reader.js";
 
 const STEPS = ["queued", "parsing", "splitting", "embedding"];
 const WORDS = {
   queued: "Waiting", parsing: "Reading", splitting: "Splitting", embedding: "Embedding",
   ready: "Ready", failed: "Failed", paused: "Paused", cancelled: "Cancelled",
 };
-const FILTERS = {
+export const FILTERS = {
   All: Object.keys(WORDS), Working: STEPS, Ready: ["ready"], Failed: ["failed"], Stopped: ["paused", "cancelled"],
 };
-const ACTIONS = {
+export const ACTIONS = {
   pause: { label: "Pause", states: STEPS },
   resume: { label: "Resume", states: ["paused"] },
   retry: { label: "Retry", states: ["failed", "cancelled"] },
@@ -19,46 +20,46 @@ const ACTIONS = {
   delete: { label: "Delete", states: ["ready", "failed", "paused", "cancelled"] },
 };
 
-/** @type {Map<number, {document: object, element: HTMLLIElement, parts: object}>} */
-const rows = new Map();
-const list = byId("documents");
-let counts = {};
-let filter = "All";
+const PLACES_NAMED = 3;
 
-export function start(complain) {
+/** @type {Map<number, {document: object, element: HTMLLIElement, parts: object}>} */
+export const rows = new Map();
+export const list = byId("documents");
+let complain = () => {};
+let changed = () => {};
+let hasWorker = true;
+
+/** How many documents are on their way, as the server counts them. */
+export const numberOnTheWay = (status) => STEPS.reduce((sum, state) => sum + status.documents[state], 0);
+/** Whether anybody works, as far as is known: who moves documents on need not have answered yet. */
+export const isAnyoneWorking = (status) => status.is_worked_on || status.workers === null || status.workers.length > 0;
+
+export function start({ whenWrong, whenChanged }) {
+  complain = whenWrong;
+  changed = whenChanged;
   list.addEventListener("click", async (event) => {
-    const button = event.target.closest("button[data-action]");
-    if (button) await act(Number(button.closest("li").dataset.id), button.dataset.action, complain);
+    const id = Number(event.target.closest("li")?.dataset.id);
+    const action = event.target.closest("button[data-action]")?.dataset.action;
+    if (action) await act(id, action);
+    else if (event.target.closest("button.name")) reader.open(id);
   });
-  byId("older").addEventListener("click", () => showOlder(complain));
-  byId("retry-failed").addEventListener("click", async (event) => {
-    event.target.disabled = true;
-    try {
-      const { ids } = await ask("POST", "documents/retry-failed");
-      const stay = (counts.failed ?? 0) - ids.length;
-      announce(`${plural(ids.length, "document")} tried again.`);
-      if (!ids.length && stay > 0) complain("None of these can succeed as it is: their reasons say what to change.");
-    } catch (error) {
-      complain(error.message);
-    } finally {
-      event.target.disabled = false;
-    }
-  });
+  list.addEventListener("change", () => changed());
 }
 
 /** Take over what the server tells. */
 export function update({ is_whole: isWhole, documents, removed, status }) {
-  counts = status.documents;
+  const had = hasWorker;
+  hasWorker = isAnyoneWorking(status);
   if (isWhole) {
     const there = new Set(documents.map((document) => document.id));
     for (const id of [...rows.keys()]) if (!there.has(id)) remove(id);
   }
   removed.forEach(remove);
-  // From the oldest: each newer one is put before what is there.
-  for (const document of documents.toReversed()) put(document);
-  drawAround();
+  documents.forEach(put);
+  if (had !== hasWorker) rows.forEach(draw);
 }
 
+/** Show a document as it is now. */
 export function put(document) {
   const row = rows.get(document.id) ?? add(document);
   const before = row.document.state;
@@ -69,9 +70,17 @@ export function put(document) {
   }
 }
 
+/** Whether an action makes sense for a document now: nothing helps one that can never be read. */
+export function canBe(action, document) {
+  return ACTIONS[action].states.includes(document.state) && !(action === "retry" && document.state === "failed" && document.is_permanent);
+}
+
+export const isSelected = ({ parts }) => parts.check.checked;
+
 function add(document) {
   const parts = {
-    name: make("span", { class: "name" }),
+    check: make("input", { type: "checkbox" }),
+    name: make("button", { type: "button", class: "name", "aria-haspopup": "dialog" }),
     state: make("span", { class: "state" }),
     track: make("div", { class: "track", role: "progressbar", "aria-valuemin": "0", "aria-valuemax": "100" },
       ...STEPS.map(() => make("span", {}, make("i")))),
@@ -80,44 +89,51 @@ function add(document) {
     actions: make("p", { class: "actions" }),
   };
   const element = make("li", { class: "document" },
-    make("div", { class: "line" }, parts.name, parts.state), parts.track, parts.reason,
-    make("div", { class: "line" }, parts.meta, parts.actions));
+    make("label", { class: "check" }, parts.check),
+    make("div", { class: "about" },
+      make("div", { class: "line" }, parts.name, parts.state), parts.track, parts.reason,
+      make("div", { class: "line" }, parts.meta, parts.actions)));
   element.dataset.id = document.id;
   const row = { document: { ...document, state: null }, element, parts };
   rows.set(document.id, row);
-  const after = [...list.children].find((other) => Number(other.dataset.id) < document.id);
-  list.insertBefore(element, after ?? null);
   return row;
 }
 
-function remove(id) {
+export function remove(id) {
   const row = rows.get(id);
   if (!row) return;
   // Whoever was at this row with the keyboard goes on at the next one.
   if (row.element.contains(document.activeElement)) {
     const near = row.element.nextElementSibling ?? row.element.previousElementSibling;
-    (near?.querySelector("button") ?? byId("choose-files")).focus();
+    (near?.querySelector("button.name") ?? byId("choose-files")).focus();
   }
   row.element.remove();
   rows.delete(id);
 }
 
 function draw({ document, element, parts }) {
-  element.dataset.state = document.state;
+  const isHopeless = document.state === "failed" && document.is_permanent;
+  element.dataset.state = isHopeless ? "unreadable" : document.state;
   setText(parts.name, document.name);
-  parts.name.title = document.uris.map(shownUri).join("\n") || document.name;
-  setText(parts.state, WORDS[document.state]);
+  parts.name.title = document.uris.map(reader.shownUri).join("\n") || document.name;
+  parts.check.setAttribute("aria-label", `Select ${document.name}`);
+  const waits = STEPS.includes(document.state) && !hasWorker;
+  setText(parts.state, isHopeless ? "Cannot be read" : waits ? "Waits for a worker" : WORDS[document.state]);
   const at = STEPS.indexOf(document.state);
   parts.track.hidden = at < 0;
   if (at >= 0) drawTrack(parts.track, at, document);
-  const facts = [bytes(document.size_bytes)];
-  if (document.chunks) facts.push(plural(document.chunks, "passage"));
-  if (document.state !== "ready" && document.is_found) facts.push("found by search");
-  setText(parts.meta, facts.join(" · "));
+  setText(parts.meta, facts(document).join(" · "));
   setText(parts.reason, document.state === "failed" ? document.reason ?? "" : "");
   parts.reason.hidden = !parts.reason.textContent;
   drawActions(parts.actions, document);
-  element.hidden = !FILTERS[filter].includes(document.state);
+}
+
+function facts(document) {
+  const told = [bytes(document.size_bytes)];
+  if (document.chunks) told.push(plural(document.chunks, "passage"));
+  if (document.state !== "ready" && document.is_found) told.push("an older version is found by search");
+  if (document.uris.length > 1) told.push(`in ${document.uris.length} places`);
+  return told;
 }
 
 function drawTrack(track, at, { state, embedded, chunks }) {
@@ -126,58 +142,68 @@ function drawTrack(track, at, { state, embedded, chunks }) {
     step.className = number < at ? "done" : number === at ? "now" : "";
     step.firstChild.style.setProperty("--done", number === at ? done : number < at ? 1 : 0);
   });
+  track.setAttribute("aria-label", "Progress");
   track.setAttribute("aria-valuenow", Math.round(((at + done) / STEPS.length) * 100));
   track.setAttribute("aria-valuetext", done ? `${WORDS[state]}: ${embedded} of ${chunks}` : WORDS[state]);
 }
 
 function drawActions(actions, document) {
-  const wanted = Object.keys(ACTIONS).filter((name) => ACTIONS[name].states.includes(document.state));
+  const wanted = Object.keys(ACTIONS).filter((name) => canBe(name, document));
   // A new button under the pointer, or in place of the one that has the focus, would be pressed by mistake.
   for (const button of [...actions.children]) if (!wanted.includes(button.dataset.action)) button.remove();
   for (const [place, name] of wanted.entries()) {
-    if (actions.children[place]?.dataset.action === name) continue;
     const label = ACTIONS[name].label;
+    const known = actions.children[place];
+    if (known?.dataset.action === name) {
+      known.setAttribute("aria-label", `${label} ${document.name}`);
+      continue;
+    }
     const button = make("button", { type: "button", class: "quiet", "aria-label": `${label} ${document.name}` }, label);
     button.dataset.action = name;
-    actions.insertBefore(button, actions.children[place] ?? null);
+    actions.insertBefore(button, known ?? null);
   }
 }
 
-/** The path of an upload or a file as people know it. */
-function shownUri(uri) {
-  try {
-    return decodeURIComponent(uri.replace(/^upload:\/\/\//, "").replace(/^file:\/\//, ""));
-  } catch {
-    return uri;
-  }
-}
-
-async function act(id, action, complain) {
+async function act(id, action) {
   const row = rows.get(id);
-  if (action === "delete" && !(await isSure(row.document.name))) return;
+  const { name } = row.document;
+  if (action === "delete" && !(await isSure([row.document]))) return;
   const buttons = [...row.parts.actions.children];
   buttons.forEach((button) => { button.disabled = true; });
   try {
-    if (action === "delete") {
-      await ask("DELETE", `documents/${id}`);
-      announce(`${row.document.name} was deleted.`);
-      remove(id);
-      drawAround();
-    } else {
-      put(await ask("POST", `documents/${id}/${action}`));
-      row.parts.actions.querySelector("button")?.focus();
-    }
+    await perform(id, action);
+    if (action === "delete") announce(`${name} was deleted.`);
+    else row.parts.actions.querySelector("button")?.focus();
   } catch (error) {
-    if (error.status === 404) remove(id);
-    else complain(error.message);
+    complain(error.message);
   } finally {
     buttons.forEach((button) => { button.disabled = false; });
+    changed();
   }
 }
 
-function isSure(name) {
+/** Do something with a document; one that is gone meanwhile is taken off the page. */
+export async function perform(id, action) {
+  try {
+    if (action === "delete") {
+      await ask("DELETE", `documents/${id}`);
+      remove(id);
+    } else {
+      put(await ask("POST", `documents/${id}/${action}`));
+    }
+  } catch (error) {
+    if (error.status !== 404) throw error;
+    remove(id);
+  }
+}
+
+/** Ask before documents are lost, from every place where they stand. */
+export function isSure(documents) {
   const dialog = byId("confirm");
-  byId("confirm-title").textContent = `Delete ${name}?`;
+  const isOne = documents.length === 1;
+  setText(byId("confirm-title"), `Delete ${isOne ? documents[0].name : plural(documents.length, "document")}?`);
+  const words = [placesLost(documents), `${isOne ? "Its" : "Their"} passages are no longer found. This cannot be undone.`];
+  setText(byId("confirm-words"), words.filter(Boolean).join(" "));
   dialog.returnValue = "keep";
   dialog.showModal();
   return new Promise((resolve) => {
@@ -185,46 +211,11 @@ function isSure(name) {
   });
 }
 
-async function showOlder(complain) {
-  const ids = [...rows.values()].filter(({ element }) => !element.hidden).map(({ document }) => document.id);
-  const query = new URLSearchParams(FILTERS[filter].map((state) => ["state", state]));
-  if (ids.length) query.set("before", Math.min(...ids));
-  try {
-    const page = await ask("GET", `documents?${query}`);
-    page.documents.forEach(put);
-    drawAround();
-  } catch (error) {
-    complain(error.message);
-  }
-}
-
-/** What stands around the rows: filters with their counts, the buttons for all, and what to do when there is nothing. */
-function drawAround() {
-  const number = (name) => FILTERS[name].reduce((sum, state) => sum + (counts[state] ?? 0), 0);
-  const total = number("All");
-  if (filter !== "All" && !number(filter)) filter = "All";
-  const shown = Object.keys(FILTERS).filter((name) => name === "All" || name === filter || number(name));
-  const filters = byId("filters");
-  filters.hidden = total === 0;
-  document.body.classList.toggle("bare", total === 0);
-  for (const button of [...filters.children]) if (!shown.includes(button.dataset.filter)) button.remove();
-  shown.forEach((name, place) => {
-    let button = [...filters.children].find((one) => one.dataset.filter === name);
-    if (!button) {
-      button = make("button", { type: "button" }, make("span", {}, name), make("b"));
-      button.dataset.filter = name;
-      button.addEventListener("click", () => { filter = name; drawAround(); });
-      filters.insertBefore(button, filters.children[place] ?? null);
-    }
-    button.setAttribute("aria-pressed", String(name === filter));
-    setText(button.lastChild, number(name).toLocaleString("en"));
-  });
-  let visible = 0;
-  for (const { document, element } of rows.values()) {
-    element.hidden = !FILTERS[filter].includes(document.state);
-    visible += element.hidden ? 0 : 1;
-  }
-  byId("older").hidden = visible >= number(filter);
-  byId("no-match").hidden = visible > 0 || total === 0 || !byId("older").hidden;
-  byId("retry-failed").hidden = !counts.failed;
+function placesLost(documents) {
+  const uris = documents.flatMap((document) => document.uris);
+  if (uris.length <= documents.length) return "";
+  if (documents.length > 1) return `They are deleted from all ${uris.length.toLocaleString("en")} places where they stand.`;
+  const others = uris.slice(1);
+  const named = others.slice(0, PLACES_NAMED).map(reader.shownUri).join(", ");
+  return `It is deleted from here and from ${plural(others.length, "other place")}: ${named}${others.length > PLACES_NAMED ? " and more" : ""}.`;
 }

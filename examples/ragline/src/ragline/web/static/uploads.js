@@ -48,7 +48,7 @@ export async function learnLimits() {
     return error.status !== 401;
   }
   areLimitsKnown = true;
-  setText(byId("drop-limits"), `Text, Markdown, HTML, PDF and Word documents, up to ${bytes(limits.max_bytes)} each.`);
+  setText(byId("drop-limits"), `PDF, Word, PowerPoint, Excel, OpenDocument, EPUB, HTML, Markdown, text, mail, tables and code, up to ${bytes(limits.max_bytes)} each.`);
   return true;
 }
 
@@ -139,7 +139,7 @@ function refuse(row, file, name, reason, mayPass) {
 
 function note(text) {
   const element = make("li", { class: "document note" }, make("span", {}, text));
-  element.append(dismiss(element, text));
+  element.append(make("p", { class: "actions" }, dismiss(element, text)));
   tray.append(element);
   announce(text);
   return element;

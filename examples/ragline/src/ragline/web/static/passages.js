@@ -1,0 +1,138 @@
+// A passage as a card: clamped around what answers the question, with the words marked and its place told.
+
+import { make, marked, plural } from "./elements.js";
+
+const CLAMP_CHARACTERS = 420;
+const WHOLE_CHARACTERS = 560; // what is a little longer than the clamp is shown whole
+const PLACES_NAMED = 3;
+
+/**
+ * A card.
+ * @param {object} passage as the API gives it
+ * @param {number} number its place among those that are shown
+ * @param {{words?: string[], quoted?: string[]}} marks what to mark: exact quotations, or else words
+ * @param {(passage: object) => void} open reads the passage in its document
+ */
+export function card(passage, number, { words = [], quoted = [] }, open) {
+  const place = placeOf(passage);
+  const source = make("button", { type: "button", class: "source", "aria-haspopup": "dialog", "aria-label": `${passage.name}, ${place}: read it in its place` }, passage.name);
+  source.addEventListener("click", () => open(passage));
+  const pieces = quoted.length ? markedQuotes(passage.quote, quoted) : marked(passage.quote, words);
+  return make("li", { id: `passage-${number}`, class: "passage", tabIndex: -1 },
+    make("div", { class: "line" }, make("span", { class: "number", "aria-hidden": "true" }, String(number)), source, make("span", { class: "fine place" }, place)),
+    passage.heading ? make("p", { class: "fine section" }, passage.heading) : null,
+    passage.also?.length ? make("p", { class: "fine also" }, also(passage)) : null,
+    ...quotation(pieces));
+}
+
+/** Where the same words stand: what repeats them is one place, however often it does. */
+function also(passage) {
+  const times = new Map();
+  for (const place of passage.also) {
+    const key = `${place.document_id} ${place.name}`;
+    if (!times.has(key)) times.set(key, []);
+    times.get(key).push(place);
+  }
+  const here = `${passage.document_id} ${passage.name}`;
+  const others = [...times].filter(([key]) => key !== here).map(([, places]) => places);
+  const named = others.slice(0, PLACES_NAMED).map(([first, ...more]) => (
+    `${first.name}, ${placeOf(first, ", ")}${more.length ? ` and ${plural(more.length, "more time")}` : ""}`));
+  const told = [];
+  if (times.has(here)) told.push(`${plural(times.get(here).length, "more time")} in this document`);
+  if (named.length) told.push(`in ${named.join("; ")}`);
+  if (others.length > named.length) told.push(`and ${plural(others.length - named.length, "more place")}`);
+  return `Also ${told.join("; ")}`;
+}
+
+/** Page and characters, as a person reads them. */
+export function placeOf({ pages, start, end }, separator = " · ") {
+  const [first, last] = (pages ?? []).map((page) => page.toLocaleString("en"));
+  const told = pages && (first === last ? `page ${first}` : `pages ${first}–${last}`);
+  return [told, `characters ${start.toLocaleString("en")}–${end.toLocaleString("en")}`].filter(Boolean).join(separator);
+}
+
+function quotation(pieces) {
+  const length = pieces.reduce((sum, piece) => sum + textOf(piece).length, 0);
+  const quote = make("blockquote");
+  if (length <= WHOLE_CHARACTERS) {
+    quote.append(...pieces);
+    return [quote];
+  }
+  const [start, end] = clamped(pieces, length);
+  const more = make("button", { type: "button", class: "quiet more", "aria-expanded": "false" }, "Show more");
+  const draw = (isWhole) => {
+    quote.replaceChildren(...(isWhole ? pieces : [start ? "… " : "", ...cut(pieces, start, end), end < length ? " …" : ""]));
+    more.textContent = isWhole ? "Show less" : "Show more";
+    more.setAttribute("aria-expanded", String(isWhole));
+  };
+  more.addEventListener("click", () => draw(more.getAttribute("aria-expanded") === "false"));
+  draw(false);
+  return [quote, more];
+}
+
+const textOf = (piece) => (typeof piece === "string" ? piece : piece.textContent);
+
+/** The part with the most marks, begun where a sentence or at least a word begins. */
+function clamped(pieces, length) {
+  const marks = [];
+  let at = 0;
+  let text = "";
+  for (const piece of pieces) {
+    if (typeof piece !== "string") marks.push([at, at + piece.textContent.length, piece.textContent.toLowerCase()]);
+    text += textOf(piece);
+    at = text.length;
+  }
+  let best = [0, 0, 0];
+  for (const [first] of marks) {
+    const inside = marks.filter(([start, end]) => start >= first && end <= first + CLAMP_CHARACTERS - 80);
+    const value = new Set(inside.map(([, , word]) => word)).size * 10 + inside.length; // different words count more
+    if (value > best[1]) best = [first, value, Math.max(...inside.map(([, end]) => end), first)];
+  }
+  const wanted = Math.min(Math.max(0, best[0] - 80), length - CLAMP_CHARACTERS);
+  const start = begins(text, Math.max(0, wanted), best[1] ? best[0] : length);
+  const end = Math.max(start + CLAMP_CHARACTERS, best[2] + 20);
+  return [start, end + 60 >= length ? length : ends(text, end)];
+}
+
+function begins(text, from, mark) {
+  if (from === 0) return 0;
+  const sentence = /[.!?。！？]\s*|\n\s*/gu;
+  sentence.lastIndex = Math.max(0, from - 40);
+  const found = sentence.exec(text);
+  if (found && found.index + found[0].length <= Math.min(mark, from + 60)) return found.index + found[0].length;
+  const space = text.indexOf(" ", from);
+  return whole(text, space >= 0 && space < Math.min(mark, from + 30) ? space + 1 : from);
+}
+
+function ends(text, to) {
+  const space = text.lastIndexOf(" ", to);
+  return whole(text, space > to - 30 ? space : to);
+}
+
+/** Not in the middle of a character of two code units. */
+const whole = (text, at) => (/[\uDC00-\uDFFF]/.test(text[at] ?? "") ? at - 1 : at);
+
+function cut(pieces, start, end) {
+  const shown = [];
+  let at = 0;
+  for (const piece of pieces) {
+    const text = textOf(piece);
+    const part = text.slice(Math.max(0, start - at), Math.max(0, end - at));
+    if (part) shown.push(typeof piece === "string" ? part : make("mark", {}, part));
+    at += text.length;
+  }
+  return shown;
+}
+
+function markedQuotes(text, quoted) {
+  const ranges = quoted.map((quote) => [text.indexOf(quote), quote.length]).filter(([at]) => at >= 0)
+    .map(([at, length]) => [at, at + length]).sort((one, other) => one[0] - other[0]);
+  const pieces = [];
+  let end = 0;
+  for (const [from, to] of ranges) {
+    if (to <= end) continue;
+    pieces.push(text.slice(end, Math.max(end, from)), make("mark", {}, text.slice(Math.max(end, from), to)));
+    end = to;
+  }
+  return [...pieces, text.slice(end)].filter((piece) => piece !== "");
+}

@@ -1,0 +1,250 @@
+"""The page in a real browser: lists of documents and passages, however long, and what is asked before a deletion."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra `web` is not installed")
+pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+
+from playwright.sync_api import Locator, Page, Route, expect
+
+from pages import Service, Told, add, browser, document, page, search, service, told_document
+
+__all__ = ["browser", "page", "service"]  # fixtures
+
+
+def places(*folders: str) -> list[str]:
+    """The same file in several folders."""
+    return [f"upload:///{folder}/same.txt" for folder in folders]
+
+
+def test_who_deletes_a_document_is_told_of_all_its_places(page: Page) -> None:
+    """The file was added three times: it is one document, and goes from all three places."""
+    told = Told(page)
+    told.tell([told_document(1, name="a/same.txt", uris=places("a", "b", "c")), told_document(2)])
+
+    document(page, "a/same.txt").get_by_role("button", name="Delete").click()
+
+    expect(page.locator("#confirm-title")).to_have_text("Delete a/same.txt?")
+    expect(page.locator("#confirm-words")).to_have_text(
+        "It is deleted from here and from 2 other places: b/same.txt, c/same.txt."
+        " Its passages are no longer found. This cannot be undone."
+    )
+    page.keyboard.press("Escape")
+    document(page, "2.md").get_by_role("button", name="Delete").click()
+    expect(page.locator("#confirm-words")).to_have_text(
+        "Its passages are no longer found. This cannot be undone."
+    )
+
+
+def test_who_deletes_several_documents_is_asked_about_several(page: Page) -> None:
+    """In the plural, with the places of all."""
+    told = Told(page)
+    told.tell([told_document(1, name="a/same.txt", uris=places("a", "b", "c")), told_document(2)])
+
+    page.get_by_label("Select all that are shown").check()
+    page.locator("#selected-actions").get_by_role("button", name="Delete").click()
+
+    expect(page.locator("#confirm-title")).to_have_text("Delete 2 documents?")
+    expect(page.locator("#confirm-words")).to_have_text(
+        "They are deleted from all 4 places where they stand."
+        " Their passages are no longer found. This cannot be undone."
+    )
+
+
+def test_many_documents_are_shown_piece_by_piece(page: Page) -> None:
+    """The page stays short, says how many more there are, and is filtered and sorted as a whole."""
+    told = Told(page)
+    told.tell([told_document(number) for number in range(218, 0, -1)])
+    rows, more = page.locator("#documents > li"), page.locator("#older")
+
+    expect(rows).to_have_count(50)
+    expect(more).to_have_text("Show more documents (168 left)")
+    assert more.evaluate("(one) => one.getBoundingClientRect().height") >= 44
+    more.focus()
+    page.keyboard.press("Enter")
+    expect(rows).to_have_count(150)
+    expect(page.locator("#documents .name").nth(50)).to_be_focused()
+    page.get_by_label("Sort by").select_option("Oldest first")
+    expect(rows).to_have_count(50)
+    expect(rows.first.locator(".name")).to_have_text("1.md")
+    page.get_by_label("Filter by name or folder").fill("21")
+    expect(rows).to_have_count(11)
+    expect(more).to_be_hidden()
+
+
+def test_what_is_selected_stays_when_newer_documents_come(page: Page) -> None:
+    """The last row that is shown is not pushed off the list while somebody is at it."""
+    told = Told(page)
+    told.tell([told_document(number) for number in range(60, 0, -1)])
+    page.get_by_label("Select 11.md").check()
+
+    told.tell([told_document(number) for number in range(63, 0, -1)])
+
+    expect(page.locator("#documents .name").first).to_have_text("63.md")
+    expect(page.get_by_label("Select 11.md")).to_be_checked()
+    expect(page.locator("#older")).to_have_text("Show more documents (10 left)")
+
+
+def told_passage(number: int, **values: object) -> dict[str, object]:
+    """A passage as the server tells it."""
+    place = {"document_id": 1, "name": "a.md", "heading": "", "pages": None, "start": 0, "end": 20}
+    return place | {"citation": "a.md", "quote": f"Passage {number}.", "score": 1.0, "also": []} | values
+
+
+def test_more_passages_are_shown_when_asked_for(page: Page) -> None:
+    """Numbered on, the first of the new ones at hand; and no more is offered than there is."""
+    passages = [told_passage(number) for number in range(13)]
+
+    def answer(route: Route) -> None:
+        skip = int(parse_qs(urlsplit(route.request.url).query).get("skip", ["0"])[0])
+        some = passages[skip : skip + 10]
+        has_more = skip + 10 < len(passages)
+        route.fulfill(json={"passages": some, "words": [], "note": None, "has_more": has_more})
+
+    page.route("**/api/search?*", answer)
+    search(page, "heron")
+    shown, more = page.locator("#passages > li"), page.locator("#more-passages")
+    expect(shown).to_have_count(10)
+    expect(page.locator("#search-note")).to_have_text("The first 10 passages")
+    assert more.evaluate("(one) => one.getBoundingClientRect().height") >= 44
+    more.focus()
+    page.keyboard.press("Enter")
+    expect(shown).to_have_count(13)
+    expect(shown.nth(10).locator(".number")).to_have_text("11")
+    expect(shown.nth(10)).to_be_focused()
+    expect(page.locator("#search-note")).to_have_text("13 passages")
+    expect(more).to_be_hidden()
+
+
+@pytest.mark.parametrize("asked", ["", "&ask=1"])
+def test_a_question_that_is_too_long_is_told_so_in_words(page: Page, service: Service, asked: str) -> None:
+    """It came with the address, which no field limits; the field has as much of it as may be asked."""
+    page.goto(f"{service.url}?q={'x' * 2500}{asked}")
+
+    expect(page.locator("#search-note")).to_have_text(
+        "The question is too long: it has 2,500 characters, and at most 2,000 are taken."
+        " The field has the first 2,000 of them."
+    )
+    expect(page.locator("#search-note")).to_have_class("note error")
+    expect(page.locator("#query")).to_have_value("x" * 2000)
+    page.get_by_role("button", name="Search").click()
+    expect(page.locator("#search-note")).not_to_have_class("note error")
+
+
+def test_what_the_server_does_not_understand_is_told_in_words(page: Page) -> None:
+    """A field that is wrong is named, with what is wrong about it."""
+    wrong = {
+        "loc": ["query", "q"],
+        "msg": "String should have at most 3 characters",
+        "type": "string_too_long",
+    }
+    page.route("**/api/search?*", lambda route: route.fulfill(status=422, json={"detail": [wrong]}))
+
+    search(page, "heron")
+
+    expect(page.locator("#search-note")).to_have_text("q: String should have at most 3 characters.")
+
+
+def found_also(page: Page, *also: dict[str, object]) -> Locator:
+    """What is said of the other places of a passage of a.md."""
+    passage = told_passage(1, start=0, end=1015, also=list(also))
+    answer = {"passages": [passage], "words": [], "note": None, "has_more": False}
+    page.route("**/api/search?*", lambda route: route.fulfill(json=answer))
+    search(page, "heron")
+    return page.locator("#passages .also")
+
+
+def place(name: str, start: int, **values: object) -> dict[str, object]:
+    """Another place of the same words."""
+    return told_passage(1, name=name, document_id=2, start=start, end=start + 1015) | values
+
+
+def test_other_places_are_written_as_the_first_one_is(page: Page) -> None:
+    """With the same words, and thousands told from hundreds."""
+    also = found_also(page, place("b.md", 1016, pages=[3, 4]), place("c.md", 0))
+
+    expect(page.locator("#passages .place")).to_have_text("characters 0–1,015")
+    expect(also).to_have_text("Also in b.md, pages 3–4, characters 1,016–2,031; c.md, characters 0–1,015")
+
+
+def test_repetitions_within_a_document_are_summed(page: Page) -> None:
+    """A file that says one thing a thousand times is one place, and so is each of its copies."""
+    again = [place("a.md", 1016 * number, document_id=1) for number in range(1, 1571)]
+    elsewhere = [
+        place(name, start) for name in ("b.md", "c.md", "d.md", "e.md", "f.md") for start in (0, 1016)
+    ]
+
+    also = found_also(page, *again, *elsewhere)
+
+    expect(also).to_have_text(
+        "Also 1,570 more times in this document; in b.md, characters 0–1,015 and 1 more time;"
+        " c.md, characters 0–1,015 and 1 more time; d.md, characters 0–1,015 and 1 more time;"
+        " and 2 more places"
+    )
+
+
+def test_only_the_document_itself_repeats_a_passage(page: Page) -> None:
+    """Nothing is said of other places where there are none."""
+    also = found_also(page, place("a.md", 1016, document_id=1))
+
+    expect(also).to_have_text("Also 1 more time in this document")
+
+
+ROWS = """
+() => [...document.querySelectorAll("#uploads > li")].map((row) => {
+    const [button, box] = [row.querySelector("button:last-of-type"), row.getBoundingClientRect()];
+    const words = document.createRange();
+    words.selectNodeContents(button);
+    const parts = [...row.children].map((one) => one.getBoundingClientRect());
+    const [top, bottom] = [Math.min(...parts.map((part) => part.top)), Math.max(...parts.map((part) => part.bottom))];
+    return {
+        weight: getComputedStyle(button).fontWeight,
+        right: words.getBoundingClientRect().right,
+        above: box.top - (row.previousElementSibling ?? drop).getBoundingClientRect().bottom,
+        within: top - box.top - (box.bottom - bottom - 1),
+    };
+})
+"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_what_became_of_uploads_stands_in_line(page: Page, width: int) -> None:
+    """All that is put away is put away by the same button at the same edge, with room above and below each."""
+    page.set_viewport_size({"width": width, "height": 900})
+    page.route(
+        "**/api/documents?name=picture.md",
+        lambda route: route.fulfill(status=415, json={"detail": "This is a PNG picture, and it has a name."}),
+    )
+    known = {"outcome": "unchanged", "document": told_document(1)}
+    page.route("**/api/documents?name=here.md", lambda route: route.fulfill(status=201, json=known))
+    add(page, "picture.md", b"x")
+    expect(page.locator("#uploads > li")).to_contain_text(["picture.md"])
+    add(page, "here.md", b"x")
+    expect(page.locator("#uploads > li")).to_contain_text(["picture.md", "1.md is here already."])
+
+    rows = page.evaluate(ROWS)
+
+    edge = page.locator("#drop").evaluate("(one) => one.getBoundingClientRect().right")
+    assert {row["weight"] for row in rows} == {"450"}
+    assert all(abs(row["right"] - edge) < 2 for row in rows), rows
+    assert rows[0]["above"] >= 8
+    assert all(abs(row["within"]) < 2 for row in rows), rows
+
+
+def test_words_that_are_typed_before_the_server_answers_stay(page: Page) -> None:
+    """A slow server does not empty the field of who is quick."""
+    held: list[Route] = []
+    page.route("**/api/limits", lambda route: held.append(route))
+    page.reload()
+    page.locator("#query").fill("heron")
+    while not held:
+        page.wait_for_timeout(20)
+
+    with page.expect_request("**/api/events"):
+        held[0].continue_()
+
+    expect(page.locator("#query")).to_have_value("heron")

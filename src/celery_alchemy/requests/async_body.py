@@ -1,0 +1,81 @@
+"""Running the body of an ``async def`` task.
+
+It is the path of ``sync_body.py``, in a greenlet of an event loop.
+
+SQLAlchemy lets sync code use an async driver there, so that all rules are written once; at the
+leaf of the path the coroutine is awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable
+
+from celery.app.task import Context
+from sqlalchemy.util import await_only, greenlet_spawn
+
+from ..messages.celery_types import Fields
+from ..signatures.injection import Injection
+from .arguments import sessions_in_scope
+from .event_loop import process_loop
+from .loop_call import LoopCall, loop_call
+from .once_body import refuse_items
+from .plan import Planned
+from .sync_body import in_unit_of_work
+
+__all__ = ["in_async_unit_of_work"]
+
+
+def in_async_unit_of_work(
+    task: Planned, body: Callable[..., Awaitable[object]], injection: Injection
+) -> Callable[..., object]:
+    """Wrap a coroutine function so that Celery can call it and each call is one unit of work."""
+
+    @functools.wraps(body)
+    def leaf(*args: object, **kwargs: object) -> object:
+        return await_only(body(*args, **kwargs))
+
+    in_greenlet = in_unit_of_work(task, leaf, injection, is_async=True)
+
+    # Celery, and inspect.iscoroutinefunction(), must see the function that it is: wraps() would
+    # pass on the mark of a coroutine.
+    @functools.wraps(body)
+    def run(*args: object, **kwargs: object) -> object:
+        plan = task.session_plan
+        top: Context | None = plan.task.request_stack.top
+        request = Context() if top is None else top
+        if not injection.is_given(kwargs):
+            refuse_items(plan, request)
+        # Here, in the caller's scope.
+        kwargs = dict(sessions_in_scope(injection, kwargs))
+        is_awaited = bool(request.called_directly) and not request.is_eager and _in_a_loop()
+        carried = functools.partial(
+            _carry, LoopCall(request, is_awaited), in_greenlet, args, kwargs
+        )
+        # What a coroutine awaits runs in the coroutine's own loop, with that loop's engine.
+        return carried() if is_awaited else process_loop.run(carried)
+
+    run.__signature__ = injection.signature  # type: ignore[attr-defined]
+    return run
+
+
+async def _carry(
+    call: LoopCall,
+    run: Callable[..., object],
+    args: tuple[object, ...],
+    kwargs: Fields,
+) -> object:
+    before = loop_call.set(call)
+    try:
+        return await greenlet_spawn(run, *args, **kwargs)
+    finally:
+        loop_call.reset(before)
+
+
+def _in_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

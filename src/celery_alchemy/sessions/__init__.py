@@ -1,0 +1,4 @@
+"""Where sessions come from, what they do, and how their transactions end.
+
+Nothing here knows Celery.
+"""

@@ -1,0 +1,31 @@
+"""Work that waits for servers while a transaction ends, kept off the event loop of an AsyncSession.
+
+Beneath whatever follows a commit: handing messages over, sending them, giving locks back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from contextvars import copy_context
+
+from sqlalchemy.util import await_only
+
+__all__ = ["off_loop"]
+
+
+def off_loop(work: Callable[[], None]) -> None:
+    """Run work that waits for servers.
+
+    When an AsyncSession's commit asks for it, it runs in a thread, so that the event loop goes on.
+    """
+    # Not imported: greenlet is no dependency, and where it is not loaded no AsyncSession runs.
+    greenlet = sys.modules.get("greenlet")
+    if greenlet is None or not getattr(
+        greenlet.getcurrent(), "__sqlalchemy_greenlet_provider__", False
+    ):
+        work()
+        return
+    loop = asyncio.get_running_loop()
+    await_only(loop.run_in_executor(None, copy_context().run, work))

@@ -1,0 +1,1 @@
+"""Any mix of what applications do with sessions in tasks, against a model of what comes of it."""

@@ -1,0 +1,1 @@
+"""Steps of long tasks: each is committed once, wherever a run ends."""
