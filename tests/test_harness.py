@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from threading import Thread
 from typing import Any
 
 import psutil
@@ -95,6 +96,41 @@ def test_database_counts_open_transactions_of_others(database: Database) -> None
     assert during == 1
     assert eventually(lambda: database.transactions() == 0)
     assert database.rows("SELECT id FROM book") == [(1,)]
+
+
+def test_who_asks_often_sees_that_a_transaction_has_ended(database: Database) -> None:
+    """The count is of now, though it was asked for a moment ago: MariaDB's table of transactions is a copy."""
+    database.execute("CREATE TABLE book (id INTEGER PRIMARY KEY)")
+    engine = create_engine(database.url)
+
+    with engine.connect() as connection:
+        connection.execute(text("INSERT INTO book VALUES (1)"))
+        during = database.transactions()
+        connection.rollback()
+        assert eventually(lambda: database.transactions() == 0, timeout=2, interval=0.001)
+    engine.dispose()
+
+    assert during == 1
+
+
+@pytest.mark.databases("postgresql", "mariadb")
+def test_database_counts_the_statements_that_wait_for_a_lock(database: Database) -> None:
+    """None before one waits, one while it waits, and none after it has what it wanted."""
+    database.execute("CREATE TABLE book (id INTEGER PRIMARY KEY)")
+    database.execute("INSERT INTO book VALUES (1)")
+    engine = create_engine(database.url)
+
+    before = database.waiting_for_a_lock()
+    with engine.connect() as holder:
+        holder.execute(text("UPDATE book SET id = 2"))
+        waiting = Thread(target=database.execute, args=("UPDATE book SET id = 3",))
+        waiting.start()
+        during = eventually(database.waiting_for_a_lock, interval=0.001)
+        holder.rollback()
+    waiting.join()
+    engine.dispose()
+
+    assert (before, during, database.waiting_for_a_lock()) == (0, 1, 0)
 
 
 @pytest.mark.databases("postgresql", "postgresql+psycopg2", "mariadb")

@@ -26,11 +26,6 @@ SERVERS = ("postgresql", "mariadb")
 #: One connection: a slot that is not given back is missed by the next task.
 ONE = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 5}
 
-_WAITING = {
-    "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()",
-    "mariadb": "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'",
-}
-
 
 @pytest.fixture(autouse=True)
 def _end_loop() -> Iterator[None]:
@@ -48,7 +43,7 @@ def locked(database: Database, table: str) -> Iterator[None]:
         raise SoftTimeLimitExceeded
 
     def strike(holder: Connection) -> None:
-        eventually(lambda: database.scalar(_WAITING[database.name]) > 0, what="a statement waits for the lock")
+        eventually(lambda: database.waiting_for_a_lock() > 0, what="a statement waits for the lock")
         main = threading.main_thread().ident
         assert main is not None
         signal.pthread_kill(main, signal.SIGUSR1)
