@@ -27,7 +27,7 @@ from tests.workers import ROOT
 
 #: A worker that stands still for good when one of the functions has changed rows for the first time, before their COMMIT.
 STANDS_STILL = """
-import os, signal, sys
+import signal, sys, threading
 from celery import Celery
 from kombu import Queue
 from celery_alchemy import Alchemy
@@ -40,7 +40,8 @@ def stand_still(module, name):
     def stop(*args):
         changed = really(*args)
         if changed:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            # To this thread: one that is sent to the process may reach another thread first, and this one commits.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         return changed
 
     setattr(module, name, stop)
