@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from celery_alchemy.databases.tables import metadata
 from tests.crash.injection import STRUCK_VARIABLE
 from tests.crash.points import (
+    ASYNC_STEP_POINTS,
     CHILD_POINTS,
     CONFIRM_POINTS,
     DEATH_POINTS,
@@ -81,9 +83,12 @@ class _Plan:
 def _plan(database: Database, broker: Broker, extent: Extent) -> _Plan:
     """Choose the faults."""
     has_server = database.name != "sqlite"
+    # aiomysql 0.3.2, which serves without asyncmy, cannot send bytes with PyMySQL 1.2.
+    has_driver = database.name != "mariadb" or find_spec("asyncmy") is not None
+    of_coroutines = ASYNC_STEP_POINTS if has_driver else ()
+    of_bodies = [*DEATH_POINTS, *STEP_POINTS, *of_coroutines, *PARENT_POINTS]
     if broker.name == "alchemy":
-        in_worker = [*TAKEN_CHILD_POINTS, *DEATH_POINTS, *STEP_POINTS, *PARENT_POINTS, *TAKER_POINTS]
-        of_worker = faults(in_worker, has_server=has_server, extent=extent)
+        of_worker = faults([*TAKEN_CHILD_POINTS, *of_bodies, *TAKER_POINTS], has_server=has_server, extent=extent)
         # What would be wiped is the database.
         of_worker = [fault for fault in of_worker if fault.action != "wipe"]
         return _Plan(faults(SENT_BY_COMMIT_POINTS, has_server=has_server), [], of_worker)
@@ -91,7 +96,7 @@ def _plan(database: Database, broker: Broker, extent: Extent) -> _Plan:
     return _Plan(
         faults([*PRODUCER_POINTS, *confirms[:1]], has_server=has_server),
         faults([*RELAY_POINTS, *confirms[1:]], has_server=has_server),
-        faults([*CHILD_POINTS, *DEATH_POINTS, *STEP_POINTS, *PARENT_POINTS], has_server=has_server, extent=extent),
+        faults([*CHILD_POINTS, *of_bodies], has_server=has_server, extent=extent),
     )
 
 

@@ -10,13 +10,14 @@ from typing import Any, cast
 
 from celery import chain
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 import celery_alchemy.outbox.outbox
 import celery_alchemy.outbox.relay
 from celery_alchemy import Alchemy, enqueue
 from tests.crash.injection import STRUCK_VARIABLE, Injection
-from tests.crash.points import DEATH_POINTS, POISON_DELIVERIES, STEP_POINTS, Fault
+from tests.crash.points import ASYNC_STEP_POINTS, DEATH_POINTS, POISON_DELIVERIES, STEP_POINTS, Fault
 from tests.settings import database_url, make_app
 from tests.soak.ledger import Effect, promise
 
@@ -86,6 +87,23 @@ def stepped(self: Any, session: Session, name: str, *, fault: list[str] | None =
     return name
 
 
+@task(
+    name="stepped coroutine",
+    bind=True,
+    once=True,
+    max_retries=None,
+    autoretry_for=(DBAPIError,),
+    retry_kwargs={"countdown": 0.1, "max_retries": None},
+)
+async def stepped_coroutine(self: Any, session: AsyncSession, name: str, *, fault: list[str] | None = None) -> str:
+    """Write an effect in each of two steps, one of them a coroutine's, and one at the end."""
+    injection.of_coroutine(fault)
+    await celery_alchemy.step("one", awaited_work, f"{name}.one", self.request.id)
+    await celery_alchemy.step("two", work, f"{name}.two", self.request.id)
+    session.add(Effect(name=name, task_id=self.request.id))
+    return name
+
+
 def work(session: Session, name: str, task_id: str, *, sends: bool = False) -> None:
     """Write the effect of a step, and send a task with it."""
     injection.reach("work, before")
@@ -94,6 +112,11 @@ def work(session: Session, name: str, task_id: str, *, sends: bool = False) -> N
         step.delay_on_commit(promise(session, f"{name}.child"))
     session.flush()
     injection.reach("work, after")
+
+
+async def awaited_work(session: AsyncSession, name: str, task_id: str) -> None:
+    """Do the work of a step that sends a task."""
+    await session.run_sync(work, name, task_id, sends=True)
 
 
 class DoomedError(Exception):
@@ -126,10 +149,11 @@ def send(session: Session, name: str, fault: Fault | None) -> str:
     given = None if fault is None else [fault.point, fault.action]
     if fault is not None and fault.point in DEATH_POINTS:
         return str(doomed.apply_async_on_commit((promise(session, name),), {"fault": given}, task_id=name, session=session).id)
-    if fault is not None and fault.point in STEP_POINTS:
+    if fault is not None and fault.point in (*STEP_POINTS, *ASYNC_STEP_POINTS):
         for part in ("one", "two"):
             promise(session, f"{name}.{part}")
-        return str(stepped.apply_async_on_commit((promise(session, name),), {"fault": given}, session=session).id)
+        of_steps = stepped if fault.point in STEP_POINTS else stepped_coroutine
+        return str(of_steps.apply_async_on_commit((promise(session, name),), {"fault": given}, session=session).id)
     first = step.si(promise(session, name), fault=given, children=1)
     result = enqueue(session, chain(first, step.si(promise(session, f"{name}.next"))))
     return str(result.parent.id)

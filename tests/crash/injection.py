@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,7 @@ class Injection:
         self._folder = folder
         self._broker_down_until = 0.0
         self._local = threading.local()
+        self._of_coroutine: ContextVar[Fault | None] = ContextVar("fault", default=None)
         self._of_claims: dict[str, Fault] = {}
         self._of_ends: dict[str, Fault] = {}
 
@@ -111,12 +113,12 @@ class Injection:
         what = _name_of(more[1])
         if what is not None:
             self._local.last = what
-            self.reach(f"{what}, before", cursor.connection)
+            self.reach(f"{what}, before", connection.connection)
 
     def _after_statement(self, connection: Any, cursor: Any, statement: str, *more: Any) -> None:
         what = _name_of(more[1])
         if what is not None:
-            self.reach(f"{what}, after", cursor.connection)
+            self.reach(f"{what}, after", connection.connection)
 
     def _around_commit(self, commit: Callable[[], None], dialect: Any, dbapi_connection: Any) -> None:
         what = getattr(self._local, "last", None)
@@ -217,12 +219,18 @@ class Injection:
         mark()
         self.reach("result, after")
 
+    def of_coroutine(self, given: Sequence[str] | None) -> None:
+        """Note the fault of the ``async def`` task that runs: Celery's current task is not known in SQLAlchemy's greenlets."""
+        self._of_coroutine.set(_fault_of({"fault": given}))
+
     # --- what ----------------------------------------------------------------------------------------------------------------
 
     def reach(self, what: str, dbapi_connection: Any = None) -> None:
         """Say that this process is at a point."""
         if self.fault is not None:
             self._reach_with(self.fault, f"{self.fault.point.split(':')[0]}: {what}", dbapi_connection)
+        elif (fault := self._of_coroutine.get()) is not None:
+            self._reach_with(fault, f"coroutine: {what}", dbapi_connection)
         elif (task := get_current_task()) is not None:
             fault = _fault_of(task.request.kwargs)
             if fault is not None:
@@ -256,7 +264,7 @@ class Injection:
         elif action == "broker":
             self._broker_down_until = time.monotonic() + BROKER_DOWN_SECONDS
         elif fault.point.endswith("COMMIT, after"):
-            _lose_answer(_driver_connection(dbapi_connection))
+            _lose_answer(dbapi_connection)
         else:
             _cut(self._url, _driver_connection(dbapi_connection))
 
@@ -295,13 +303,20 @@ def _cut(url: str, connection: Any) -> None:
             other.exec_driver_sql(f"KILL {connection.thread_id()}")
 
 
-def _lose_answer(connection: Any) -> None:
+def _lose_answer(dbapi_connection: Any) -> None:
     """Break a connection and have the driver notice, as if it had waited for the answer to COMMIT.
 
     Raises:
         Exception: The driver's own error for a connection that was closed.
     """
-    number = connection.fileno() if hasattr(connection, "fileno") else connection._sock.fileno()
-    with socket.socket(fileno=os.dup(number)) as twin:
+    with socket.socket(fileno=os.dup(_socket_number(_driver_connection(dbapi_connection)))) as twin:
         twin.shutdown(socket.SHUT_RDWR)
-    connection.cursor().execute("SELECT 1")
+    dbapi_connection.cursor().execute("SELECT 1")
+
+
+def _socket_number(connection: Any) -> int:
+    if hasattr(connection, "fileno"):
+        return int(connection.fileno())
+    # PyMySQL has a socket, asyncmy a transport.
+    own = getattr(connection, "_sock", None) or connection._transport.get_extra_info("socket")
+    return int(own.fileno())

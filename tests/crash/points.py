@@ -61,7 +61,10 @@ CHILD_POINTS = _around(
 #: In a task that always fails, whose ``record_failure`` keeps the promise.
 DEATH_POINTS = _around("child", ("die", "die's COMMIT"))
 #: In a task of steps: it reads what is recorded, does the work of a step, keeps what that returned, and forgets all of it at its end.
-STEP_POINTS = _around("child", ("load", "work", "keep", "keep's COMMIT", "forget"))
+_OF_STEPS = ("load", "work", "keep", "keep's COMMIT", "forget")
+STEP_POINTS = _around("child", _OF_STEPS)
+#: The same in an ``async def`` task.
+ASYNC_STEP_POINTS = _around("coroutine", _OF_STEPS)
 PARENT_POINTS = _around("parent", ("acknowledge",))
 
 # Where the database is the broker nothing is published, and the worker's thread takes messages and ends deliveries. Which message
@@ -108,9 +111,12 @@ def _actions(point: str, *, has_server: bool, extent: Extent) -> list[Action]:
     if who == "parent":
         return ["kill"]
     actions: list[Action] = ["kill"]
-    if who == "child" and (extent == "every" or what in _WORKERS_DIE_AT[extent]):
+    if who == "coroutine" and extent != "every":
+        # What differs from a plain task is the process's event loop, which dies with each kind of kill.
+        extent = "few"
+    if who in ("child", "coroutine") and (extent == "every" or what in _WORKERS_DIE_AT[extent]):
         actions.append("kill worker")
-    if point in STEP_POINTS and (extent == "every" or what in _WIPED_AT[extent]):
+    if point in (*STEP_POINTS, *ASYNC_STEP_POINTS) and (extent == "every" or what in _WIPED_AT[extent]):
         actions.append("wipe")
     if has_server and not what.startswith(_WITHOUT_CONNECTION):
         actions.append("cut")
