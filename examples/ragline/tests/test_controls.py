@@ -49,7 +49,8 @@ def database(request: pytest.FixtureRequest, engine_of: Callable[[str], Engine])
         return
     engine = engine_of(request.param)
     empty_tables(engine)
-    other = Alchemy(app, engine, outbox=True)
+    # Without a broker of its own it would publish to the first database, at a time of its choosing.
+    other = Alchemy(app, engine, broker=True)
     other.create_tables()
     with engine.begin() as connection:
         for table in other.metadata.sorted_tables:
