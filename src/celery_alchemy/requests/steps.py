@@ -15,7 +15,6 @@ from contextvars import ContextVar
 from importlib import import_module
 from typing import Any, TypeVar, overload
 
-from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy.exc import DBAPIError
 
 from ..databases.tables import ID_MAX_LENGTH
@@ -24,6 +23,7 @@ from ..error_texts import note_step
 from ..errors import StepError
 from ..outbox.step_records import StepLog, kept_value, read_value
 from ..sessions.at_hand import at_hand
+from ..sessions.closing import roll_back
 from ..sessions.transaction import refuse_uncallable
 from ..signatures.outcomes import outcome_of
 from ..signatures.results import refuse_entities
@@ -348,24 +348,17 @@ def _commit(unit: SteppedUnit, name: str, text: str, *, can_repeat: bool) -> boo
 
 
 def failed(unit: UnitOfWork, name: str, exc: BaseException) -> None:
-    """Write on an error in which step it came up, and undo what was written since the last one.
+    """Note in which step an error came up, and undo what was written since the last one.
 
-    A body that catches the error goes on from the last step. What may have broken into a statement,
-    or must not give its connection to anybody else, is left to the end of the request.
+    A body that catches the error goes on from there.
     """
-    if not isinstance(exc, Exception):
-        # Of a cancelled coroutine: what has cancelled it is not known here.
-        _log(unit).broken_off = name
-        return
     if isinstance(exc, Overtaken) or outcome_of(exc) != "failure":
         return
-    note_step(exc, name)
-    drops_connection = isinstance(exc, DBAPIError) and is_transient(exc)
-    if isinstance(exc, SoftTimeLimitExceeded) or drops_connection:
-        return
-    if not isinstance(unit, SteppedUnit):
-        return
-    try:
-        unit.session.rollback()
-    except Exception:
-        logger.warning("%s: rolling back step %r failed", unit.owner(), name, exc_info=True)
+    if isinstance(exc, Exception):
+        note_step(exc, name)
+    else:
+        # Of a cancelled coroutine: what has cancelled it is not known here.
+        _log(unit).broken_off = name
+    # A coroutine that is thrown away cannot wait for the database any more.
+    if isinstance(unit, SteppedUnit) and not isinstance(exc, GeneratorExit):
+        roll_back(unit.session, exc, unit.owner)

@@ -64,6 +64,28 @@ def abandon(session: Session, exc: BaseException, owner: Callable[[], str]) -> N
     connection.
     """
     note_rollback(session)
+    if _is_unfit(session, exc):
+        _invalidate(session, owner)
+    else:
+        close_quietly(session, owner)
+
+
+def roll_back(session: Session, exc: BaseException, owner: Callable[[], str]) -> None:
+    """Roll back after an error that the session's user may catch and go on.
+
+    Drops the connection where ``abandon()`` would; objects stay in the session. Never raises.
+    """
+    try:
+        if _is_unfit(session, exc) and not is_joined(session):
+            for connection in _open_connections(session):
+                connection.invalidate(exc)
+        session.rollback()
+    except Exception:
+        logger.warning("%s: rolling back failed", owner(), exc_info=True)
+
+
+def _is_unfit(session: Session, exc: BaseException) -> bool:
+    """Tell whether nobody else may have the connection on which an error came up."""
     ledger = ledger_of(session)
     # A GeneratorExit is only raised where a generator waits.
     interrupted = isinstance(exc, SoftTimeLimitExceeded) or not isinstance(
@@ -75,10 +97,7 @@ def abandon(session: Session, exc: BaseException, owner: Callable[[], str]) -> N
     # After a failover the pool would lend this connection, to a server that only reads now, to the
     # next run as well.
     reads_only = ledger is not None and not ledger.options.read_only and is_read_only(exc)
-    if interrupted or commit_failed or reads_only or (ledger is not None and ledger.in_flight):
-        _invalidate(session, owner)
-    else:
-        close_quietly(session, owner)
+    return interrupted or commit_failed or reads_only or (ledger is not None and ledger.in_flight)
 
 
 def close_quietly(session: Session, owner: Callable[[], str]) -> None:
@@ -118,11 +137,15 @@ def _drop_connections(session: Session) -> None:
 
     The garbage collector would find them; until then the pool goes without.
     """
+    for connection in _open_connections(session):
+        connection.invalidate()
+        connection.close()
+
+
+def _open_connections(session: Session) -> list[Connection]:
+    """Return those that the session holds; none if its one connection is somebody else's."""
     ledger = ledger_of(session)
     if ledger is None or isinstance(session.bind, Connection):
-        return
-    for reference in ledger.connections:
-        connection = reference()
-        if connection is not None and not connection.closed:
-            connection.invalidate()
-            connection.close()
+        return []
+    found = (reference() for reference in ledger.connections)
+    return [one for one in found if one is not None and not one.closed]
