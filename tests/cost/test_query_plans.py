@@ -1,4 +1,4 @@
-"""What the relay asks again and again reads an index, however many completed rows the table keeps."""
+"""What the relay and a broker's worker ask again and again reads an index, however many rows are completed or due one day."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, event, text
 
+from celery_alchemy.broker.acknowledging import acknowledge, give_back
+from celery_alchemy.broker.claims import has_due, take
+from celery_alchemy.broker.tables import begun
+from celery_alchemy.broker.workers import enlist, release_lost
 from celery_alchemy.databases import database_of
 from celery_alchemy.databases.tables import metadata, outbox
+from celery_alchemy.messages.message import Message
+from celery_alchemy.outbox.place import Place
 from celery_alchemy.outbox.relay import prune
 from tests.services.databases import Database
 
@@ -25,7 +31,11 @@ _NUMBERS = {
     "mariadb": "SELECT seq AS n FROM seq_1_to_{count}",
     "sqlite": "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t WHERE n < {count}) SELECT n FROM t",
 }
-_COLUMNS = "id, task_id, task_name, once, created_at, due_at, completed_at, body, envelope, sends, failures, deliveries"
+_COLUMNS = (
+    "id, task_id, task_name, once, created_at, due_at, completed_at, body, envelope, queue, priority, sends, failures, deliveries"
+)
+#: The body of a message.
+_EMPTY_LIST = {"postgresql": "'\\x5b5d'", "mariadb": "x'5b5d'", "sqlite": "x'5b5d'"}
 _ANALYZE = {"postgresql": "ANALYZE celery_outbox", "mariadb": "ANALYZE TABLE celery_outbox", "sqlite": "ANALYZE"}
 
 
@@ -34,12 +44,36 @@ def engine(database: Database) -> Iterator[Engine]:
     """An outbox with many completed rows and few that are due."""
     engine = create_engine(database.url)
     metadata.create_all(engine)
-    _fill(engine, database.name, COMPLETED_ROWS, "c", "NULL, '2020-06-01 00:00:00', NULL, NULL")
-    _fill(engine, database.name, DUE_ROWS, "d", "'2020-01-01 00:00:00', NULL, NULL, '{}'")
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text(_ANALYZE[database.name]))
+    _fill(engine, database.name, COMPLETED_ROWS, "c", "NULL, '2020-06-01 00:00:00', NULL, NULL, NULL, NULL")
+    _fill(engine, database.name, DUE_ROWS, "d", "'2020-01-01 00:00:00', NULL, NULL, '{}', NULL, NULL")
+    _analyze(engine)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def queue(database: Database) -> Iterator[Engine]:
+    """A queue with few messages that are due, many that are due one day, and many completed rows."""
+    engine = create_engine(database.url)
+    metadata.create_all(engine)
+    name = database.name
+    _fill(engine, name, COMPLETED_ROWS, "c", "NULL, '2020-06-01 00:00:00', NULL, NULL, 'jobs', 3")
+    message = Message(b"[]", "application/json", "utf-8", exchange="", routing_key="jobs")
+    waiting = f"NULL, {_EMPTY_LIST[name]}, '{message.envelope()}', 'jobs', 3"
+    _fill(engine, name, COMPLETED_ROWS, "f", f"'2099-01-01 00:00:00', {waiting}")
+    _fill(engine, name, DUE_ROWS, "d", f"'2020-01-01 00:00:00', {waiting}")
+    _analyze(engine)
+    yield engine
+    engine.dispose()
+
+
+def _analyze(engine: Engine) -> None:
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(_ANALYZE[_name_of(engine)]))
+
+
+def _name_of(engine: Engine) -> str:
+    return "mariadb" if engine.dialect.name in ("mysql", "mariadb") else engine.dialect.name
 
 
 def _fill(engine: Engine, name: str, count: int, prefix: str, values: str) -> None:
@@ -68,15 +102,16 @@ class Plans:
         prefix = "EXPLAIN QUERY PLAN" if dialect == "sqlite" else "EXPLAIN"
         explained.execute(f"{prefix} {statement}", parameters[0] if many else parameters)
         if dialect in ("mysql", "mariadb"):
-            self.texts.extend(_of_mariadb(row, explained.description) for row in explained.fetchall())
+            read = [_of_mariadb(row, explained.description) for row in explained.fetchall()]
+            self.texts.extend(text for text in read if "table=celery_workers" not in text)
         else:
             self.texts.append("\n".join(" ".join(map(str, row)) for row in explained.fetchall()))
         explained.close()
 
     def full_scans(self) -> list[str]:
-        """Return the plans that read the whole table, or a whole index of it because they filter what it gives."""
+        """Return the plans that read the whole table, or a whole index or queue of it because they filter what it gives."""
         scan = re.compile(
-            r"Seq Scan on celery_outbox|Filter: \((due|completed)_at|type=(ALL|index)\b|SCAN celery_outbox(?! USING INDEX)"
+            r"Seq Scan on celery_outbox|Filter: \((due|completed)_at|type=(ALL|index)\b|SCAN celery_outbox(?! USING INDEX)|priority>"
         )
         return [plan for plan in self.texts if scan.search(plan)]
 
@@ -101,4 +136,28 @@ def test_what_a_relay_asks_reads_an_index(engine: Engine) -> None:
 
     assert (claimed, nothing, deleted) == (DUE_ROWS, 0, 1000)
     assert len(plans.texts) >= 4
+    assert plans.full_scans() == []
+
+
+@pytest.mark.timeout(600)
+def test_what_a_worker_of_the_broker_asks_reads_an_index(queue: Engine) -> None:
+    """It takes, looks, acknowledges, gives back and frees what a lost worker had, without a look at what is due one day."""
+    place = Place()
+    with begun(place, queue) as tables:
+        enlist(tables, "lost", -1, None)
+        enlist(tables, "living", 60, None)
+    plans = Plans(queue)
+
+    with begun(place, queue) as tables:
+        lost = take(tables, "lost", ["jobs"], 10)
+        taken = take(tables, "living", ["jobs"], 20)
+        is_more = has_due(tables, ["jobs"], None)
+    with begun(place, queue) as tables:
+        claims = [delivery.claim for delivery in taken if delivery.claim is not None]
+        acknowledge(tables, "living", claims[:10])
+        give_back(tables, "living", claims[10:])
+        released = release_lost(tables, "living", 5)
+
+    assert (len(lost), len(taken), is_more, released.due) == (10, 20, True, 10)
+    assert len(plans.texts) >= 6
     assert plans.full_scans() == []
