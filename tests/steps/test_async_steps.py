@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
@@ -179,38 +178,3 @@ def test_soft_limit_in_a_step_leaves_those_before(stand: OutboxStand, soft_limit
     )
     assert stand.deliver(stand.sent()[0]).value == "b"
     assert (made, stand.effects()) == (["a", "b", "b"], ["a", "b"])
-
-
-_SLEEP = {"postgresql": "SELECT pg_sleep(60)", "mariadb": "SELECT sleep(60)"}
-
-
-@pytest.mark.parametrize("broken_in", ["between statements", "in a statement"])
-@pytest.mark.parametrize("goes_on_with", ["another step", "its end"])
-def test_body_goes_on_after_a_step_took_too_long(stand: OutboxStand, broken_in: str, goes_on_with: str) -> None:
-    """It is cancelled by `asyncio.wait_for`: what it has written is rolled back, and is committed with nothing else."""
-    if broken_in == "in a statement" and stand.database.name == "sqlite":
-        pytest.skip("SQLite has no statement that sleeps")
-
-    async def take_too_long(session: AsyncSession) -> None:
-        session.add(Effect(name="half"))
-        await session.flush()
-        if broken_in == "in a statement":
-            await session.execute(text(_SLEEP[stand.database.name]))
-        await asyncio.sleep(60)
-
-    async def write(session: AsyncSession, name: str) -> None:
-        session.add(Effect(name=name))
-
-    @stand.task(name="ingest", once=True)
-    async def ingest(session: AsyncSession) -> str:
-        try:
-            await asyncio.wait_for(step("long", take_too_long), 0.2)
-        except asyncio.TimeoutError:
-            if goes_on_with == "another step":
-                await step("short", write, "late")
-            else:
-                await write(session, "late")
-        return "late"
-
-    assert stand.deliver(send(stand, ingest)).value == "late"
-    assert stand.effects() == ["late"]

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
-from sqlalchemy import event, select, text, update
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from celery_alchemy import step
 from celery_alchemy.operations import dead_tasks
-from tests.delivery.conftest import MakeStand
 from tests.delivery.outbox_stand import Effect, OutboxStand
-from tests.delivery.test_once_interrupted import ONE, locked
 from tests.stand import Crash
 from tests.steps.test_steps import Calls, send, steps_of
-from tests.waiting import eventually
 
 SERVERS = ("postgresql", "mariadb")
 
@@ -208,161 +204,6 @@ def test_soft_limit_in_a_step_s_own_commit(stand: OutboxStand, monkeypatch: pyte
     assert stand.deliver(sent).value == "b"
     assert stand.effects() == ["a", "b"]
     assert calls == (["a", "b"] if carried_out else ["a", "b", "b"])
-
-
-def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What the library has warned of."""
-    ours = (record for record in caplog.records if record.name.startswith("celery_alchemy"))
-    return [record.getMessage() for record in ours if record.levelname == "WARNING"]
-
-
-@pytest.mark.databases(*SERVERS)
-def test_soft_limit_in_a_statement_of_a_step(make_stand: MakeStand, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing is asked of the connection that it broke into, not even a rollback, and the next run has a whole one."""
-    stand = make_stand(engine_options=ONE)
-
-    def work(session: Session, name: str) -> str:
-        session.execute(update(Effect).values(name=name))
-        return name
-
-    @stand.task(name="ingest", once=True)
-    def ingest() -> str:
-        return step("a", work, "new")
-
-    with stand.alchemy.begin() as session:
-        session.add(Effect(name="old"))
-    sent = send(stand, ingest)
-    with locked(stand.database, Effect.__tablename__):
-        interrupted = stand.deliver(sent)
-    said = _warnings(caplog)
-    dead_tasks.revive(stand.alchemy.engine)
-
-    assert isinstance(interrupted.value, SoftTimeLimitExceeded)
-    assert said == []
-    assert stand.deliver(sent).value == "new"
-    assert stand.effects() == ["new"]
-
-
-@pytest.mark.parametrize("error", [SoftTimeLimitExceeded, LookupError, SystemExit, KeyboardInterrupt])
-@pytest.mark.parametrize("goes_on_with", ["another step", "its end"])
-def test_body_goes_on_after_an_error_in_a_step(stand: OutboxStand, error: type[BaseException], goes_on_with: str) -> None:
-    """What the step has written is rolled back, whatever the error was, and is committed with nothing else."""
-
-    def work(session: Session, name: str) -> None:
-        session.add(Effect(name=name))
-        session.flush()
-        if name == "half":
-            raise error
-
-    @stand.task(name="ingest", once=True)
-    def ingest(session: Session) -> str:
-        with pytest.raises(error):
-            step("long", work, "half")
-        if goes_on_with == "another step":
-            step("short", work, "whole")
-        else:
-            work(session, "whole")
-        return "whole"
-
-    assert stand.deliver(send(stand, ingest)).value == "whole"
-    assert stand.effects() == ["whole"]
-
-
-@pytest.mark.databases(*SERVERS)
-def test_body_goes_on_after_a_step_waited_too_long_for_a_lock(make_stand: MakeStand) -> None:
-    """MariaDB undoes the statement alone, and PostgreSQL refuses all that follow: a body that goes on finds neither."""
-    stand = make_stand(engine_options=ONE)
-    waits = {"postgresql": "SET LOCAL lock_timeout = '1s'", "mariadb": "SET innodb_lock_wait_timeout = 1"}
-
-    def work(session: Session) -> None:
-        session.add(Effect(name="half"))
-        session.flush()
-        session.execute(text(waits[stand.database.name]))
-        session.execute(update(Effect).where(Effect.id == old.id).values(name="new"))
-
-    def write(session: Session) -> None:
-        session.add(Effect(name="whole"))
-
-    @stand.task(name="ingest", once=True)
-    def ingest() -> None:
-        with pytest.raises(OperationalError):
-            step("long", work)
-        step("short", write)
-
-    old = Effect(name="old")
-    with stand.alchemy.begin() as session:
-        session.add(old)
-        session.flush()
-        session.expunge(old)
-    sent = send(stand, ingest)
-    with Session(stand.database.engine) as holder:
-        # By its key: without an index MariaDB would lock what others add as well.
-        holder.execute(select(Effect.id).where(Effect.id == old.id).with_for_update())
-        stand.deliver(sent)
-
-    assert stand.effects() == ["old", "whole"]
-
-
-_SLOW_COMMIT = """
-CREATE FUNCTION rest() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(2); RETURN NULL; END $$;
-CREATE CONSTRAINT TRIGGER rest AFTER INSERT ON effect DEFERRABLE INITIALLY DEFERRED
-FOR EACH ROW WHEN (NEW.name = 'slow') EXECUTE FUNCTION rest()
-"""
-
-
-@pytest.mark.databases("postgresql")
-def test_body_goes_on_after_a_soft_limit_in_a_step_s_commit(
-    stand: OutboxStand, soft_limit: Callable[[], None], caplog: pytest.LogCaptureFixture
-) -> None:
-    """The COMMIT is carried out or not; the next step is committed on another connection, and nothing is done twice."""
-    stand.database.execute(_SLOW_COMMIT)
-    connections: list[int] = []
-    timer = threading.Timer(1, soft_limit)
-
-    def work(session: Session, name: str) -> None:
-        connections.append(session.execute(text("SELECT pg_backend_pid()")).scalar_one())
-        session.add(Effect(name=name))
-
-    @stand.task(name="ingest", once=True)
-    def ingest() -> str:
-        timer.start()
-        with pytest.raises(SoftTimeLimitExceeded):
-            step("long", work, "slow")
-        step("short", work, "quick")
-        return "quick"
-
-    ended = stand.deliver(send(stand, ingest))
-    said = _warnings(caplog)
-
-    assert ended.value == "quick"
-    assert said == []
-    assert connections[0] != connections[1]
-    eventually(lambda: stand.database.transactions() == 0)
-    assert stand.effects() in (["slow", "quick"], ["quick", "slow"], ["quick"])
-
-
-@pytest.mark.databases("postgresql")
-def test_server_that_only_reads_gets_no_step_again(stand: OutboxStand) -> None:
-    """After a failover the connection is dropped, also by a body that catches the error and goes on."""
-    connections: list[int] = []
-
-    def work(session: Session, name: str, mode: str) -> None:
-        connections.append(session.execute(text("SELECT pg_backend_pid()")).scalar_one())
-        session.execute(text(f"SET SESSION CHARACTERISTICS AS TRANSACTION READ {mode}"))
-        session.execute(text(f"SET TRANSACTION READ {mode}"))
-        session.add(Effect(name=name))
-        session.flush()
-
-    @stand.task(name="ingest", once=True)
-    def ingest() -> None:
-        with pytest.raises(DBAPIError, match="read-only transaction"):
-            step("long", work, "lost", "ONLY")
-        step("short", work, "whole", "WRITE")
-
-    stand.deliver(send(stand, ingest))
-
-    assert connections[0] != connections[1]
-    assert stand.effects() == ["whole"]
 
 
 def test_committed_step_counts_starts_anew(stand: OutboxStand) -> None:

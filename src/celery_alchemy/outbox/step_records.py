@@ -68,6 +68,8 @@ class StepLog:
         running: The step that is under way; None if none is.
         is_loaded: What earlier runs have left is known.
         has_committed: This run has committed a step.
+        committing: The step whose COMMIT has begun, and of which no end is known.
+        was_overtaken: Another delivery has got on meanwhile, and this run's work is rolled back.
         broken_off: The step that was under way when something other than an Exception ended it.
         lock: Of an ``async def`` task: lets one step run at a time.
     """
@@ -78,6 +80,8 @@ class StepLog:
     running: str | None = None
     is_loaded: bool = False
     has_committed: bool = False
+    committing: str | None = None
+    was_overtaken: bool = False
     broken_off: str | None = None
     lock: asyncio.Lock | None = None
 

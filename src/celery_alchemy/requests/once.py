@@ -350,9 +350,14 @@ class OnceUnit(UnitOfWork):
     def _complete_aside(self, ending: Ending) -> None:
         result, _ = self._kept(ending, None)
 
+        def work(table: OutboxTable) -> None:
+            self._complete(table, result)
+            if self.steps is not None:
+                step_records.forget(table, [self.key])
+
         # Another delivery that was ignored at the same time has written the record.
         with suppress(IntegrityError):
-            insist(lambda: self.in_own_session(lambda table: self._complete(table, result)))
+            insist(lambda: self.in_own_session(work))
 
     def replay(self, state: State) -> object:
         """Report what the run that committed reported.

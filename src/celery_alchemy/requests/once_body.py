@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from celery import _state
 from celery.app.task import Context
+from celery.exceptions import SoftTimeLimitExceeded
 
 from ..error_texts import note_step
 from ..errors import DeadTaskError
@@ -28,6 +29,7 @@ from .once_keys import row_key
 from .once_records import State
 from .plan import Plan
 from .put_back import is_cut_off, put_back
+from .step_failures import refuse_unended
 from .step_unit import SteppedUnit
 
 __all__ = ["RECORD_STARTS", "key_of_delivery", "refuse_items", "run_once"]
@@ -117,12 +119,16 @@ def _attempt_once(
             return _report(unit, state, args, kwargs)
         try:
             result = call(unit, args, kwargs)
+            refuse_unended(unit)
             refuse_entities(result, unit.owner)
             return unit.replay(unit.succeed_with("returned", result))
         except Overtaken:
             unit.overtaken()
             raise
-        except BaseException as exc:  # noqa: BLE001 - every error must be seen here.
+        except BaseException as exc:
+            if _hides_overtaken(unit, exc):
+                unit.overtaken()
+                raise Overtaken(key) from exc
             return _fail_once(unit, exc, args, kwargs)
     except BaseException as exc:
         # By its own error, which may have broken into a statement of ours; a unit that has ended
@@ -134,6 +140,17 @@ def _attempt_once(
         raise
     finally:
         at_hand.set(outer)
+
+
+def _hides_overtaken(unit: OnceUnit, exc: BaseException) -> bool:
+    """Tell whether the body has made an error of its own out of being overtaken in a step.
+
+    A run whose time is up is not begun again.
+    """
+    was_overtaken = unit.steps is not None and unit.steps.was_overtaken
+    return (
+        was_overtaken and isinstance(exc, Exception) and not isinstance(exc, SoftTimeLimitExceeded)
+    )
 
 
 def _report(unit: OnceUnit, state: State, args: Arguments, kwargs: Keywords) -> object:

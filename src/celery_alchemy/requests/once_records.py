@@ -128,9 +128,16 @@ def _changed(
     return table.execute(statement, parameters).rowcount == 1
 
 
-def look(table: OutboxTable, key: str) -> State:
-    """Say what the table says of a task."""
-    return said_by(table.execute(statements.LOOK, {"row_id": key}).one_or_none())
+def look(table: OutboxTable, key: str, *, waits: bool = False) -> State:
+    """Say what the table says of a task.
+
+    Args:
+        table: In a transaction.
+        key: The task's.
+        waits: Until those have ended that change the row, or keep it as it is.
+    """
+    statement = statements.LOOK_AND_WAIT if waits else statements.LOOK
+    return said_by(table.execute(statement, {"row_id": key}).one_or_none())
 
 
 def said_by(found: Raw | None) -> State:

@@ -66,6 +66,8 @@ LOOK = select(
     outbox.c.task_id,
 ).where(outbox.c.id == bindparam("row_id"))
 
+LOOK_AND_WAIT = LOOK.with_for_update()
+
 _COMPLETED: dict[str, object] = {
     "completed_at": from_now(0),
     "result": bindparam("outcome"),

@@ -15,6 +15,7 @@ from ..outbox.step_records import Record, StepLog
 from ..sessions.closing import commit
 from ..sessions.commits import uncounted
 from ..sessions.releasing import uncommitted_changes
+from ..signatures.outcomes import Outcome
 from . import once_records as completion
 from .deliveries import Overtaken
 from .once import OnceUnit
@@ -69,7 +70,9 @@ class SteppedUnit(OnceUnit):
             if is_lost_connection(exc) or is_read_only(exc) or not is_transient(exc):
                 raise
             return False
+        log.committing = name
         self._commit_by_ourselves()
+        log.committing = None
         log.has_committed = True
         log.next_position += 1
         if not self._owed:
@@ -97,8 +100,15 @@ class SteppedUnit(OnceUnit):
         finally:
             self._recording = False
 
-    def look_for_steps(self) -> None:
+    def ends_well_by(self, outcome: Outcome) -> bool:
+        """Tell whether what was written is committed where the body ends by an exception."""
+        return outcome == "success" or (outcome == "ignore" and "ignore" in self.plan.commit_on)
+
+    def look_for_steps(self, *, waits: bool = False) -> None:
         """Roll back, and find out what others, or a COMMIT without an answer, have recorded.
+
+        Args:
+            waits: The server may still be at that COMMIT, on a connection that was dropped.
 
         Raises:
             Overtaken: The task is completed or dead.
@@ -107,7 +117,8 @@ class SteppedUnit(OnceUnit):
         log = self.steps or StepLog()
 
         def work(table: OutboxTable) -> tuple[State, list[Record]]:
-            return completion.look(table, self.key), step_records.load(table, self.key)
+            state = completion.look(table, self.key, waits=waits)
+            return state, step_records.load(table, self.key)
 
         state, found = self.in_own_session(work)
         if state.kind in ("completed", "dead"):

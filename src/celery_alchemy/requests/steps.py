@@ -19,16 +19,15 @@ from sqlalchemy.exc import DBAPIError
 
 from ..databases.tables import ID_MAX_LENGTH
 from ..databases.transient import is_lost_connection, is_read_only, is_transient
-from ..error_texts import note_step
+from ..error_texts import storable
 from ..errors import StepError
 from ..outbox.step_records import StepLog, kept_value, read_value
 from ..sessions.at_hand import at_hand
-from ..sessions.closing import roll_back
 from ..sessions.transaction import refuse_uncallable
-from ..signatures.outcomes import outcome_of
 from ..signatures.results import refuse_entities
 from .attempt import UnitOfWork
 from .deliveries import Overtaken
+from .step_failures import failed, log_of, warn_of_look
 from .step_functions import called, is_coroutine_function
 from .step_unit import SteppedUnit
 
@@ -46,16 +45,17 @@ RECORD_TRIES = 3
 def step(
     name: str,
     function: Callable[..., Awaitable[_T]],
+    /,
     *args: object,
     **kwargs: object,
 ) -> Coroutine[Any, Any, _T]: ...
 
 
 @overload
-def step(name: str, function: Callable[..., _T], *args: object, **kwargs: object) -> _T: ...
+def step(name: str, function: Callable[..., _T], /, *args: object, **kwargs: object) -> _T: ...
 
 
-def step(name: str, function: Callable[..., object], *args: object, **kwargs: object) -> object:
+def step(name: str, function: Callable[..., object], /, *args: object, **kwargs: object) -> object:
     """Do a part of a ``once`` task that is never done again once it is committed.
 
     Returns what the task has recorded for this name, if an earlier run of it has done the step.
@@ -81,6 +81,8 @@ def step(name: str, function: Callable[..., object], *args: object, **kwargs: ob
             another step is running, or a SAVEPOINT is open.
         StepValueError: The value is no JSON, or larger than a megabyte.
         Exception: What the function raised. What was written since the last step is rolled back.
+            Where it ended a COMMIT, such as a soft time limit, the step may have been committed:
+            then its next call returns the value.
 
     Guarantees: Over retries, redeliveries, kills and ``alchemy revive`` a committed step is never
         run again. A process that dies before the COMMIT leaves nothing in the database, and the
@@ -95,13 +97,6 @@ def step(name: str, function: Callable[..., object], *args: object, **kwargs: ob
     work = functools.partial(called, unit, name, function, args, kwargs)
     if unit.plan.is_async and not _in_greenlet():
         return _awaited(unit, name, function, work)
-    if is_coroutine_function(function):
-        raise StepError(
-            name,
-            unit.owner(),
-            "is an `async def` function in a plain task, which cannot await it",
-            _MAKE_ASYNC,
-        )
     return _plain(unit, name, work)
 
 
@@ -136,12 +131,17 @@ def _plain(unit: UnitOfWork, name: str, work: Callable[[], object]) -> object:
     if text is not None:
         return read_value(text)
     try:
-        return keep(unit, name, work())
+        value = work()
+        if inspect.iscoroutine(value):
+            value.close()
+            what = "is an `async def` function in a plain task, which cannot await it"
+            raise StepError(name, unit.owner(), what, _MAKE_ASYNC)
+        return keep(unit, name, value)
     except BaseException as exc:
         failed(unit, name, exc)
         raise
     finally:
-        _log(unit).running = None
+        log_of(unit).running = None
 
 
 async def _awaited(
@@ -154,7 +154,7 @@ async def _awaited(
     # An optional extra: greenlet is only there where async tasks are.
     from sqlalchemy.util import greenlet_spawn
 
-    log = _log(unit)
+    log = log_of(unit)
     if _inside.get() is log:
         raise _nested(unit, log, name)
     if log.lock is None:
@@ -212,10 +212,12 @@ def begin(unit: UnitOfWork, name: str) -> str | None:
     """
     _refuse_name(unit, name)
     _refuse_end(unit, name)
-    log = _log(unit)
+    log = log_of(unit)
     if log.running is not None:
         raise _nested(unit, log, name)
     _refuse_savepoint(unit, name)
+    if log.was_overtaken:
+        raise Overtaken(unit.owner())
     if name in log.done:
         raise StepError(
             name,
@@ -227,8 +229,9 @@ def begin(unit: UnitOfWork, name: str) -> str | None:
     text = None
     try:
         text = _recorded(unit, log, name)
-    except BaseException:
+    except BaseException as exc:
         log.running = None
+        failed(unit, name, exc)
         raise
     if text is not None:
         log.running = None
@@ -249,7 +252,7 @@ def _recorded(unit: UnitOfWork, log: StepLog, name: str) -> str | None:
 
 
 def _refuse_name(unit: UnitOfWork, name: object) -> None:
-    is_kept = isinstance(name, str) and name == name.strip() and "\0" not in name
+    is_kept = isinstance(name, str) and name == name.strip() and name == storable(name)
     if not is_kept or not 0 < len(str(name)) <= ID_MAX_LENGTH:
         raise StepError(
             repr(name)[:ID_MAX_LENGTH],
@@ -285,12 +288,6 @@ def _refuse_end(unit: UnitOfWork, name: str) -> None:
         )
 
 
-def _log(unit: UnitOfWork) -> StepLog:
-    if unit.steps is None:
-        unit.steps = StepLog()
-    return unit.steps
-
-
 def keep(unit: UnitOfWork, name: str, value: object) -> object:
     """Commit what was written since the last step, and the record; return the value that stands.
 
@@ -303,7 +300,7 @@ def keep(unit: UnitOfWork, name: str, value: object) -> object:
     text, value = kept_value(name, value, unit.owner())
     _refuse_end(unit, name)
     _refuse_savepoint(unit, name)
-    log = _log(unit)
+    log = log_of(unit)
     if isinstance(unit, SteppedUnit):
         # With nothing to lose in a rollback, the record can be written again.
         tries_left = 0 if unit.session.in_transaction() else RECORD_TRIES - 1
@@ -334,31 +331,14 @@ def _commit(unit: SteppedUnit, name: str, text: str, *, can_repeat: bool) -> boo
         is_lost = is_lost_connection(exc)
         if not is_lost and not (can_repeat and is_transient(exc) and not is_read_only(exc)):
             raise
+        log_of(unit).committing = None
         try:
             unit.look_for_steps()
-        except Exception:
-            text = "%s: looking for the outcome of step %r failed"
-            logger.warning(text, unit.owner(), name, exc_info=True)
+        except Exception:  # noqa: BLE001 - the database's first error is raised.
+            warn_of_look(unit, name)
             raise exc from None
-        if name not in _log(unit).recorded and not can_repeat:
+        if name not in log_of(unit).recorded and not can_repeat:
             raise
         return False
     unit.look_for_steps()
     return False
-
-
-def failed(unit: UnitOfWork, name: str, exc: BaseException) -> None:
-    """Note in which step an error came up, and undo what was written since the last one.
-
-    A body that catches the error goes on from there.
-    """
-    if isinstance(exc, Overtaken) or outcome_of(exc) != "failure":
-        return
-    if isinstance(exc, Exception):
-        note_step(exc, name)
-    else:
-        # Of a cancelled coroutine: what has cancelled it is not known here.
-        _log(unit).broken_off = name
-    # A coroutine that is thrown away cannot wait for the database any more.
-    if isinstance(unit, SteppedUnit) and not isinstance(exc, GeneratorExit):
-        roll_back(unit.session, exc, unit.owner)

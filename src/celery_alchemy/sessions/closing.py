@@ -81,7 +81,9 @@ def roll_back(session: Session, exc: BaseException, owner: Callable[[], str]) ->
                 connection.invalidate(exc)
         session.rollback()
     except Exception:
-        logger.warning("%s: rolling back failed", owner(), exc_info=True)
+        # Also where the error came up inside of SQLAlchemy's own commit.
+        logger.warning("%s: rolling back failed, its session is emptied", owner(), exc_info=True)
+        _invalidate(session, owner)
 
 
 def _is_unfit(session: Session, exc: BaseException) -> bool:
