@@ -16,7 +16,7 @@ from tests.services.databases import Databases
 
 #: Pairs, and how many of the kills of whole workers are made there; all of them, on one pair, in `.ci/run`.
 PAIRS: dict[str, tuple[str, str, Extent]] = {
-    "sqlite-filesystem": ("sqlite", "filesystem", "most"),
+    "sqlite-filesystem": ("sqlite", "filesystem", "few"),
     "postgresql-redis": ("postgresql", "redis", "every" if os.environ.get("TEST_EVERY_CRASH") else "most"),
     "postgresql-rabbitmq": ("postgresql", "rabbitmq", "few"),
     "mariadb-redis": ("mariadb", "redis", "few"),
