@@ -63,6 +63,23 @@ def test_priorities_count_over_all_queues_of_a_consumer(line: Line) -> None:
     assert sorted(message.payload for message in heard.messages[:2]) == ["a9", "b9"]
 
 
+def test_worker_may_have_a_hundred_queues(line: Line) -> None:
+    """It waits for what is sent, and the highest priority comes first from wherever it is."""
+    queues = [Queue(f"q{number}") for number in range(120)]
+
+    with line.consuming(*queues) as heard:
+        heard.drain(0.5)
+        line.send("q3", "first")
+        heard.wait_for(1)
+        heard.messages.pop().ack()
+    for number, priority in ((1, 0), (119, 9), (60, 5)):
+        line.send(f"q{number}", number, priority=priority)
+    with line.consuming(*queues) as heard:
+        messages = heard.wait_for(3)
+
+    assert [message.payload for message in messages] == [119, 60, 1]
+
+
 @pytest.mark.parametrize("name", STRANGE_NAMES)
 def test_queue_may_have_any_name(line: Line, name: str) -> None:
     """Long ones, quotes and characters of all languages."""

@@ -103,7 +103,7 @@ class Plans:
         explained.execute(f"{prefix} {statement}", parameters[0] if many else parameters)
         if dialect in ("mysql", "mariadb"):
             read = [_of_mariadb(row, explained.description) for row in explained.fetchall()]
-            self.texts.extend(text for text in read if "table=celery_workers" not in text)
+            self.texts.extend(text for text in read if "table=celery_outbox" in text)
         else:
             self.texts.append("\n".join(" ".join(map(str, row)) for row in explained.fetchall()))
         explained.close()

@@ -9,10 +9,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Table, func, or_, select, update
+from sqlalchemy import ColumnElement, or_, select, update
 
 from ..databases import database_of
 from ..databases.tables import Found, from_now
@@ -25,9 +24,6 @@ from .tables import BrokerTables
 __all__ = ["BATCH_ROWS", "Claim", "Delivery", "has_due", "payload_of", "take"]
 
 logger: logging.Logger = logging.getLogger(__name__)
-
-#: Before anything was due.
-_LONG_AGO = datetime(1970, 1, 1)  # noqa: DTZ001 - as the columns have it.
 
 #: Messages of one claim at most, where the worker sets no limit.
 BATCH_ROWS = 500
@@ -130,33 +126,11 @@ def has_due(
         queues: The queues.
         is_unread: Tells broadcasts that were not read; None for no look.
     """
-    looks = [_first_is_due(tables.messages, tuple(queues))] if queues else []
+    database = database_of(tables.connection.dialect.name)
+    looks = [database.is_any_due(tables.messages, queues)] if queues else []
     if is_unread is not None:
         looks.append(select(tables.broadcasts.c.id).where(is_unread).exists())
     return bool(looks) and bool(tables.run(select(or_(*looks))).scalar())
-
-
-@lru_cache(maxsize=32)
-def _first_is_due(messages: Table, queues: tuple[str, ...]) -> ColumnElement[bool]:
-    """Return whether the oldest message of a queue and priority is due.
-
-    One entry of the index is read for each. Looking for one that is due would go through all that
-    are due one day, and through the table on PostgreSQL, which expects to meet one soon.
-    Sources: https://dev.mysql.com/doc/refman/8.0/en/mysql-indexes.html,
-    https://www.sqlite.org/optoverview.html#the_min_max_optimization
-    """
-    c = messages.c
-    firsts = (
-        select(func.min(c.due_at)).where(
-            c.queue == queue,
-            c.priority == priority,
-            # IS NOT NULL would do for the partial indexes, but MariaDB would read all entries.
-            c.due_at > _LONG_AGO,
-        )
-        for priority in range(9, -1, -1)
-        for queue in queues
-    )
-    return or_(*(first.scalar_subquery() <= from_now(0) for first in firsts))
 
 
 def _read(row: Found) -> Delivery | None:

@@ -22,6 +22,8 @@ module has
     how a relay takes due rows of the outbox for itself;
 ``take(connection, table, worker, queues, limit)``
     how a worker takes due messages out of queues, of priority 9 first, then the oldest;
+``is_any_due(table, queues)``
+    whether a worker would find any, as an expression;
 ``mark(connection)``
     a number, read when a transaction begins, that ``held()`` compares with a later one; None where
     that needs none;
@@ -48,7 +50,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from sqlalchemy import Connection, Engine, Table
+from sqlalchemy import ColumnElement, Connection, Engine, Table
 from sqlalchemy.pool import PoolProxiedConnection
 
 from . import generic, mysql, postgresql, sqlite
@@ -97,6 +99,8 @@ class Database(Protocol):
     def take(
         self, connection: Connection, table: Table, worker: str, queues: Sequence[str], limit: int
     ) -> Rows: ...
+
+    def is_any_due(self, table: Table, queues: Sequence[str]) -> ColumnElement[bool]: ...
 
     def held(self, connection: Connection, mark: int | None) -> Held | None: ...
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 
-from sqlalchemy import Connection, Engine, Table, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Table, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ..errors import ConfigurationError
@@ -97,6 +97,12 @@ def take(
             execution_options=NOT_TRANSLATED,
         )
     return rows
+
+
+def is_any_due(table: Table, queues: Sequence[str]) -> ColumnElement[bool]:
+    """Return whether a message of these queues is due."""
+    c = table.c
+    return select(c.id).where(c.queue.in_(queues), c.due_at <= from_now(0)).exists()
 
 
 #: Nothing to compare with.

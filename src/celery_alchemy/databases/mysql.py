@@ -6,13 +6,16 @@ They hold for the connection and are taken back at its check-in.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from functools import lru_cache
 from math import ceil
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Engine,
     Executable,
+    Select,
     Table,
     case,
     func,
@@ -152,16 +155,8 @@ def take(
     run where something is due. MariaDB has no LATERAL. Source:
     https://dev.mysql.com/doc/refman/8.0/en/group-by-optimization.html#loose-index-scan
     """
-    c = table.c
-    first = func.min(c.due_at).label("first")
-    places = (
-        select(c.queue, c.priority, first)
-        .where(c.queue.in_(queues), c.due_at.is_not(None))
-        .group_by(c.queue, c.priority)
-        .having(first <= from_now(0))
-        .order_by(c.priority.desc(), first)
-    )
-    rows: list[Found] = []
+    c, rows = table.c, list[Found]()
+    places = _places(table, queues).order_by(c.priority.desc(), "first")
     for place in connection.execute(places, execution_options=NOT_TRANSLATED).all():
         if len(rows) < limit:
             waiting = (
@@ -182,6 +177,23 @@ def take(
             execution_options=NOT_TRANSLATED,
         )
     return rows
+
+
+def is_any_due(table: Table, queues: Sequence[str]) -> ColumnElement[bool]:
+    """Return whether a message of these queues is due: one entry of the index for each place."""
+    places = _places(table, queues).subquery("places")
+    return select(places.c.queue).exists()
+
+
+def _places(table: Table, queues: Sequence[str]) -> Select[tuple[str, int, datetime]]:
+    c = table.c
+    first = func.min(c.due_at).label("first")
+    return (
+        select(c.queue, c.priority, first)
+        .where(c.queue.in_(queues), c.due_at.is_not(None))
+        .group_by(c.queue, c.priority)
+        .having(first <= from_now(0))
+    )
 
 
 #: Nothing to compare with.

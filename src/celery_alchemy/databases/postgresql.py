@@ -10,10 +10,14 @@ from functools import lru_cache, partial
 
 from sqlalchemy import (
     ARRAY,
+    BindParameter,
+    ColumnElement,
     Connection,
     Engine,
     Executable,
     Integer,
+    Select,
+    Subquery,
     Table,
     Text,
     Update,
@@ -207,24 +211,8 @@ def take(
 
 @lru_cache(maxsize=32)
 def _take_statement(table: Table) -> Executable:
-    places = (
-        select(_PRIORITY.c.value.label("priority"), _QUEUES.c.value.label("queue"))
-        .select_from(_PRIORITY.join(_QUEUES, true()))
-        .order_by(_PRIORITY.c.value.desc(), _QUEUES.c.ordinality)
-        .subquery("places")
-    )
-    waiting = (
-        select(table.c.id)
-        .where(
-            table.c.queue == places.c.queue,
-            table.c.priority == places.c.priority,
-            table.c.due_at <= select(from_now(0)).scalar_subquery(),
-        )
-        .order_by(table.c.due_at)
-        .limit(_ROOM)
-        .with_for_update(skip_locked=True)
-        .lateral("waiting")
-    )
+    places = _places(bindparam("names", type_=ARRAY(Text())))
+    waiting = _waiting(table, places).with_for_update(skip_locked=True).lateral("waiting")
     due = (
         select(waiting.c.id)
         .select_from(places.join(waiting, true()))
@@ -240,13 +228,47 @@ def _take_statement(table: Table) -> Executable:
     )
 
 
+def is_any_due(table: Table, queues: Sequence[str]) -> ColumnElement[bool]:
+    """Return whether a message of these queues is due: one entry of the index for each place.
+
+    A plain EXISTS would go through the whole table, because the planner expects to meet one soon.
+    """
+    places = _places(bindparam(None, list(queues), type_=ARRAY(Text())))
+    first = _waiting(table, places, room=1).lateral("waiting")
+    return select(first.c.id).select_from(places.join(first, true())).exists()
+
+
+def _places(names: BindParameter[Sequence[str]]) -> Subquery:
+    """Return each priority, 9 first, with each queue."""
+    queues = func.unnest(names).table_valued("value", with_ordinality="ordinality")
+    queues = queues.render_derived("queues")
+    return (
+        select(_PRIORITY.c.value.label("priority"), queues.c.value.label("queue"))
+        .select_from(_PRIORITY.join(queues, true()))
+        .order_by(_PRIORITY.c.value.desc(), queues.c.ordinality)
+        .subquery("places")
+    )
+
+
+def _waiting(
+    table: Table, places: Subquery, room: int | BindParameter[int] | None = None
+) -> Select[tuple[str]]:
+    """Return the messages of a place that are due, the oldest first."""
+    now = select(from_now(0)).scalar_subquery()
+    return (
+        select(table.c.id)
+        .where(
+            table.c.queue == places.c.queue,
+            table.c.priority == places.c.priority,
+            table.c.due_at <= now,
+        )
+        .order_by(table.c.due_at)
+        .limit(_ROOM if room is None else room)
+    )
+
+
 _ROOM = bindparam("room", type_=Integer())
 _PRIORITY = func.generate_series(9, 0, -1).table_valued("value").render_derived("priorities")
-_QUEUES = (
-    func.unnest(bindparam("names", type_=ARRAY(Text())))
-    .table_valued("value", with_ordinality="ordinality")
-    .render_derived("queues")
-)
 
 
 #: The server itself knows what the transaction has done since it began.

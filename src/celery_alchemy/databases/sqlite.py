@@ -10,14 +10,18 @@ from functools import lru_cache, partial
 from time import monotonic
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Engine,
     Executable,
     Integer,
+    Select,
     Table,
     bindparam,
     event,
+    literal,
     select,
+    true,
     union_all,
     update,
 )
@@ -257,29 +261,42 @@ def take(
     """Take messages for a worker in one statement, atomic by itself.
 
     For each priority and queue an index scan of its own, begun only while there is room: SQLite
-    reads the parts of a UNION ALL one after the other, and stops at the LIMIT.
+    reads the parts of a UNION ALL one after the other, and stops at the LIMIT. It takes 500 parts
+    and, before 3.32, 999 parameters. Source: https://www.sqlite.org/limits.html
     """
-    statement = _take_statement(table, len(queues))
-    names = {f"queue_{number}": name for number, name in enumerate(queues)}
-    parameters = {**names, "worker": worker, "room": limit}
+    places = [(priority, queue) for priority in range(9, -1, -1) for queue in queues]
+    if len(places) > _MOST_PARTS:
+        due = _due_places(table, queues).limit(_MOST_PARTS)
+        places = [(row.priority, row.queue) for row in connection.execute(due).all()]
+    if not places:
+        return []
+    parameters: dict[str, object] = {"worker": worker, "room": limit}
+    for number, (priority, queue) in enumerate(places):
+        parameters[f"priority_{number}"], parameters[f"queue_{number}"] = priority, queue
+    statement = _take_statement(table, len(places))
     return connection.execute(statement, parameters, execution_options=NOT_TRANSLATED).all()
 
 
+#: Priorities with queues in one statement.
+_MOST_PARTS = 400
+
+
 @lru_cache(maxsize=32)
-def _take_statement(table: Table, queues: int) -> Executable:
+def _take_statement(table: Table, places: int) -> Executable:
     c, room = table.c, bindparam("room", type_=Integer())
     parts = [
         select(
             select(c.id)
             .where(
-                c.queue == bindparam(f"queue_{n}"), c.priority == priority, c.due_at <= from_now(0)
+                c.queue == bindparam(f"queue_{n}"),
+                c.priority == bindparam(f"priority_{n}"),
+                c.due_at <= from_now(0),
             )
             .order_by(c.due_at)
             .limit(room)
             .subquery()
         )
-        for priority in range(9, -1, -1)
-        for n in range(queues)
+        for n in range(places)
     ]
     due = select(union_all(*parts).subquery().c.id).limit(room)
     return (
@@ -287,6 +304,37 @@ def _take_statement(table: Table, queues: int) -> Executable:
         .where(c.id.in_(due.scalar_subquery()))
         .values(claim=bindparam("worker"), due_at=None, sends=c.sends + 1)
         .returning(*takeable(table))
+    )
+
+
+def is_any_due(table: Table, queues: Sequence[str]) -> ColumnElement[bool]:
+    """Return whether a message of these queues is due: one entry of the index for each place."""
+    return _due_places(table, queues).exists()
+
+
+def _due_places(table: Table, queues: Sequence[str]) -> Select[tuple[int, str]]:
+    """Return the priorities, 9 first, and queues with a message that is due."""
+    priorities = union_all(
+        *(select(literal(priority).label("priority")) for priority in range(9, -1, -1))
+    ).subquery("priorities")
+    names = union_all(*(select(literal(name).label("queue")) for name in queues)).subquery("names")
+    c = table.c
+    first = (
+        select(c.due_at)
+        .where(
+            c.queue == names.c.queue,
+            c.priority == priorities.c.priority,
+            c.due_at.is_not(None),
+        )
+        .order_by(c.due_at)
+        .limit(1)
+        .scalar_subquery()
+    )
+    return (
+        select(priorities.c.priority, names.c.queue)
+        .select_from(priorities.join(names, true()))
+        .where(first <= from_now(0))
+        .order_by(priorities.c.priority.desc())
     )
 
 
