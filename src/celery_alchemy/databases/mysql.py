@@ -6,7 +6,6 @@ They hold for the connection and are taken back at its check-in.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from functools import lru_cache
 from math import ceil
 
@@ -15,7 +14,6 @@ from sqlalchemy import (
     Connection,
     Engine,
     Executable,
-    Select,
     Table,
     case,
     func,
@@ -185,7 +183,7 @@ def is_any_due(table: Table, queues: Sequence[str]) -> ColumnElement[bool]:
     return select(places.c.queue).exists()
 
 
-def _places(table: Table, queues: Sequence[str]) -> Select[tuple[str, int, datetime]]:
+def _places(table: Table, queues: Sequence[str]) -> Query:
     c = table.c
     first = func.min(c.due_at).label("first")
     return (

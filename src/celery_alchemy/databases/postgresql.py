@@ -16,7 +16,6 @@ from sqlalchemy import (
     Engine,
     Executable,
     Integer,
-    Select,
     Subquery,
     Table,
     Text,
@@ -37,7 +36,7 @@ from .chord_rows import READS_COMMITTED, Tally, read_within
 from .holding import NOTHING, WRITES, Held
 from .isolation import LoneStatement, commits_each_statement, is_put_back, put_back_at_checkin
 from .result_rows import read_in_transaction
-from .tables import NOT_TRANSLATED, Rows, from_now, publishable, takeable
+from .tables import NOT_TRANSLATED, Query, Rows, from_now, publishable, takeable
 
 _HAS_CHANGED = text("SELECT pg_catalog.txid_current_if_assigned() IS NOT NULL")
 
@@ -250,9 +249,7 @@ def _places(names: BindParameter[Sequence[str]]) -> Subquery:
     )
 
 
-def _waiting(
-    table: Table, places: Subquery, room: int | BindParameter[int] | None = None
-) -> Select[tuple[str]]:
+def _waiting(table: Table, places: Subquery, room: int | BindParameter[int] | None = None) -> Query:
     """Return the messages of a place that are due, the oldest first."""
     now = select(from_now(0)).scalar_subquery()
     return (

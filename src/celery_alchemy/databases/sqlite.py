@@ -15,7 +15,6 @@ from sqlalchemy import (
     Engine,
     Executable,
     Integer,
-    Select,
     Table,
     bindparam,
     event,
@@ -312,7 +311,7 @@ def is_any_due(table: Table, queues: Sequence[str]) -> ColumnElement[bool]:
     return _due_places(table, queues).exists()
 
 
-def _due_places(table: Table, queues: Sequence[str]) -> Select[tuple[int, str]]:
+def _due_places(table: Table, queues: Sequence[str]) -> Query:
     """Return the priorities, 9 first, and queues with a message that is due."""
     priorities = union_all(
         *(select(literal(priority).label("priority")) for priority in range(9, -1, -1))
