@@ -80,6 +80,7 @@ class Worker:
         self._environment = {**os.environ, **own, **handed_over, **(env or {})}
         self._ready_seconds = ready_seconds
         self._process: subprocess.Popen[bytes] | Forked | None = None
+        self._killed: subprocess.Popen[bytes] | Forked | None = None
 
     def __enter__(self) -> Worker:  # noqa: PYI034 (Self is not in Python 3.10's typing)
         self.start()
@@ -133,8 +134,9 @@ class Worker:
         """
         if self._process is None:
             return None
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
+        if self._process is not self._killed:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout)
         return self.kill()
@@ -143,9 +145,12 @@ class Worker:
         """SIGKILL the worker and all its children at once; return the worker's exit code."""
         if self._process is None:
             return None
-        # The group outlives its leader: children of a worker that was killed are in it still.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        # The group outlives its leader: children of a worker that was killed are in it still. Later its number is another's: there
+        # are 32,768 of them, and every thread takes one.
+        if self._process is not self._killed:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._killed = self._process
         return self._process.wait(10)
 
     def send_signal(self, number: int) -> None:

@@ -168,6 +168,9 @@ def _work(aftermath: Aftermath, variables: dict[str, str], folder: Path) -> None
         assert now.lost == [], now.lost
         assert (now.open, now.dead) == (0, 1 + len(aftermath.doomed())), now
         assert aftermath.broker.pending() == 0
+        # What a killed worker had is due again when it counts as lost, though its task may be completed.
+        claimed = aftermath.database.scalar("SELECT count(*) FROM celery_outbox WHERE claim IS NOT NULL")
+        assert claimed == 0, f"{claimed} messages are claimed"
         return True
 
     try:

@@ -118,6 +118,7 @@ def keep_worker(arguments: list[str]) -> int:
                 app.worker_main(["worker", *arguments])
             os._exit(0)
         os.waitpid(pid, 0)
+        pid = 0
         if (folder / WIPE).exists():
             wipe_broker()
             (folder / WIPE).unlink()

@@ -44,6 +44,8 @@ class Member:
             self._process = fork(self._command[1:], env=self._environment, output=self._log_path)
         else:
             self._process = self._popen()
+        # The number of one that is gone is another's one day.
+        self._groups = [group for group in self._groups if _is_there(group)]
         self._groups.append(self._process.pid)
 
     def _popen(self) -> subprocess.Popen[bytes]:
@@ -120,6 +122,14 @@ class Member:
                 os.killpg(group, signal.SIGKILL)
         if self._process is not None:
             self._process.wait(10)
+
+
+def _is_there(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def members(
