@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 from kombu import Connection, Exchange, Queue
 from kombu.exceptions import ChannelError
+from sqlalchemy import create_engine
 
 from celery_alchemy import MissingTableError, QueueNameError
+from celery_alchemy.broker.claims import has_due, take
+from celery_alchemy.broker.tables import begun
+from celery_alchemy.databases.tables import metadata
+from celery_alchemy.outbox.place import Place
 from tests.broker.lines import Line, OpenLine
 from tests.services.databases import Database
 from tests.waiting import eventually
@@ -78,6 +83,19 @@ def test_worker_may_have_a_hundred_queues(line: Line) -> None:
         messages = heard.wait_for(3)
 
     assert [message.payload for message in messages] == [119, 60, 1]
+
+
+def test_many_queues_are_read_past_a_map_of_schemas(database: Database) -> None:
+    """What an application's engine translates for its own tables is not for the broker's."""
+    metadata.create_all(database.engine)
+    engine = create_engine(database.url).execution_options(schema_translate_map={None: "nowhere", "main": "nowhere"})
+    queues = [f"q{number}" for number in range(60)]
+
+    with begun(Place(), engine) as tables:
+        found = take(tables, "worker", queues, 10), has_due(tables, queues, None)
+    engine.dispose()
+
+    assert found == ([], False)
 
 
 @pytest.mark.parametrize("name", STRANGE_NAMES)

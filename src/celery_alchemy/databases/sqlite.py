@@ -266,7 +266,8 @@ def take(
     places = [(priority, queue) for priority in range(9, -1, -1) for queue in queues]
     if len(places) > _MOST_PARTS:
         due = _due_places(table, queues).limit(_MOST_PARTS)
-        places = [(row.priority, row.queue) for row in connection.execute(due).all()]
+        found = connection.execute(due, execution_options=NOT_TRANSLATED).all()
+        places = [(row.priority, row.queue) for row in found]
     if not places:
         return []
     parameters: dict[str, object] = {"worker": worker, "room": limit}
