@@ -38,19 +38,28 @@ def failed(unit: UnitOfWork, name: str, exc: BaseException) -> None:
         # Whatever the body makes of it.
         log.was_overtaken = True
         return
+    _note(log, name, exc)
+    if isinstance(unit, SteppedUnit) and not _keeps_writes(unit, exc):
+        roll_back(unit.session, exc, unit.owner)
+        if log.committing == name:
+            _look_for_commit(unit, log, name)
+
+
+def _note(log: StepLog, name: str, exc: BaseException) -> None:
+    """Say in which step an error came up, for whoever reads of the task's death."""
     outcome = outcome_of(exc)
     if outcome in ("failure", "reject") and isinstance(exc, Exception):
         note_step(exc, name)
     elif outcome == "failure":
         # Of a cancelled coroutine: what has cancelled it is not known here.
         log.broken_off = name
+
+
+def _keeps_writes(unit: SteppedUnit, exc: BaseException) -> bool:
+    """Tell whether what was written is left to the end of the request."""
     # A coroutine that is thrown away cannot wait for the database any more.
     is_thrown_away = unit.plan.is_async and isinstance(exc, GeneratorExit)
-    if not isinstance(unit, SteppedUnit) or is_thrown_away or unit.ends_well_by(outcome):
-        return
-    roll_back(unit.session, exc, unit.owner)
-    if log.committing == name:
-        _look_for_commit(unit, log, name)
+    return is_thrown_away or unit.ends_well_by(outcome_of(exc))
 
 
 def _look_for_commit(unit: SteppedUnit, log: StepLog, name: str) -> None:
