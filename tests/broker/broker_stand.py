@@ -8,6 +8,7 @@ from celery.result import AsyncResult
 from sqlalchemy import event, text
 from sqlalchemy.orm import Session
 
+from celery_alchemy.broker.homes import BrokerHome, home_for
 from tests.services.databases import Database
 from tests.stand import Stand
 
@@ -19,6 +20,11 @@ class BrokerStand(Stand):
         database.execute("CREATE TABLE effect (name VARCHAR(100))")
         super().__init__(database, broker=True, **{"publish_in_transaction": "allow", **options})
         self.alchemy.create_tables()
+
+    @property
+    def home(self) -> BrokerHome:
+        """The database as the broker."""
+        return home_for("", self.app.conf.broker_transport_options)
 
     def result_of(self, task: Any, *args: Any, **request: Any) -> AsyncResult[Any]:
         """Run a task in the tracer that workers run it in, and return its result."""

@@ -7,15 +7,21 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from kombu import Queue
+from kombu import Exchange, Queue
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from celery_alchemy import enqueue
+from celery_alchemy.broker import hold
+from celery_alchemy.broker.hold import moment
 from celery_alchemy.databases import LoneStatement
 from celery_alchemy.outbox import lone_statement
 from celery_alchemy.outbox.lone_statement import Answer
+from celery_alchemy.outbox.outbox import ROW_HEADER, TAKEN_HEADER
 from tests.broker.broker_stand import BrokerStand
+from tests.services.databases import Database
 from tests.stand import Crash, Sent
+from tests.waiting import eventually
 
 
 @contextmanager
@@ -34,17 +40,24 @@ def lone_statements() -> Iterator[list[str]]:
 
 
 @contextmanager
+def taking(stand: BrokerStand, name: str = "celery") -> Iterator[Callable[[], Any]]:
+    """Give what takes the next message of a queue."""
+    with stand.app.connection_for_read() as connection, connection.channel() as channel:
+        queue = Queue(name)(channel)
+        queue.declare()
+        yield queue.get
+
+
+@contextmanager
 def worker(stand: BrokerStand) -> Iterator[Callable[[], str]]:
     """Give what takes the next message and runs it, as a worker does: its state, or that it was killed.
 
     What kills it is due again at once, as when another worker has found it lost.
     """
-    with stand.app.connection_for_read() as connection, connection.channel() as channel:
-        queue = Queue("celery")(channel)
-        queue.declare()
+    with taking(stand) as take:
 
         def run() -> str:
-            message: Any = queue.get()
+            message = take()
             try:
                 ended = stand.deliver(Sent.of(message))
             except Crash:
@@ -68,8 +81,8 @@ def row(stand: BrokerStand, columns: str) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def test_first_start_only_looks(stand: BrokerStand) -> None:
-    """The claim says already that a worker has it: nothing is written before the body."""
+def test_first_start_costs_no_statement(stand: BrokerStand) -> None:
+    """The claim says already that a worker has it, and that it is not done."""
     seen: list[int] = []
 
     def pay(session: Session) -> None:
@@ -80,8 +93,145 @@ def test_first_start_only_looks(stand: BrokerStand) -> None:
     with lone_statements() as statements, worker(stand) as run:
         state = run()
 
-    assert (state, seen, statements) == ("SUCCESS", [0], ["SELECT"])
+    assert (state, seen, statements) == ("SUCCESS", [0], [])
     assert stand.database.rows("SELECT name FROM effect") == [("paid",)]
+
+
+def noting(runs: list[int]) -> Callable[[], None]:
+    """Return a body that notes its run."""
+
+    def body() -> None:
+        runs.append(1)
+
+    return body
+
+
+def given_back(stand: BrokerStand, message: Any, patch: pytest.MonkeyPatch) -> None:
+    """The worker has given back a message since it took this one: a channel of its was closed, perhaps."""
+    send(stand, stand.app.tasks["pay"])
+    message.channel.basic_get("celery").requeue()
+
+
+def silent(stand: BrokerStand, message: Any, patch: pytest.MonkeyPatch) -> None:
+    """The worker has not shown its life for half of the time after which it counts as lost."""
+    seconds = stand.home.worker_lost_after_seconds / 2
+    patch.setattr(hold, "moment", lambda: moment() + seconds)
+
+
+def of_another(stand: BrokerStand, message: Any, patch: pytest.MonkeyPatch) -> None:
+    """The worker that has shown its life is another one than has taken the message."""
+    message.headers[TAKEN_HEADER][0] = "another"
+
+
+def of_another_row(stand: BrokerStand, message: Any, patch: pytest.MonkeyPatch) -> None:
+    """The row of its message is not the task's, as where the sender and the worker make other keys of one task."""
+    message.headers[ROW_HEADER] = "another"
+
+
+@pytest.mark.parametrize("happens", [given_back, silent, of_another, of_another_row])
+def test_start_looks_where_another_worker_may_have_the_message(
+    stand: BrokerStand,
+    happens: Callable[[BrokerStand, Any, pytest.MonkeyPatch], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another one may have done it meanwhile: its body does not run again."""
+    runs: list[int] = []
+    send(stand, stand.task(noting(runs), name="pay", once=True))
+    with taking(stand) as take:
+        message = take()
+        happens(stand, message, monkeypatch)
+        copy = Sent.of(message)
+        with lone_statements() as statements:
+            states = [stand.deliver(copy).state for _ in range(2)]
+        message.ack()
+
+    assert (states, statements, runs) == (["SUCCESS", "SUCCESS"], ["SELECT", "SELECT"], [1])
+
+
+def test_message_is_held_for_as_long_as_the_heart_beats(database: Database) -> None:
+    """However long a message waits in its worker, its start costs no statement."""
+    runs: list[int] = []
+    stand = BrokerStand(database, worker_lost_after=1)
+    send(stand, stand.task(noting(runs), name="pay", once=True))
+    with taking(stand) as take:
+        message = take()
+        worker_id, taken_at = message.headers[TAKEN_HEADER]
+        eventually(
+            lambda: moment() - taken_at > 1 and stand.home.hold.covers(worker_id, taken_at, 0.25),
+            timeout=20,
+            what="it is held when it would count as lost without a heartbeat",
+        )
+        message.ack()
+
+
+def test_start_looks_where_another_message_may_start_the_task(stand: BrokerStand) -> None:
+    """A task that was sent twice, under an id that its sender chose, is done by another worker while this one holds it."""
+    runs: list[int] = []
+    task = stand.task(noting(runs), name="report", once=True)
+    for _ in range(2):
+        with stand.alchemy.begin() as session:
+            enqueue(session, task.s(), task_id="report-7")
+    with taking(stand) as take:
+        messages = [take(), take()]
+        for message in reversed(messages):
+            assert stand.deliver(Sent.of(message)).state == "SUCCESS"
+            message.ack()
+
+    assert runs == [1]
+
+
+def test_message_of_two_queues_is_done_once(stand: BrokerStand) -> None:
+    """Each queue has one: the body does not run for the second."""
+    runs: list[int] = []
+    exchange = Exchange("all", type="direct")
+    with stand.app.connection_for_write() as connection, connection.channel() as channel:
+        for name in ("left", "right"):
+            Queue(name, exchange, "told")(channel).declare()
+    task = stand.task(noting(runs), name="told", once=True)
+    with stand.alchemy.begin() as session:
+        enqueue(session, task.s(), exchange=exchange, routing_key="told")
+    with taking(stand, "left") as left, taking(stand, "right") as right:
+        messages = [left(), right()]
+        for message in reversed(messages):
+            assert stand.deliver(Sent.of(message)).state == "SUCCESS"
+            message.ack()
+
+    assert runs == [1]
+
+
+def test_run_that_is_overtaken_looks(stand: BrokerStand) -> None:
+    """Its message was what it had taken; what has become of it is read."""
+    runs: list[int] = []
+
+    def pay() -> int:
+        runs.append(1)
+        if len(runs) == 1:
+            stand.database.execute("DELETE FROM celery_outbox")
+        return len(runs)
+
+    send(stand, stand.task(pay, name="pay", once=True))
+    with lone_statements() as statements, worker(stand) as run:
+        state = run()
+
+    assert (state, runs, statements) == ("SUCCESS", [1, 1], ["SELECT"])
+
+
+def test_retry_is_held_by_who_takes_it(stand: BrokerStand) -> None:
+    """Its message passes on the headers of the delivery before: what they say of that is not believed."""
+    runs: list[int] = []
+
+    def pay(self: Any) -> None:
+        runs.append(1)
+        if len(runs) == 1:
+            raise self.retry(countdown=0)
+
+    send(stand, stand.task(pay, name="pay", bind=True, once=True))
+    with worker(stand) as run:
+        states = [run()]
+        with lone_statements() as statements:
+            states.append(run())
+
+    assert (states, runs, statements) == (["RETRY", "SUCCESS"], [1, 1], ["SELECT"])
 
 
 @pytest.mark.parametrize("allowed", [2, 3])
@@ -108,11 +258,8 @@ def test_task_that_may_start_once_is_not_dead_before_it_has_begun(stand: BrokerS
     def pay() -> None: ...
 
     send(stand, stand.task(pay, name="pay", once=True, max_deliveries=1))
-    with stand.app.connection_for_read() as connection, connection.channel() as channel:
-        queue = Queue("celery")(channel)
-        queue.declare()
-        message: Any = queue.get()
-        message.requeue()
+    with taking(stand) as take:
+        take().requeue()
 
     with worker(stand) as run:
         assert run() == "SUCCESS"

@@ -71,11 +71,10 @@ def again(request: dict[str, Any]) -> dict[str, Any]:
 
 def test_part_that_kills_its_workers_fails_its_chord(chords: ChordStand, home: BrokerHome, poisoned: Any) -> None:
     """The heart of the worker that finds it out has it done; the errback of the body runs."""
-    with begun(home.place, home.engine()) as tables:
-        enlist(tables, "heart", 30, None)
     engine = home.taking_engine()
     heart = Heart(home, engine, "heart", lambda: None, lambda: None)
-    heart.start()
+    with engine.connect() as connection:
+        heart.start(connection, None)
     try:
         eventually(lambda: chords.database.scalar(DIED) == 1, what="it is set aside")
     finally:

@@ -18,7 +18,8 @@ from ..databases.tables import Found, from_now
 from ..error_texts import error_text, storable
 from ..messages.celery_types import Fields
 from ..messages.message import Message
-from ..outbox.outbox import shown
+from ..outbox.outbox import TAKEN_HEADER, shown
+from .hold import moment
 from .tables import BrokerTables
 
 __all__ = ["BATCH_ROWS", "Claim", "Delivery", "has_due", "payload_of", "take"]
@@ -99,13 +100,13 @@ def take(tables: BrokerTables, worker: str, queues: Sequence[str], limit: int) -
         queues: Where from.
         limit: How many at most.
     """
-    database = database_of(tables.connection.dialect.name)
+    database, taken_at = database_of(tables.connection.dialect.name), moment()
     rows = database.take(tables.connection, tables.messages, worker, queues, limit)
     deliveries: list[Delivery] = []
     # RETURNING gives rows in any order.
     for row in sorted(rows, key=lambda row: (-(row.priority or 0), str(row.created_at))):
         try:
-            delivery = _read(row)
+            delivery = _read(row, worker, taken_at)
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is about this row alone.
             _set_aside(tables, row, worker, f"the row cannot be read: {error_text(exc)}")
             continue
@@ -133,7 +134,7 @@ def has_due(
     return bool(looks) and bool(tables.run(select(or_(*looks))).scalar())
 
 
-def _read(row: Found) -> Delivery | None:
+def _read(row: Found, worker: str, taken_at: float) -> Delivery | None:
     """Make sense of a row; None for one whose time to live is over.
 
     Raises:
@@ -145,6 +146,10 @@ def _read(row: Found) -> Delivery | None:
     message = Message.from_parts(row.body, row.envelope or "")
     if _is_over(message, row):
         return None
+    # Over that of an earlier delivery, which a retry has passed on.
+    message.headers.pop(TAKEN_HEADER, None)
+    if row.once and message.is_sole:
+        message.headers[TAKEN_HEADER] = [worker, taken_at]
     task_id = shown(message.task_id) if row.once else None
     kept_id = None if task_id == row.id else task_id
     claim = Claim(row.id, int(row.sends), bool(row.once), kept_id=kept_id)

@@ -19,11 +19,12 @@ from ..outbox.relay import prune as prune_records
 from ..outbox.result_records import RESULT_ROWS, prune_results
 from ..sessions.fork_lock import fork_guard
 from .broadcasts import prune
+from .hold import moment
 from .homes import BrokerHome
 from .poison import Poison
 from .tables import begun
 from .waking import WAITS, Ear, channel_of, ear_on, somebody_waits
-from .workers import beat, release_lost
+from .workers import beat, enlist, release_lost
 
 __all__ = ["Heart", "beat_seconds"]
 
@@ -48,7 +49,7 @@ class Heart:
     Args:
         home: The broker's database.
         engine: Lends the connection that it keeps.
-        worker: The id of the worker's row, which has been written.
+        worker: The id of the worker's row.
         on_lost: Called when other workers have its messages now.
         on_wake: Called when something was sent, where the database tells.
     """
@@ -80,8 +81,12 @@ class Heart:
         """True while the database tells what was sent."""
         return self._ear is not None
 
-    def start(self) -> None:
-        """Start the thread."""
+    def start(self, connection: Connection, lock_file: str | None) -> None:
+        """Write the worker's row, on a connection of the caller's, and start the thread."""
+        at = moment()
+        with begun(self._home.place, connection) as tables:
+            enlist(tables, self._worker, self._home.worker_lost_after_seconds, lock_file)
+        self._home.hold.note_beat(self._worker, at)
         self._thread.start()
 
     def stop(self, timeout_seconds: float = 5.0) -> None:
@@ -103,7 +108,7 @@ class Heart:
 
     def _tries_to_beat(self) -> bool:
         """Beat once; False if the worker counts as lost. An outage is waited for."""
-        lost_after = self._home.worker_lost_after_seconds
+        lost_after, at = self._home.worker_lost_after_seconds, moment()
         try:
             with fork_guard:
                 alive = self._beat()
@@ -115,6 +120,8 @@ class Heart:
             self._let_go()
             return True
         self._beaten_at = monotonic()
+        if alive:
+            self._home.hold.note_beat(self._worker, at)
         return alive
 
     def _beat(self) -> bool:

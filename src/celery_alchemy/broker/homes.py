@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from weakref import WeakValueDictionary
 
@@ -20,6 +20,7 @@ from ..messages.celery_types import App
 from ..outbox.place import DEFAULT_PLACE, Place
 from ..sessions.engine import checked_url
 from . import SCHEME
+from .hold import Hold
 
 __all__ = [
     "HOME_OPTION",
@@ -62,6 +63,7 @@ class BrokerHome:
         max_deliveries: Begun by so many workers that were lost, a message is set aside.
         once_window_seconds: How long completion records are kept.
         app: The app that it is the broker of; None where only its URL is known.
+        hold: Says whether a worker of this process, or its parent, has what it has taken.
     """
 
     key: str
@@ -71,6 +73,7 @@ class BrokerHome:
     max_deliveries: int = MAX_DELIVERIES
     once_window_seconds: float = 7 * 86400.0
     app: App | None = None
+    hold: Hold = field(default_factory=Hold)
 
     def __post_init__(self) -> None:
         with _lock:

@@ -69,6 +69,7 @@ class Routes:
         placed: list[Row] = []
         for row in rows:
             queues, is_read = self.of(BrokerTables(table), row.message)
+            row.message.is_sole &= len(queues) == 1
             if is_read:
                 say(BrokerTables(table), [row.message])
             if not queues and not is_read and row.message.task_id is not None:
@@ -116,6 +117,17 @@ class Routes:
     def wake(self) -> None:
         """Tell workers that something was sent."""
         self._bell.ring()
+
+    def still_has(self, taken: object) -> bool:
+        """Tell whether a message is still this worker's, by what its TAKEN_HEADER says.
+
+        A heart that has not beaten for half of the time is one that stands still.
+        """
+        match taken:
+            case [str(worker), float(taken_at)]:
+                seconds = self._home.worker_lost_after_seconds / 2
+                return self._home.hold.covers(worker, taken_at, seconds)
+        return False
 
 
 def post(home: BrokerHome, routes: Routes, message: Message, otherwise: str | None) -> None:

@@ -31,7 +31,7 @@ from .life_sign import LifeSign
 from .queues import Binding
 from .tables import BrokerTables, begun, seen
 from .waking import changes_of
-from .workers import dismiss, enlist
+from .workers import dismiss
 
 __all__ = ["Taker"]
 
@@ -63,7 +63,6 @@ GATHER_SECONDS = 0.003
 
 #: Seconds between two attempts during an outage.
 OUTAGE_SECONDS = 1.0
-
 
 #: All of this process.
 _takers: WeakSet[Taker] = WeakSet()
@@ -128,6 +127,7 @@ class Taker:
     def give_back(self, claim: Claim) -> None:
         """Note that a delivery was not done."""
         self._begun.pop(claim.delivery, None)
+        self._home.hold.note_given_back()
         self._returned.append(claim)
         self.wake()
 
@@ -247,11 +247,8 @@ class Taker:
         url = self._connection.engine.url
         if self._sign is None and self._connection.dialect.name == "sqlite" and url.database:
             self._sign = LifeSign(url.database, self.worker)
-        lock_file = self._sign.path if self._sign else None
-        with begun(self._home.place, self._connection) as tables:
-            enlist(tables, self.worker, self._home.worker_lost_after_seconds, lock_file)
         heart = Heart(self._home, self._engine, self.worker, self._around.on_lost, self._wake_all)
-        heart.start()
+        heart.start(self._connection, self._sign.path if self._sign else None)
         self._heart = heart
 
     def _round(self) -> None:

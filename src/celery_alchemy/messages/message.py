@@ -61,6 +61,7 @@ class Message:
         headers: Celery's message headers (protocol 2) and the user's own.
         properties: AMQP properties: correlation_id, reply_to, priority, expiration, delivery_mode
             and the like.
+        is_sole: Its task's id was made for it, and no other message has the same.
         arguments: The task's args and kwargs before they were serialised; not part of the message.
     """
 
@@ -73,6 +74,7 @@ class Message:
     declare: list[Declaration] = field(default_factory=list)
     headers: Fields = field(default_factory=dict)
     properties: Fields = field(default_factory=dict)
+    is_sole: bool = False
     arguments: tuple[tuple[object, ...], dict[str, object]] = field(
         default=((), {}), repr=False, compare=False
     )
@@ -159,6 +161,8 @@ class Message:
         }
         if self.declare:
             parts["declare"] = self.declare
+        if self.is_sole:
+            parts["is_sole"] = True
         return str(json.dumps(parts))
 
     @classmethod

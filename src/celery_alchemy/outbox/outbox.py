@@ -39,7 +39,16 @@ from .hand_over import HandOverThread
 from .place import DEFAULT_PLACE, OutboxTable, Place
 from .settlement import MAX_WAIT_SECONDS
 
-__all__ = ["ROW_HEADER", "HandOver", "Outbox", "Queues", "Row", "missing_table", "shown"]
+__all__ = [
+    "ROW_HEADER",
+    "TAKEN_HEADER",
+    "HandOver",
+    "Outbox",
+    "Queues",
+    "Row",
+    "missing_table",
+    "shown",
+]
 
 logger: logging.Logger = logging.getLogger("celery_alchemy.outbox")
 
@@ -52,6 +61,9 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 #: The message header that names the row of a task which was sent through the outbox.
 ROW_HEADER = "celery_alchemy_row"
+
+#: The header by which a worker says that it has taken the message out of the table, and when.
+TAKEN_HEADER = "celery_alchemy_taken"
 
 # What a row must never hold: content that is code when it is read.
 _UNSAFE_CONTENT_TYPES = frozenset({"application/x-python-serialize"})
@@ -127,6 +139,10 @@ class Queues(Protocol):
 
     def wake(self) -> None:
         """Tell workers that a transaction which sends has committed."""
+        ...
+
+    def still_has(self, taken: object) -> bool:
+        """Tell whether a message is still this worker's, by what its TAKEN_HEADER says."""
         ...
 
 

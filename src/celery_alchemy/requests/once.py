@@ -27,7 +27,7 @@ from ..error_texts import error_text
 from ..errors import DeadTaskError, OnceCommitError
 from ..outbox import step_records
 from ..outbox.lone_statement import lends_its_own
-from ..outbox.outbox import shown
+from ..outbox.outbox import TAKEN_HEADER, shown
 from ..outbox.place import OutboxTable
 from ..sessions.closing import abandon, close_quietly, commit
 from ..sessions.commits import uncounted
@@ -143,7 +143,16 @@ class OnceUnit(UnitOfWork):
             plan.redeliver_seconds(request.timelimit),
             plan.deliveries_allowed,
             is_taken=plan.required_home.is_broker,
+            is_held=self._is_held(),
         )
+
+    def _is_held(self) -> bool:
+        """Tell whether its message is this worker's alone; only once, by its first run."""
+        taken = vars(self.request).pop(TAKEN_HEADER, None)
+        outbox = self.plan.required_home.outbox
+        if taken is None or outbox is None or outbox.queues is None:
+            return False
+        return outbox.queues.still_has(taken)
 
     def _refuse_commit(self, session: Session) -> None:
         if (

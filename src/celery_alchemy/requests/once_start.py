@@ -38,6 +38,8 @@ class Start:
         most: How many starts without an end make it dead.
         is_taken: Its message was taken out of the library's own table: that it is in a worker's
             hands is written there already, and whether another worker was lost with it.
+        is_held: No other worker can have got its message, and no other message starts it: what it
+            was when the message was taken, it is.
     """
 
     key: str
@@ -45,6 +47,7 @@ class Start:
     wait_seconds: float
     most: int
     is_taken: bool = False
+    is_held: bool = False
 
     @property
     def names_row(self) -> bool:
@@ -77,7 +80,7 @@ class Start:
 
 
 def begin_alone(place: Place, engine: Engine, start: Start) -> State | None:
-    """Count a start or look, with statements that are transactions by themselves: usually one.
+    """Count a start or look, with statements that are transactions by themselves: one, or none.
 
     Returns:
         What the table says; None where ``begin()`` has to find out.
@@ -86,6 +89,8 @@ def begin_alone(place: Place, engine: Engine, start: Start) -> State | None:
         DBAPIError: The pool has no connection to lend.
         Exception: The driver's own error.
     """
+    if start.is_held and start.names_row and not start.counts:
+        return State("owed", of=shown(start.request.id))
     execute = partial(execute_alone, place, engine)
     if not (start.names_row and start.counts):
         state = records.said_by(execute(LOOK, {"row_id": start.key}).row)

@@ -190,6 +190,7 @@ def _row(app: App, home: Home, message: Message, chosen_id: bool) -> Row:
     if row is None:
         return Row(unique_id(), message)
     row.may_exist = row.may_exist or chosen_id
+    message.is_sole = home.is_broker and not row.may_exist
     return row
 
 
