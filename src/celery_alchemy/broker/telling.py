@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Callable
+from functools import partial
 
 from ..messages.message import Message
 from ..sessions.background import Background
 from ..sessions.engine import worker_pool
 from .homes import BrokerHome
 from .one_lock import session_with_the_lock
+from .waking import aside
 
 __all__ = ["drain_told", "tell"]
 
@@ -38,8 +40,13 @@ def tell(home: BrokerHome, message: Message, write: Callable[[], None]) -> None:
     if _is_told(home, message) and (
         _is_of_worker(message) or session_with_the_lock(home) is not None
     ):
-        _telling.run(write)
+        _telling.run(partial(_write, write))
     else:
+        write()
+
+
+def _write(write: Callable[[], None]) -> None:
+    with aside():
         write()
 
 

@@ -17,6 +17,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager
 from time import monotonic
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -34,6 +35,7 @@ __all__ = [
     "WAITS_SECONDS",
     "Bell",
     "Ear",
+    "aside",
     "bell_of",
     "changes_of",
     "channel_of",
@@ -47,15 +49,24 @@ logger: logging.Logger = logging.getLogger(__name__)
 #: Seconds after something was told in which what follows is told together.
 JOIN_SECONDS = 0.005
 
-#: Seconds after the last message for which the connection is kept that tells.
+#: Seconds after the last message for which the thread is kept that tells.
 KEPT_SECONDS = 5.0
 
+_aside = threading.Lock()
 
 #: What is told: messages to workers, results to who waits for them, and that somebody waits.
 MESSAGES, RESULTS, WAITS = "", "_results", "_waits"
 
 #: Seconds for which workers tell of results after somebody has said that he waits.
 WAITS_SECONDS = 10.0
+
+
+def aside() -> AbstractContextManager[object]:
+    """Return what keeps apart who writes beside the main loop of a worker, and who tells of it.
+
+    The two share one connection, of the three that a worker's parent may have.
+    """
+    return _aside
 
 
 class Ear(Protocol):
@@ -187,26 +198,19 @@ class Bell:
                 self._thread.start()
 
     def _run(self) -> None:
-        connection: Connection | None = None
         told_at = float("-inf")
-        try:
-            while self._is_rung():
-                pause = told_at + JOIN_SECONDS - monotonic()
-                if pause > 0:
-                    threading.Event().wait(pause)
-                self._rung.clear()
-                try:
-                    with fork_guard:
-                        connection = connection or self._connect()
-                        connection.exec_driver_sql(f"NOTIFY {self._channel}")
-                        told_at = monotonic()
-                except Exception:
-                    # Workers look by themselves every second, who waits for results more often.
-                    logger.debug("What was sent could not be told", exc_info=True)
-                    close_for_good(connection)
-                    connection = None
-        finally:
-            close_for_good(connection)
+        while self._is_rung():
+            pause = told_at + JOIN_SECONDS - monotonic()
+            if pause > 0:
+                threading.Event().wait(pause)
+            self._rung.clear()
+            try:
+                with fork_guard, aside():
+                    self._tell()
+                told_at = monotonic()
+            except Exception:
+                # Workers look by themselves every second, who waits for results more often.
+                logger.debug("What was sent could not be told", exc_info=True)
 
     def _is_rung(self) -> bool:
         """Wait for the next ring; False after a while without one, when the thread ends."""
@@ -218,13 +222,15 @@ class Bell:
             self._thread = None
             return False
 
-    def _connect(self) -> Connection:
-        connection = self._home.taking_engine().connect()
-        return connection.execution_options(isolation_level="AUTOCOMMIT")
+    def _tell(self) -> None:
+        """Tell it on a connection that the pool lends for this moment."""
+        with self._home.engine().connect() as connection:
+            told = connection.execution_options(isolation_level="AUTOCOMMIT")
+            told.exec_driver_sql(f"NOTIFY {self._channel}")
 
 
 def close_for_good(connection: Connection | None) -> None:
-    """Close a connection that listens or tells, which the next user of the pool must not get."""
+    """Close a connection that listens, which the next user of the pool must not get."""
     if connection is None:
         return
     try:
@@ -265,7 +271,9 @@ somebody_waits: _SomebodyWaits = _SomebodyWaits()
 
 
 def _renew_bells() -> None:
-    # A thread of the parent may have had the lock of one.
+    # A thread of the parent may have had one of the locks.
+    global _aside  # noqa: PLW0603 - the lock of this process.
+    _aside = threading.Lock()
     for bell in list(_bells.values()):
         bell.after_fork_in_child()
 
