@@ -89,6 +89,29 @@ def test_messages_of_a_round_without_an_answer_arrive(
         gone(database)
 
 
+def test_worker_whose_first_row_had_no_answer_takes_messages(
+    proxy: CommitProxy, consumer: Line, producer: Line, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row is there, and is its own."""
+    really = heart.enlist
+
+    def enlist(tables: BrokerTables, *args: Any) -> None:
+        really(tables, *args)
+        if not proxy.lost:
+            proxy.lose_next("answer", of=tables.connection)
+
+    monkeypatch.setattr(heart, "enlist", enlist)
+    producer.send(JOBS, "hello")
+    with consumer.consuming(JOBS) as heard:
+        [message] = heard.wait_for(1, timeout=20)
+
+        assert proxy.lost == 1
+        assert message.payload == "hello"
+        assert database.scalar("SELECT count(*) FROM celery_workers") == 1
+        message.ack()
+        gone(database)
+
+
 def test_message_of_a_get_without_an_answer_can_be_had(
     proxy: CommitProxy, consumer: Line, producer: Line, database: Database, lose_next_round: Callable[[], None]
 ) -> None:

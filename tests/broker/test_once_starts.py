@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
-from kombu import Exchange, Queue
+from kombu import Consumer, Exchange, Queue
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from celery_alchemy import enqueue
-from celery_alchemy.broker import hold
+from celery_alchemy.broker import heart, hold
 from celery_alchemy.broker.hold import moment
 from celery_alchemy.databases import LoneStatement
 from celery_alchemy.outbox import lone_statement
 from celery_alchemy.outbox.lone_statement import Answer
 from celery_alchemy.outbox.outbox import ROW_HEADER, TAKEN_HEADER
-from tests.broker.broker_stand import BrokerStand
+from tests.broker.broker_stand import BrokerStand, write
 from tests.services.databases import Database
 from tests.stand import Crash, Sent
 from tests.waiting import eventually
+
+#: Where tasks go that say nothing of a queue.
+CELERY = Queue("celery")
 
 
 @contextmanager
@@ -40,12 +43,12 @@ def lone_statements() -> Iterator[list[str]]:
 
 
 @contextmanager
-def taking(stand: BrokerStand, name: str = "celery") -> Iterator[Callable[[], Any]]:
+def taking(stand: BrokerStand, queue: Queue = CELERY) -> Iterator[Callable[[], Any]]:
     """Give what takes the next message of a queue."""
     with stand.app.connection_for_read() as connection, connection.channel() as channel:
-        queue = Queue(name)(channel)
-        queue.declare()
-        yield queue.get
+        bound: Any = queue(channel)
+        bound.declare()
+        yield bound.get
 
 
 @contextmanager
@@ -104,6 +107,15 @@ def noting(runs: list[int]) -> Callable[[], None]:
         runs.append(1)
 
     return body
+
+
+def failing(error: type[Exception]) -> Callable[..., NoReturn]:
+    """Return a function that raises an error."""
+
+    def fails(*args: object) -> NoReturn:
+        raise error
+
+    return fails
 
 
 def given_back(stand: BrokerStand, message: Any, patch: pytest.MonkeyPatch) -> None:
@@ -190,13 +202,110 @@ def test_message_of_two_queues_is_done_once(stand: BrokerStand) -> None:
     task = stand.task(noting(runs), name="told", once=True)
     with stand.alchemy.begin() as session:
         enqueue(session, task.s(), exchange=exchange, routing_key="told")
-    with taking(stand, "left") as left, taking(stand, "right") as right:
+    with taking(stand, Queue("left")) as left, taking(stand, Queue("right")) as right:
         messages = [left(), right()]
         for message in reversed(messages):
             assert stand.deliver(Sent.of(message)).state == "SUCCESS"
             message.ack()
 
     assert runs == [1]
+
+
+def test_message_of_a_queue_and_a_reader_is_done_once(stand: BrokerStand) -> None:
+    """What is read as a broadcast may do the work too."""
+    runs: list[int] = []
+    exchange = Exchange("all", type="direct")
+    task = stand.task(noting(runs), name="told", once=True)
+    heard: list[Any] = []
+    with taking(stand, Queue("left", exchange, "told")) as left, stand.app.connection_for_read() as connection:
+        reader = Queue("reader", exchange, "told", auto_delete=True)
+        with Consumer(connection, [reader], on_message=heard.append, accept=["json"], no_ack=True):
+            with stand.alchemy.begin() as session:
+                enqueue(session, task.s(), exchange=exchange, routing_key="told")
+            message = left()
+            while not heard:
+                connection.drain_events(timeout=10)
+        for copy in (heard[0], message):
+            assert stand.deliver(Sent.of(copy)).state == "SUCCESS"
+        message.ack()
+
+    assert runs == [1]
+
+
+@pytest.mark.parametrize("first", ["INSERT INTO effect (name) VALUES ('sent')", "SELECT 1"])
+def test_plain_send_in_a_transaction_may_have_a_chosen_id(stand: BrokerStand, database: Database, first: str) -> None:
+    """It is written with the transaction, or on SQLite when that ends: another message of its id may be there, or come."""
+    runs: list[int] = []
+    stand = BrokerStand(database, publish_in_transaction="defer") if database.name != "sqlite" else stand
+    task = stand.task(noting(runs), name="report", once=True)
+
+    def sends(session: Session) -> None:
+        session.execute(text(first))
+        task.apply_async(task_id="report-7")
+
+    sender = stand.task(sends, name="sends")
+    for _ in range(2):
+        assert stand.result_of(sender).state == "SUCCESS"
+    with taking(stand) as take:
+        messages = [take(), take()]
+        for message in reversed(messages):
+            assert stand.deliver(Sent.of(message)).state == "SUCCESS"
+            message.ack()
+
+    assert runs == [1]
+
+
+def test_task_that_has_died_by_another_message_stays_dead(stand: BrokerStand) -> None:
+    """Its id was sent again, and that message's run has failed for good while this one was held."""
+    runs: list[int] = []
+
+    def fails_first(session: Session) -> None:
+        runs.append(1)
+        write(session, f"run {len(runs)}")
+        if len(runs) == 1:
+            raise ValueError
+
+    task = stand.task(fails_first, name="pay", once=True)
+    with stand.alchemy.begin():
+        sent = task.delay_on_commit()
+    task.apply_async(task_id=sent.id)
+    with taking(stand) as take:
+        messages = [take(), take()]
+        states = [stand.deliver(Sent.of(message)).state for message in reversed(messages)]
+        for message in messages:
+            message.ack()
+
+    assert states == ["FAILURE", "FAILURE"]
+    assert row(stand, "died_at IS NOT NULL, completed_at IS NULL") == (True, True)
+    assert stand.database.rows("SELECT name FROM effect") == []
+
+
+def test_worker_that_finds_itself_lost_holds_nothing(stand: BrokerStand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its row is gone, whatever the clocks say: the clock of the database was set, or the machine stood still with its own."""
+    monkeypatch.setattr(heart, "BEAT_MAX_SECONDS", 0.1)
+    send(stand, stand.task(noting([]), name="pay", once=True))
+    with taking(stand) as take:
+        worker_id, taken_at = take().headers[TAKEN_HEADER]
+        stand.database.execute("DELETE FROM celery_workers")
+        eventually(lambda: not stand.home.hold.covers(worker_id, taken_at, 1000), timeout=20)
+
+        assert not stand.home.hold.covers(worker_id, moment(), 1000)
+
+
+def test_claims_from_before_an_outage_are_not_held(stand: BrokerStand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that has crashed, or its replica, may have lost their commits."""
+    monkeypatch.setattr(heart, "BEAT_MAX_SECONDS", 0.1)
+    really = heart.beat
+    send(stand, stand.task(noting([]), name="pay", once=True))
+    with taking(stand) as take:
+        worker_id, taken_at = take().headers[TAKEN_HEADER]
+        with monkeypatch.context() as patch:
+            patch.setattr(heart, "beat", failing(ConnectionError))
+            eventually(lambda: not stand.home.hold.covers(worker_id, taken_at, 1000), timeout=20)
+        monkeypatch.setattr(heart, "beat", really)
+        eventually(lambda: stand.home.hold.covers(worker_id, moment(), 1000), timeout=20)
+
+        assert not stand.home.hold.covers(worker_id, taken_at, 1000)
 
 
 def test_run_that_is_overtaken_looks(stand: BrokerStand) -> None:

@@ -58,6 +58,8 @@ _STATEMENTS: list[tuple[Any, str]] = [
 _PREPARED: dict[Any, str] = {
     completion.COMPLETE: "complete",
     completion.COMPLETE_AND_KEEP: "complete",
+    completion.COMPLETE_UNSEEN: "complete",
+    completion.COMPLETE_UNSEEN_AND_KEEP: "complete",
     outbox._INSERT: "insert",
     step_records._INSERT: "keep",
 }

@@ -99,6 +99,18 @@ def test_every_kind_of_signature_is_sent(shop: Shop, charge: Any) -> None:
     assert shop.waiting() == before + 5
 
 
+def test_signature_that_became_a_mapping_is_sent_by_the_current_app(shop: Shop, charge: Any) -> None:
+    """Celery gives it a proxy for its app."""
+    shop.app.set_current()
+    before = shop.waiting()
+
+    with shop.alchemy.begin() as session:
+        mapping: Any = dict(charge.s(1))
+        enqueue(session, mapping)
+
+    assert shop.waiting() == before + 1
+
+
 def test_registry_stands_for_its_session(shop: Shop, charge: Any) -> None:
     """Inside of a task for the task's, outside for that of the web request."""
     registry = scoped_session(sessionmaker(shop.alchemy.engine))

@@ -83,9 +83,11 @@ class Heart:
 
     def start(self, connection: Connection, lock_file: str | None) -> None:
         """Write the worker's row, on a connection of the caller's, and start the thread."""
-        at = moment()
+        at, lost_after = moment(), self._home.worker_lost_after_seconds
         with begun(self._home.place, connection) as tables:
-            enlist(tables, self._worker, self._home.worker_lost_after_seconds, lock_file)
+            # It is there if the answer to an earlier COMMIT did not come.
+            if not beat(tables, self._worker, lost_after):
+                enlist(tables, self._worker, lost_after, lock_file)
         self._home.hold.note_beat(self._worker, at)
         self._thread.start()
 
@@ -117,11 +119,15 @@ class Heart:
             # lost.
             logger.debug("The heartbeat failed and is tried again", exc_info=True)
             self._sweeps_from = monotonic() + lost_after
+            # A database that has crashed, or another one in its place, may not know every claim.
+            self._home.hold.note_given_back()
             self._let_go()
             return True
         self._beaten_at = monotonic()
         if alive:
             self._home.hold.note_beat(self._worker, at)
+        else:
+            self._home.hold.note_lost(self._worker)
         return alive
 
     def _beat(self) -> bool:

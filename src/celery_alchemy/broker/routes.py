@@ -69,7 +69,7 @@ class Routes:
         placed: list[Row] = []
         for row in rows:
             queues, is_read = self.of(BrokerTables(table), row.message)
-            row.message.is_sole &= len(queues) == 1
+            row.message.is_sole &= len(queues) == 1 and not is_read
             if is_read:
                 say(BrokerTables(table), [row.message])
             if not queues and not is_read and row.message.task_id is not None:

@@ -205,8 +205,8 @@ class Transport(virtual.Transport):
             return
         with suppress(BlockingIOError):
             self._sockets[0].recv(4096)
-        self._refuse_lost()
         for _ in range(DELIVERIES_AT_ONCE):
+            self._refuse_lost()
             if not any(channel.deliver() for channel in self._open_channels()):
                 return
         self._on_arrival()

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from celery import Celery, Task
 from celery.canvas import Signature, maybe_signature
+from celery.local import Proxy
 from celery.result import AsyncResult, EagerResult
 
-__all__ = ["AnyTask", "App", "Eager", "Fields", "Result", "signed", "tasks_so_far"]
+__all__ = ["AnyTask", "App", "Eager", "Fields", "Result", "app_of", "signed", "tasks_so_far"]
 
 
 class Signs(Protocol):
@@ -37,6 +38,12 @@ else:
 
 #: What JSON holds under names: headers, properties, options, the parts of a signature.
 Fields = dict[str, Any]
+
+
+def app_of(signature: Signature) -> App:
+    """Return the app of a signature itself, where that has a proxy of the current one."""
+    app = signature.app
+    return app._get_current_object() if isinstance(app, Proxy) else app
 
 
 def tasks_so_far(app: App) -> Collection[AnyTask]:

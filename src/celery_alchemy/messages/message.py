@@ -61,7 +61,8 @@ class Message:
         headers: Celery's message headers (protocol 2) and the user's own.
         properties: AMQP properties: correlation_id, reply_to, priority, expiration, delivery_mode
             and the like.
-        is_sole: Its task's id was made for it, and no other message has the same.
+        is_sole: Its task's id was made for it, and it goes to one queue: there is another message
+            of its task only if somebody sends that id again.
         arguments: The task's args and kwargs before they were serialised; not part of the message.
     """
 

@@ -27,7 +27,7 @@ from ..error_texts import error_text
 from ..errors import DeadTaskError, OnceCommitError
 from ..outbox import step_records
 from ..outbox.lone_statement import lends_its_own
-from ..outbox.outbox import TAKEN_HEADER, shown
+from ..outbox.outbox import shown
 from ..outbox.place import OutboxTable
 from ..sessions.closing import abandon, close_quietly, commit
 from ..sessions.commits import uncounted
@@ -41,7 +41,7 @@ from .deliveries import ATTEMPTS, Overtaken, insist, record_death
 from .loop_call import pause
 from .once_guests import end_guests_count, is_of_another, keep_owners_message, report_kept
 from .once_records import Ending, State
-from .once_start import Start, begin, begin_alone
+from .once_start import Start, begin, begin_alone, is_held
 from .own_result import OwnResult, has_result, own_result
 from .plan import Plan
 from .put_back import is_delivered_by_database
@@ -71,6 +71,7 @@ class OnceUnit(UnitOfWork):
         super().__init__(plan, outer, request)
         self.key = key
         self._owed = False
+        self._is_unseen = False
         self._is_guest = False
         self._counted_in: str | None = None
         self._recording = False
@@ -89,7 +90,7 @@ class OnceUnit(UnitOfWork):
         state = self._start_alone(bind) if lends_its_own(bind) else None
         if state is None:
             state = self._start_in(session)
-        self._owed = state.kind == "owed"
+        self._owed, self._is_unseen = state.kind == "owed", state.is_unseen
         self._is_guest = is_of_another(state, self.request)
         self._counted_in = state.counted_in
         if self._counted_in is not None:
@@ -143,16 +144,8 @@ class OnceUnit(UnitOfWork):
             plan.redeliver_seconds(request.timelimit),
             plan.deliveries_allowed,
             is_taken=plan.required_home.is_broker,
-            is_held=self._is_held(),
+            is_held=is_held(plan, request),
         )
-
-    def _is_held(self) -> bool:
-        """Tell whether its message is this worker's alone; only once, by its first run."""
-        taken = vars(self.request).pop(TAKEN_HEADER, None)
-        outbox = self.plan.required_home.outbox
-        if taken is None or outbox is None or outbox.queues is None:
-            return False
-        return outbox.queues.still_has(taken)
 
     def _refuse_commit(self, session: Session) -> None:
         if (
@@ -260,7 +253,14 @@ class OnceUnit(UnitOfWork):
             # A guest's starts were counted: with its end there is nothing more to count.
             completion.end_count(table, str(self._counted_in))
         return completion.complete(
-            table, self.key, self.request.id, self.plan.name, result, owed=self._owed, keeps=keeps
+            table,
+            self.key,
+            self.request.id,
+            self.plan.name,
+            result,
+            owed=self._owed,
+            keeps=keeps,
+            unseen=self._is_unseen,
         )
 
     def _winner(self, session: Session) -> State:

@@ -62,6 +62,7 @@ class State:
             the one that is sent again.
         counted_in: The row that counts this delivery's starts; None if none does.
         held: What tells the callbacks and the chain that a completed run has sent by its commit.
+        is_unseen: Nobody has asked the table: it said so when the message was taken.
     """
 
     kind: Literal["new", "owed", "completed", "dead"]
@@ -74,6 +75,7 @@ class State:
     of: str | None = None
     counted_in: str | None = None
     held: tuple[str, ...] = ()
+    is_unseen: bool = False
 
 
 def is_guest(state: State, request: Context) -> bool:
@@ -204,6 +206,7 @@ def complete(
     *,
     owed: bool,
     keeps: bool = False,
+    unseen: bool = False,
 ) -> bool:
     """Record in the task's own transaction that it is done; one statement.
 
@@ -216,6 +219,7 @@ def complete(
         owed: The row exists.
         keeps: A message that was taken out of the table stays until its delivery is acknowledged,
             which has something to do after the COMMIT.
+        unseen: It began without a look: that it is not dead is asked here.
 
     Returns:
         False if another run has committed the completion in between. A concurrent one is waited
@@ -225,7 +229,10 @@ def complete(
         IntegrityError: As False, for a row that did not exist at the start.
     """
     if owed:
-        statement = statements.COMPLETE_AND_KEEP if keeps else statements.COMPLETE
+        kinds = (statements.COMPLETE, statements.COMPLETE_AND_KEEP)
+        if unseen:
+            kinds = (statements.COMPLETE_UNSEEN, statements.COMPLETE_UNSEEN_AND_KEEP)
+        statement = kinds[keeps]
         return table.change(statement, {"row_id": key, "outcome": result}) == 1
     table.change(
         statements.INSERT_COMPLETED,

@@ -3,7 +3,8 @@
 Above ``once_records.py``, whose statements these are, and beneath ``once.py``. A start is one
 statement that is a transaction by itself: were it in the body's own, a body that begins with slow
 work would hold a connection, on SQLite the one lock for writing, and on MariaDB it would see the
-database as it was before that work. What takes more than one statement is done in a transaction of
+database as it was before that work. Where the database holds the message for this worker it is
+none. What takes more than one statement is done in a transaction of
 the task's session.
 """
 
@@ -17,14 +18,15 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from ..outbox.lone_statement import execute_alone
-from ..outbox.outbox import ROW_HEADER, missing_table, shown
+from ..outbox.outbox import ROW_HEADER, TAKEN_HEADER, missing_table, shown
 from ..outbox.place import OutboxTable, Place
 from . import once_records as records
 from .once_keys import row_of_guest
 from .once_records import State, is_guest, was_counted, was_delivered_before
 from .once_statements import LOOK, START
+from .plan import Plan
 
-__all__ = ["Start", "begin", "begin_alone"]
+__all__ = ["Start", "begin", "begin_alone", "is_held"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,15 @@ class Start:
         }
 
 
+def is_held(plan: Plan, request: Context) -> bool:
+    """Tell whether the message of a request is this worker's alone; only once, to its first run."""
+    taken = vars(request).pop(TAKEN_HEADER, None)
+    outbox = plan.required_home.outbox
+    if taken is None or outbox is None or outbox.queues is None:
+        return False
+    return outbox.queues.still_has(taken)
+
+
 def begin_alone(place: Place, engine: Engine, start: Start) -> State | None:
     """Count a start or look, with statements that are transactions by themselves: one, or none.
 
@@ -90,7 +101,7 @@ def begin_alone(place: Place, engine: Engine, start: Start) -> State | None:
         Exception: The driver's own error.
     """
     if start.is_held and start.names_row and not start.counts:
-        return State("owed", of=shown(start.request.id))
+        return State("owed", of=shown(start.request.id), is_unseen=True)
     execute = partial(execute_alone, place, engine)
     if not (start.names_row and start.counts):
         state = records.said_by(execute(LOOK, {"row_id": start.key}).row)

@@ -102,6 +102,11 @@ COMPLETE_AND_KEEP = (
     )
 )
 
+#: Of a task that began without a look: one that has died meanwhile is left as it is.
+COMPLETE_UNSEEN, COMPLETE_UNSEEN_AND_KEEP = (
+    statement.where(outbox.c.died_at.is_(None)) for statement in (COMPLETE, COMPLETE_AND_KEEP)
+)
+
 #: What is left of a task whose work a guest has done: its message, whoever has it at the moment.
 _MESSAGE = (
     "task_id",

@@ -27,7 +27,7 @@ from ..errors import (
     SignatureError,
     UnknownTaskError,
 )
-from ..messages.celery_types import App, Fields, signed
+from ..messages.celery_types import App, Fields, app_of, signed
 from ..messages.message import Message, Recorder, recording
 from ..messages.publisher import publish_directly
 from ..outbox.outbox import HandOver, Outbox, Row, unique_id
@@ -84,7 +84,7 @@ def enqueue(session: AnySession, signature: Signature, **options: Any) -> Any:
         # A chain keeps the id that it is sent under: sent again it would be the same task, which a
         # once task does once.
         signature = signature.clone()
-    app = signature.app
+    app = app_of(signature)
     sync_session = sync_session_of(session)
     home = home_of(app)
     parts = list(_signatures(signature)) if is_canvas else [signature]
@@ -300,11 +300,16 @@ def intercept(app: App) -> Recorder | None:
     if policy == "allow" or session is None or not _has_unsaved(session):
         return None
     if policy == "defer":
-        return Recorder(app, lambda message: hold(app, home, session, [message]))
+        return Recorder(app, partial(_hold_plain, app, home, session))
     if policy == "raise":
         raise PublishInTransactionError(held.owner())
     warnings.warn(PublishInTransactionWarning(held.owner()), stacklevel=_level_of_caller())
     return None
+
+
+def _hold_plain(app: App, home: Home | None, session: Session, message: Message) -> None:
+    """Let a plain send out after the session's commit; its id may be one that the caller chose."""
+    hold(app, home, session, [message], chosen_id=True)
 
 
 def session_that_holds(app: App) -> Session | None:
@@ -339,10 +344,10 @@ def _behind_the_lock(
     if _has_unsaved(session):
         if policy == "raise":
             raise PublishInTransactionError(held.owner())
-        return Recorder(app, lambda message: hold(app, home, session, [message]))
+        return Recorder(app, partial(_hold_plain, app, home, session))
 
     def send(message: Message) -> None:
-        rows = [_row(app, home, message, chosen_id=False)]
+        rows = [_row(app, home, message, chosen_id=True)]
         # A database that is the broker keeps messages.
         assert home.outbox is not None
         on_end(session, HandOver(home.outbox, rows))
