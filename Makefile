@@ -6,8 +6,8 @@ VENV ?= .venv
 PYTHON ?=
 # What is handed to pytest, for example: make test PYTEST_ARGS="-k savepoint -x"
 PYTEST_ARGS ?=
-# Most tests wait for workers and servers, so several files run at once; one file's tests share what they start.
-AT_ONCE ?= -n 3 --dist loadfile
+# Most tests wait for workers and servers, so several files run at once, in their order; one file's tests share what they start.
+AT_ONCE ?= -n 3 --dist loadfile --no-loadscope-reorder
 # Which of examples/ make example starts.
 NAME ?= fastapi_app
 # What make soak runs on, and for how long; BROKER=alchemy is the database itself.
@@ -30,6 +30,10 @@ CENTRAL_TESTS := tests/unit tests/packaging tests/delivery/test_sending.py tests
 
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Tests and workers are hundreds of processes. Without bytecode each compiles all that it imports, which takes it seconds; pip writes
+# that of what it installs, uv where it is told to.
+unexport PYTHONDONTWRITEBYTECODE
+export UV_COMPILE_BYTECODE := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo example test minimum pythons soak celery-suite coverage lint ruff mypy pyright imports format bench bench-delivery bench-overhead docs clean

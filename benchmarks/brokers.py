@@ -35,6 +35,8 @@ WORKER = [
 ]
 #: Messages of one turn of sending, tasks of one turn of a worker, and sends that are timed one by one.
 SENDS, TASKS, TIMED = 50, 1000, 60
+#: Rows of other times, and rows that are gone but kept, in a crowded table.
+COMPLETED, GONE = 1_000_000, 500_000
 
 
 def add_time(session: Session) -> None:
@@ -54,6 +56,8 @@ class Shop:
         self.url, self.broker = url, broker
         self.app = Celery("brokers", broker=broker, set_as_current=False)
         self.app.conf.update(task_ignore_result=True, task_default_queue=QUEUE)
+        if broker is not None and broker.startswith("pgmq"):
+            self.app.conf.broker_transport_options = {"init_extension": False, "use_notify": True}
         self.alchemy = Alchemy(self.app, url, broker=broker is None)
         self.by_hand_engine: Engine = create_engine(url)
 
@@ -164,7 +168,8 @@ def shops() -> Iterator[tuple[Shop, Shop]]:
     with server.connect() as connection:
         connection.execute(text(f"DROP DATABASE IF EXISTS {QUEUE} WITH (FORCE)"))
         connection.execute(text(f"CREATE DATABASE {QUEUE}"))
-    url = f"{rivals.psycopg(rivals.SERVER)}/{QUEUE}?options=-csynchronous_commit%3Doff"
+        connection.execute(text(f"ALTER DATABASE {QUEUE} SET synchronous_commit = off"))
+    url = f"{rivals.psycopg(rivals.SERVER)}/{QUEUE}"
     redis, database = Shop(url, REDIS), Shop(url, None)
     with database.by_hand_engine.begin() as connection:
         connection.execute(text("CREATE TABLE line (id bigserial PRIMARY KEY, text text)"))
@@ -189,6 +194,56 @@ def broker(rounds: int) -> list[Figure]:
             _waking(redis, database),
             _waking_on_sqlite(),
         ]
+
+
+def crowded(rounds: int) -> list[Figure]:
+    """Measure what rows that no worker may take cost it: those of other times, and those that PostgreSQL cannot remove."""
+    figures = [
+        Figure(f"database broker: draining beside {COMPLETED:,} completed and as many future rows, to alone", least=0.8),
+        Figure(f"database broker: draining while a transaction keeps {GONE:,} dead rows, to alone", least=0.5),
+    ]
+    alone: list[float] = []
+    for figure, crowd in ((None, _no_crowd), (figures[0], _other_times), (figures[1], _kept_rows)):
+        with shops() as (_, database), crowd(database.by_hand_engine):
+            rates = [database.rate(database.plain) for _ in range(max(3, rounds // 3))]
+            if figure is None:
+                alone = rates
+            else:
+                figure.measured += [rate / before for rate, before in zip(rates, alone, strict=True)]
+    return figures
+
+
+@contextmanager
+def _no_crowd(engine: Engine) -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _other_times(engine: Engine) -> Iterator[None]:
+    for name, due_at, completed_at in (("c", "NULL", "now() - interval '1 hour'"), ("f", "now() + interval '1 day'", "NULL")):
+        _add_rows(engine, name, COMPLETED, f"{due_at}, {completed_at}")
+    yield
+
+
+@contextmanager
+def _kept_rows(engine: Engine) -> Iterator[None]:
+    with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+        connection.execute(text("SELECT count(*) FROM line"))
+        # As workers leave it after ten minutes: each message was taken, then deleted.
+        _add_rows(engine, "d", GONE, "now() - n * interval '1 ms', NULL")
+        for statement in ("UPDATE celery_outbox SET claim = 'gone', due_at = NULL", "DELETE FROM celery_outbox"):
+            with engine.begin() as other:
+                other.execute(text(statement))
+        yield
+
+
+def _add_rows(engine: Engine, name: str, count: int, times: str) -> None:
+    columns = "id, task_id, task_name, body, envelope, queue, once, priority, sends, failures, deliveries, created_at"
+    values = f"'{name}' || n, '{name}' || n, '{name}', ''::bytea, '', '{QUEUE}', false, 0, 0, 0, 0, now(), {times}"
+    with engine.begin() as connection:
+        connection.execute(
+            text(f"INSERT INTO celery_outbox ({columns}, due_at, completed_at) SELECT {values} FROM generate_series(1, {count}) AS n")
+        )
 
 
 def _sending(redis: Shop, database: Shop, rounds: int) -> list[Figure]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +39,9 @@ if not hasattr(Session, "get_one"):
     for kind in (Session, scoped_session):
         kind.get_one = _get_one
 
+#: Where whole workers die and time has to pass.
+_LONGEST = ("tests/crash/", "tests/soak/", "tests/steps/test_workers.py")
+
 WORKERS = pytest.StashKey[list[Worker]]()
 _DATABASES = Databases()
 _BROKERS = Brokers()
@@ -57,6 +61,12 @@ def no_shared_tasks() -> Iterator[None]:
     _state._on_app_finalizers.intersection_update(_CELERYS_OWN)
     yield
     _state._on_app_finalizers.intersection_update(_CELERYS_OWN)
+
+
+@pytest.fixture(autouse=True)
+def no_error_is_handled() -> None:
+    """Find a test before this one that has left the thread handling an error for ever."""
+    assert sys.exc_info()[1] is None
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +91,11 @@ def pools_are_emptied(request: pytest.FixtureRequest) -> Iterator[None]:
         # Else it still holds a connection, or takes one of a pool that is new.
         hand_over.wait_for_all(10)
     opened.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, though they have few tests: nothing waits for them at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONGEST))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_alchemy.requests.event_loop import ProcessLoop
+from tests.unit.forking import in_child
 
 
 @pytest.fixture
@@ -72,11 +74,24 @@ def break_in_at(loop: ProcessLoop, number: int) -> tuple[bool, str]:
     return breaking.happened, ended
 
 
-# What is broken into while it is made is left to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed event loop:ResourceWarning")
 @pytest.mark.parametrize("first_use", [False, True], ids=["running", "just started"])
 def test_soft_limit_at_any_instruction_leaves_the_loop_running(first_use: bool) -> None:
-    """Every instruction of the way from the call to its result, one after the other; also that of the loop's start."""
+    """Every instruction of the way from the call to its result, one after the other; also that of the loop's start.
+
+    In a child, whose end takes with it what is left of loops that were broken into while they were
+    made, and the error that CPython 3.11 goes on handling for ever after a trace function has
+    raised in its handler.
+    """
+    result = in_child(partial(break_in_everywhere, first_use))
+
+    assert isinstance(result, tuple), result
+    number, ends = result
+    assert number > 50
+    assert ends == {"limited", "returned"}
+
+
+def break_in_everywhere(first_use: bool) -> tuple[int, set[str]]:
+    """Return how many instructions there were, and how the coroutine's runs ended."""
     loop = ProcessLoop()
     number, ends = 0, set()
     happened = True
@@ -90,9 +105,7 @@ def test_soft_limit_at_any_instruction_leaves_the_loop_running(first_use: bool) 
         if first_use:
             loop.close()
     loop.close()
-
-    assert number > 50
-    assert ends == {"limited", "returned"}
+    return number, ends
 
 
 # One that comes in the middle of a garbage collection's callback is reported there.

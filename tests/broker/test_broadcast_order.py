@@ -7,6 +7,7 @@ from sqlalchemy import update
 
 from celery_alchemy.broker.broadcasts import Log, say
 from celery_alchemy.broker.claims import has_due
+from celery_alchemy.broker.floors import Floors
 from celery_alchemy.broker.homes import home_for
 from celery_alchemy.broker.queues import Binding, declare
 from celery_alchemy.broker.routes import Routes
@@ -62,7 +63,7 @@ def test_broadcast_whose_time_is_over_is_not_read(stand: BrokerStand) -> None:
         log.begin(tables)
         say(tables, [said("said", expiration=0.0)])
 
-        assert has_due(tables, [], log.is_unread(tables, [READER])) is False
+        assert has_due(tables, [], log.is_unread(tables, [READER]), Floors()) is False
         assert log.read(tables, [READER]) == []
 
 
@@ -76,9 +77,9 @@ def test_broadcast_that_commits_later_than_a_higher_number_is_seen(stand: Broker
         say(tables, [said("said")])
 
         seen = log.read(tables, [READER])
-        is_new_before = has_due(tables, [], log.is_unread(tables, [READER]))
+        is_new_before = has_due(tables, [], log.is_unread(tables, [READER]), Floors())
         tables.run(update(tables.broadcasts).values(exchange="said"))
-        is_new = has_due(tables, [], log.is_unread(tables, [READER]))
+        is_new = has_due(tables, [], log.is_unread(tables, [READER]), Floors())
         later = log.read(tables, [READER])
 
     assert (len(seen), is_new_before, is_new, len(later)) == (1, False, True, 1)

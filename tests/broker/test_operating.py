@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from celery_alchemy import Alchemy
 from celery_alchemy.databases import database_of
 from celery_alchemy.databases.tables import metadata, outbox
 from celery_alchemy.operations.command_line import alchemy as command_line
-from tests.broker.lines import Line
+from tests.broker.lines import Line, OpenLine
 from tests.cost.test_query_plans import _ANALYZE, _NUMBERS, Plans
 from tests.services.databases import Database
 
@@ -48,7 +49,7 @@ def test_taking_reads_an_index(database: Database) -> None:
 
     with engine.begin() as connection:
         take = database_of(engine.dialect.name).take
-        taken = [len(take(connection, outbox, "worker", ["jobs"], 15)) for _ in range(3)]
+        taken = [len(take(connection, outbox, "worker", ["jobs"], 15, {})) for _ in range(3)]
 
     assert taken == [15, 5, 0]
     assert plans.full_scans() == []
@@ -77,6 +78,35 @@ def test_idle_consumer_sends_two_statements_a_second(line: Line) -> None:
             event.remove(Engine, "before_cursor_execute", note)
 
     assert 2 <= len(statements) <= 9, statements
+
+
+@pytest.mark.databases("sqlite")
+def test_consumer_without_room_hardly_looks_at_the_file(database: Database, open_line: OpenLine) -> None:
+    """It is told when a message ends, and reads broadcasts ten times a second."""
+    looks: list[str] = []
+
+    def trace(connection: Any, _: object) -> None:
+        connection.set_trace_callback(lambda statement: looks.append(statement) if "data_version" in statement else None)
+
+    event.listen(Engine, "connect", trace)
+    try:
+        line = open_line()
+        queues = (Queue("jobs"), Queue("reader", Exchange("all", type="fanout"), auto_delete=True))
+        with line.consuming(*queues, prefetch=1) as heard:
+            for _ in range(2):
+                line.send("jobs")
+            (first,) = heard.wait_for(1)
+            heard.drain(0.5)
+            began = time.monotonic()
+            looks.clear()
+            heard.drain(2.0)
+            looks_a_second = len(looks) / (time.monotonic() - began)
+            first.ack()
+            heard.wait_for(2)
+    finally:
+        event.remove(Engine, "connect", trace)
+
+    assert 0 < looks_a_second < 20
 
 
 def test_status_shows_queues_and_workers(database: Database, line: Line) -> None:

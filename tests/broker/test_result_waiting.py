@@ -16,6 +16,7 @@ from sqlalchemy.pool import NullPool
 from celery_alchemy.broker import result_listener, result_waiting
 from celery_alchemy.broker.result_listener import listener_of
 from celery_alchemy.broker.waking import somebody_waits
+from celery_alchemy.testing import no_leaks
 from tests.broker.broker_stand import BrokerStand
 from tests.services.databases import Database
 from tests.waiting import eventually
@@ -125,3 +126,9 @@ def test_cut_connection_is_made_again(stand: BrokerStand, database: Database) ->
         stand.app.backend.store_result(result.id, "come", "SUCCESS")
 
     assert [value for value, _ in got] == ["come"]
+
+
+def test_waiting_for_a_result_is_no_leak(stand: BrokerStand) -> None:
+    """The thread that looks for results keeps its connection for a while, for whoever waits next."""
+    with no_leaks(), pytest.raises(CeleryTimeoutError):
+        stand.app.AsyncResult("of nobody").get(timeout=0.3)

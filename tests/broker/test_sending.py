@@ -88,17 +88,20 @@ def test_rolled_back_transaction_has_not_sent(alchemy: Alchemy, database: Databa
 def test_many_messages_are_one_insert(alchemy: Alchemy, database: Database) -> None:
     """Beside BEGIN and COMMIT it is the only statement of the transaction, and none follows."""
     add = task(alchemy, "add")
-    statements: list[str] = []
+    statements: list[tuple[Any, str]] = []
     with alchemy.session() as session:
         enqueue(session, add.s(0, 0))
         session.commit()
 
-    event.listen(alchemy.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    event.listen(alchemy.engine, "before_cursor_execute", lambda *args: statements.append((args[0], args[2].split()[0])))
     with alchemy.begin() as session:
+        own = session.connection()
         for number in range(20):
             enqueue(session, add.s(number, 1))
 
-    assert [statement.split()[0] for statement in statements] == ["INSERT"]
+    # The workers are told on a connection apart, of the send before too.
+    assert [kind for connection, kind in statements if connection is own] == ["INSERT"]
+    assert {kind for connection, kind in statements if connection is not own} <= {"NOTIFY"}
     assert len(waiting(database)) == 21
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from kombu import Connection, Exchange, Queue
+from kombu import Connection, Consumer, Exchange, Queue
+from kombu.asynchronous import Hub
 from kombu.exceptions import ChannelError
 from sqlalchemy import create_engine
 
-from celery_alchemy import MissingTableError, QueueNameError
+from celery_alchemy import ClaimsLostError, MissingTableError, QueueNameError
+from celery_alchemy.broker import heart
 from celery_alchemy.broker.claims import has_due, take
+from celery_alchemy.broker.floors import Floors
 from celery_alchemy.broker.tables import begun
 from celery_alchemy.databases.tables import metadata
 from celery_alchemy.outbox.place import Place
@@ -93,7 +98,7 @@ def test_many_queues_are_read_past_a_map_of_schemas(database: Database) -> None:
     queues = [f"q{number}" for number in range(60)]
 
     with begun(Place(), engine) as tables:
-        found = take(tables, "worker", queues, 10), has_due(tables, queues, None)
+        found = take(tables, "worker", queues, 10, Floors()), has_due(tables, queues, None, Floors())
     engine.dispose()
 
     assert found == ([], False)
@@ -313,3 +318,26 @@ def test_url_is_shown_without_its_password() -> None:
 
     assert "pa55word" not in connection.as_uri()
     assert "host/shop" in connection.as_uri()
+
+
+def test_loop_that_runs_tasks_itself_delivers_nothing_after_its_worker_was_lost(
+    line: Line, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the solo pool, where the messages behind a long task are in its worker while it runs."""
+    monkeypatch.setattr(heart, "BEAT_MAX_SECONDS", 0.1)
+    delivered: list[Any] = []
+
+    def run(message: Any) -> None:
+        delivered.append(message.payload)
+        database.execute("DELETE FROM celery_workers")
+        eventually(lambda: "celery-alchemy-heart" not in {thread.name for thread in threading.enumerate()})
+
+    for number in range(3):
+        line.send("jobs", number)
+    with closing(Hub()) as hub, Consumer(line.channel, [Queue("jobs")], on_message=run):
+        line.connection.transport.register_with_event_loop(line.connection.connection, hub)
+        with pytest.raises(ClaimsLostError):
+            for _ in range(1000):
+                next(hub.loop)
+
+    assert delivered == [0]

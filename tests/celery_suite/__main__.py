@@ -48,8 +48,14 @@ PARTS: dict[str, list[str]] = {
     # What meets the task class most.
     "quick": ["t/unit/app", "t/unit/tasks", "t/unit/worker", "--deselect=t/unit/tasks/test_stamping.py"],
 }
+#: What the parts `broker` and `transport` run on, beside Redis.
+DATABASES = {"PostgreSQL": "postgresql", "MariaDB": "mariadb", "SQLite": "sqlite"}
 #: Databases that do not answer.
-AWAY = {"postgresql": "postgresql+psycopg://postgres@127.0.0.1:1/nowhere", "sqlite": "sqlite:////nowhere/nothing.db"}
+AWAY = {
+    "postgresql": "postgresql+psycopg://postgres@127.0.0.1:1/nowhere",
+    "mariadb": "mysql+pymysql://root@127.0.0.1:1/nowhere",
+    "sqlite": "sqlite:////nowhere/nothing.db",
+}
 #: A test that fails with the library alone is run again so often: some of Celery's tests depend on time.
 RERUNS = 2
 
@@ -116,12 +122,10 @@ def project_of(part: str) -> str:
 
 def sides(part: str) -> Sequence[Side]:
     """Return what a part compares: first what it is without the library."""
-    plugin = ["-p", "database_broker"]
-    if part == "broker":
-        return Side("Redis", redis), Side("PostgreSQL", partial(database, "postgresql"), plugin)
-    if part == "transport":
-        names = {"PostgreSQL": "postgresql", "SQLite": "sqlite"}
-        return Side("Redis", redis), *(Side(name, partial(database, names[name]), plugin) for name in names)
+    if part in ("broker", "transport"):
+        plugin = ["-p", "database_broker"]
+        databases = (Side(name, partial(database, DATABASES[name]), plugin) for name in DATABASES)
+        return Side("Redis", redis), *databases
     servers = redis if part == "integration" else no_server
     return Side("plain Celery", servers), Side("SessionTask", servers, ["-p", "session_task_default"])
 

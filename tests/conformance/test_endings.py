@@ -35,6 +35,8 @@ COMBINATIONS = [
     ("threads", "mariadb", "alchemy"),
     ("solo", "postgresql", "alchemy"),
     ("gevent", "postgresql", "alchemy"),
+    ("eventlet", "postgresql", "alchemy"),
+    ("eventlet", "mariadb", "alchemy"),
 ]
 
 #: Endings that only some pools have: the others have no child to lose, and nothing that enforces a limit.

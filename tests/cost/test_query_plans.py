@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 
 from celery_alchemy.broker.acknowledging import acknowledge, give_back
 from celery_alchemy.broker.claims import has_due, take
+from celery_alchemy.broker.floors import Floors
 from celery_alchemy.broker.tables import begun
 from celery_alchemy.broker.workers import enlist, release_lost
 from celery_alchemy.databases import database_of
@@ -149,9 +150,9 @@ def test_what_a_worker_of_the_broker_asks_reads_an_index(queue: Engine) -> None:
     plans = Plans(queue)
 
     with begun(place, queue) as tables:
-        lost = take(tables, "lost", ["jobs"], 10)
-        taken = take(tables, "living", ["jobs"], 20)
-        is_more = has_due(tables, ["jobs"], None)
+        lost = take(tables, "lost", ["jobs"], 10, Floors())
+        taken = take(tables, "living", ["jobs"], 20, Floors())
+        is_more = has_due(tables, ["jobs"], None, Floors())
     with begun(place, queue) as tables:
         claims = [delivery.claim for delivery in taken if delivery.claim is not None]
         acknowledge(tables, "living", claims[:10])

@@ -65,6 +65,11 @@ def names_sent(stand: OutboxStand) -> set[str]:
     return {sent.args[0] for sent in stand.sent()}
 
 
+def _strange_queue(name: str) -> dict[str, Any]:
+    """Return a queue whose binding has a part of that name, which the error names."""
+    return {"entity": "queue", "name": "q", "bindings": [{name: 1}]}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -73,8 +78,8 @@ def names_sent(stand: OutboxStand) -> set[str]:
         {"queues": 5},
         {"declare": None},
         {"declare": [{"entity": "queue"}]},
-        {"headers": {"id": "x"}, "envelope_text": json.dumps({**_PLAIN, "a\0b": 1})},
-        {"envelope_text": json.dumps({**_PLAIN, "a\ud800b": 1})},
+        {"declare": [_strange_queue("a\0b")]},
+        {"declare": [_strange_queue("a\ud800b")]},
         {"envelope_text": "[" * 100_000},
         {"once": True, "redeliver_seconds": 2_000_000_000, "sends": 2_000_000_000},
         {"once": True, "redeliver_seconds": -5},

@@ -195,6 +195,21 @@ def test_time_to_live_in_the_broker_is_what_is_left_of_it(make_stand: MakeStand)
     assert 190_000 < int(sent.properties["expiration"]) <= 200_000
 
 
+def test_row_of_a_newer_version_is_sent(make_stand: MakeStand) -> None:
+    """While workers are replaced one after another, those of before read what the new ones have written."""
+    stand = make_stand()
+    with stand.broker_down(), stand.alchemy.begin():
+        stand.effect.delay_on_commit("a")
+    [envelope] = stand.outbox("envelope")
+    newer = {**json.loads(envelope), "said_since": {"some": "version"}}
+    stand.database.execute("UPDATE celery_outbox SET envelope = :text", text=json.dumps(newer))
+    stand.make_due()
+    stand.relay_all()
+
+    [sent] = stand.sent()
+    assert sent.args == ["a"]
+
+
 def test_expired_message_still_reaches_a_worker(make_stand: MakeStand) -> None:
     """A worker reports it as revoked, as Celery does; thrown away by the broker it would be pending for ever."""
     stand = make_stand()

@@ -383,7 +383,7 @@ CORRUPT = {
     "a list": "[]",
     "a text": '"x"',
     "nothing in it": "{}",
-    "unknown field": '{"body": "x"}',
+    "only what has its own column": '{"body": "x"}',
     "wrong types": json.dumps(
         {
             "content_type": 1,

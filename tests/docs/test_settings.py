@@ -11,7 +11,7 @@ from celery import Celery
 from sqlalchemy.orm import sessionmaker
 
 from celery_alchemy import Alchemy, ConfigurationError, SessionTask
-from celery_alchemy.databases import sqlite
+from celery_alchemy.databases import sqlite_engine
 from celery_alchemy.databases.tables import metadata
 from celery_alchemy.messages import batches as pipeline
 from celery_alchemy.messages import publisher
@@ -104,7 +104,7 @@ def test_options_of_commands_are_documented() -> None:
         f"| Publishing is tried, when the broker refuses a message | {BACKOFF} |",
         f"| Pruning | every {relay.PRUNE_EVERY_SECONDS:g} s, {relay.PRUNE_ROWS} records at a time until none is left |",
         f"| Pruning of results | every {relay.PRUNE_EVERY_SECONDS:g} s, {result_records.RESULT_ROWS} at a time until none is left |",
-        f"| SQLite's busy time-out | {sqlite.BUSY_TIMEOUT_SECONDS} s |",
+        f"| SQLite's busy time-out | {sqlite_engine.BUSY_TIMEOUT_SECONDS} s |",
         f"| `max_message_bytes` | {outbox.MAX_MESSAGE_BYTES // 2**20} MiB |",
     ],
 )

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from celery_alchemy.databases import sqlite, trying_again
+from celery_alchemy.databases import sqlite_engine, trying_again
 from celery_alchemy.requests.event_loop import process_loop
 from celery_alchemy.sessions.at_hand import at_hand
 from celery_alchemy.testing import no_leaks
@@ -57,7 +57,7 @@ def applications(database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """Applications on the test's database, whose transient errors are soon over."""
     monkeypatch.setattr(trying_again, "BACKOFF_SECONDS", 0.0001)
     # A plan that waits for itself is an error of the plan's, soon told.
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_SECONDS", 1)
+    monkeypatch.setattr(sqlite_engine, "BUSY_TIMEOUT_SECONDS", 1)
     with open_places(database) as places:
         applications = Applications(places)
         yield applications

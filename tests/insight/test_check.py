@@ -326,6 +326,18 @@ def test_driver_that_blocks_greenlets_is_found(make_alchemy: MakeAlchemy) -> Non
     assert "psycopg2" in finding.reason
 
 
+@pytest.mark.databases("postgresql")
+def test_psycopg_in_an_eventlet_pool_is_found(make_alchemy: MakeAlchemy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits in C there, unless it is told not to; with gevent it sees by itself that it must not."""
+    eventlet = {"worker_pool": "eventlet"}
+    monkeypatch.delenv("PSYCOPG_WAIT_FUNC", raising=False)
+
+    assert "wait_selector" in found(make_alchemy(conf=eventlet))["green-driver"].fix
+    assert "green-driver" not in found(make_alchemy(conf={"worker_pool": "gevent"}))
+    monkeypatch.setenv("PSYCOPG_WAIT_FUNC", "wait_selector")
+    assert "green-driver" not in found(make_alchemy(conf=eventlet))
+
+
 @pytest.mark.parametrize("driver", ["postgresql+psycopg", "mysql+pymysql"])
 def test_unreachable_database_is_found_without_its_password(make_alchemy: MakeAlchemy, driver: str) -> None:
     """One finding says so; those that need the database say nothing, and nobody says the password."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.orm import Session
 
 from celery_alchemy.testing import LeakError, no_leaks
@@ -34,6 +34,20 @@ def test_open_connection_is_a_leak(store: Store) -> None:
         connection = store.alchemy.engine.connect()
 
     connection.close()
+
+
+def test_open_connection_of_an_async_task_is_a_leak(store: Store) -> None:
+    """Its body runs in a thread of the library, and is the application's all the same."""
+    taken: list[Connection] = []
+
+    async def keep() -> None:
+        taken.append(store.alchemy.engine.connect())
+
+    task = store.task(keep, name="keep")
+    with pytest.raises(LeakError, match=r"a connection, taken at .*test_leaks.py:\d+ in keep"), no_leaks():
+        task.apply()
+
+    taken.pop().close()
 
 
 def test_what_is_closed_is_no_leak(store: Store) -> None:

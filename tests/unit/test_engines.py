@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import itertools
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
 import sqlalchemy
 from celery import Celery
 from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext import asyncio as asyncio_of_sqlalchemy
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import NullPool, QueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, QueuePool
 
 from celery_alchemy import Alchemy, ConfigurationError
 from celery_alchemy.sessions.engine import OVERFLOW, WorkerPool, pool_findings
@@ -86,18 +91,134 @@ def test_sqlite_is_set_up_for_several_processes(shop: Shop) -> None:
     assert locked == 1
 
 
+@pytest.mark.databases("sqlite")
+def test_sqlite_transaction_begins_between_two_of_a_process_that_writes_without_a_pause(database: Database) -> None:
+    """SQLite's own waits, of up to 100 ms, would miss most of the gaps."""
+    engine = Alchemy(bind=database.url).engine
+    engine.connect().close()
+    has_begun, has_ended = threading.Event(), threading.Event()
+
+    def write_on_and_on() -> None:
+        writer = sqlite3.connect(str(engine.url.database), isolation_level=None)
+        while not has_ended.is_set():
+            writer.execute("BEGIN IMMEDIATE")
+            has_begun.set()
+            time.sleep(0.05)
+            writer.execute("COMMIT")
+            time.sleep(0.002)
+        writer.close()
+
+    thread = threading.Thread(target=write_on_and_on)
+    thread.start()
+    assert has_begun.wait(10)
+    began = time.monotonic()
+    try:
+        for _ in range(10):
+            with engine.begin():
+                pass
+            time.sleep(0.01)
+    finally:
+        has_ended.set()
+        thread.join()
+
+    assert time.monotonic() - began < 5
+
+
+class Strike:
+    """Raises at an instruction of the functions that begin a transaction on SQLite."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+        self.happened = False
+
+    def __call__(self, frame: FrameType, kind: str, _: object) -> Any:
+        if frame.f_code.co_name in ("_begin_in_turn", "_wait_again") and not self.happened:
+            frame.f_trace_opcodes = True
+            self.left -= kind == "opcode"
+            if self.left == 0:
+                self.happened = True
+                raise LookupError
+        return self
+
+
+def busy_time_outs_after_strikes(engine: Engine) -> Iterator[tuple[int, int]]:
+    """Return after a strike at each instruction what a connection of the pool has, in AUTOCOMMIT and when it has begun."""
+    alone = engine.execution_options(isolation_level="AUTOCOMMIT")
+    query = "PRAGMA busy_timeout"
+    # CPython 3.12 traces instructions if this was so in any frame when the tracing begins.
+    sys._getframe().f_trace_opcodes = True
+    strike = Strike(1)
+    for number in itertools.count(2):
+        sys.settrace(strike)
+        with contextlib.suppress(LookupError), engine.begin():
+            pass
+        sys.settrace(None)
+        if not strike.happened:
+            return
+        with alone.connect() as connection:
+            first = connection.exec_driver_sql(query).scalar_one()
+        with engine.begin() as connection:
+            yield first, connection.exec_driver_sql(query).scalar_one()
+        strike = Strike(number)
+
+
+@pytest.mark.databases("sqlite")
+def test_sqlite_connection_keeps_its_busy_time_out_whatever_strikes_as_it_begins(database: Database) -> None:
+    """A soft time limit may be raised by a signal at any instruction."""
+    engine = Alchemy(bind=database.url, engine_options={"pool_size": 1, "max_overflow": 0}).engine
+
+    # A trace function that raises may leave its thread handling an error for ever.
+    found = in_child(lambda: list(busy_time_outs_after_strikes(engine)))
+
+    assert len(found) > 50
+    assert set(found) == {(30_000, 30_000)}
+
+
+@pytest.mark.databases("sqlite", "sqlite+aiosqlite")
+def test_sqlite_says_after_its_busy_time_out_that_it_is_locked(database: Database, busy: Callable[..., threading.Thread]) -> None:
+    """Not after twice as long."""
+    # Older versions of SQLAlchemy keep no connection of aiosqlite to a file.
+    pooled = {"poolclass": AsyncAdaptedQueuePool} if "aiosqlite" in database.url else {}
+    alchemy = Alchemy(bind=database.url, engine_options=pooled)
+
+    async def begin() -> float:
+        async with alchemy.async_session() as session:
+            await (await session.connection()).exec_driver_sql("PRAGMA busy_timeout = 1000")
+            await session.rollback()
+            holder, began = busy(3.0), time.monotonic()
+            with pytest.raises(OperationalError, match="locked"):
+                await session.connection()
+            took = time.monotonic() - began
+        holder.join()
+        return took
+
+    if pooled:
+        took = asyncio.run(begin())
+    else:
+        with alchemy.engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            driver.execute("PRAGMA busy_timeout = 1000")
+            holder, began = busy(3.0), time.monotonic()
+            with pytest.raises(OperationalError, match="locked"):
+                connection.begin()
+            took = time.monotonic() - began
+            holder.join()
+
+    assert 1.0 <= took < 1.8
+
+
 @pytest.fixture
-def busy(database: Database) -> Callable[[], threading.Thread]:
+def busy(database: Database) -> Callable[..., threading.Thread]:
     """Have another connection hold the lock for a moment."""
 
-    def hold() -> threading.Thread:
+    def hold(seconds: float = 0.3) -> threading.Thread:
         has_lock = threading.Event()
 
         def work() -> None:
             with database.engine.connect() as connection:
                 connection.exec_driver_sql("UPDATE x SET y = 1 WHERE y = 2")
                 has_lock.set()
-                time.sleep(0.3)
+                time.sleep(seconds)
                 connection.rollback()
 
         thread = threading.Thread(target=work)

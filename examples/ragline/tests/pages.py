@@ -183,7 +183,13 @@ def told_document(number: int, state: str = "ready", **values: object) -> dict[s
     name = f"{number}.md"
     told = {"id": number, "name": name, "uris": [f"upload:///{name}"], "size_bytes": 100, "state": state}
     unknown = {"since": None, "chunks": 0, "embedded": 0, "reason": None, "is_permanent": False}
-    return told | unknown | {"is_found": state == "ready"} | values
+    return told | unknown | {"is_found": state == "ready", "is_newer": False} | values
+
+
+def told_passage(number: int, **values: object) -> dict[str, object]:
+    """A passage as the server tells it."""
+    place = {"document_id": 1, "name": "a.md", "heading": "", "pages": None, "start": 0, "end": 20}
+    return place | {"citation": "a.md", "quote": f"Passage {number}.", "score": 1.0, "also": []} | values
 
 
 CONTRAST = """

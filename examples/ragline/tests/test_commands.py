@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -52,7 +56,6 @@ def test_a_folder_is_ingested_and_searched_with_one_command_each(tmp_path: Path)
     again = ragline(home, "ingest", str(folder))
     found = ragline(home, "search", "where do bees dance?", "--json")
     read = ragline(home, "search", "whale")
-    asked = ragline(home, "search", " ")
     status = ragline(home, "status", "--json")
 
     assert ingested.returncode == 1, ingested.stdout + ingested.stderr
@@ -64,7 +67,6 @@ def test_a_folder_is_ingested_and_searched_with_one_command_each(tmp_path: Path)
     assert passage["quote"] == "Bees\n\nBees dance to tell where flowers are."
     assert (passage["name"], passage["start"], passage["heading"]) == ("bee.html", 0, "Bees")
     assert "1. whale.md, characters 0-47" in read.stdout
-    assert (asked.stdout, asked.stderr) == ("", "Nothing was asked.\n")
     report = json.loads(status.stdout)
     assert report["documents"]["ready"] == 2
     assert report["documents"]["failed"] == 1
@@ -113,6 +115,61 @@ def test_what_is_deleted_is_told_by_the_name_that_was_given(tmp_path: Path) -> N
     assert paused.stdout == "c/same.txt (1) and 1 other place: paused.\n"
     assert document.stdout == "a/same.txt (1) and 1 other place: deleted.\n"
     assert below.stdout == f"{folder / 'd'} (1 place): deleted.\n"
+
+
+def on_a_terminal(home: Path, *arguments: str, answer: str | None) -> tuple[int, str]:
+    """Run a command in a terminal and answer its question, by Ctrl-C for None: exit code, and what is shown."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", "from ragline.cli import main; main()", *arguments]
+    environment = {**os.environ, "RAGLINE_HOME": str(home), "COLUMNS": "200"}
+    process = subprocess.Popen(command, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # how a terminal says that nobody is at its other end any more
+        while True:
+            # Asked again, as a person would: Python loses a signal just before it waits for a line.
+            if select.select([ours], [], [], 0.2)[0]:
+                shown += os.read(ours, 1000)
+            elif shown.endswith(b"[y/N]: ") and answer is None:
+                process.send_signal(signal.SIGINT)
+            elif shown.endswith(b"[y/N]: "):
+                os.write(ours, answer.encode() + b"\n")
+    os.close(ours)
+    plain = re.sub(r"\x1b\[[\d;]*m", "", shown.decode())
+    return process.wait(timeout=100), plain.replace("\r\n", "\n")
+
+
+def test_who_deletes_at_a_terminal_is_asked_first(tmp_path: Path) -> None:
+    """With the names of what goes and the number of its passages; with no, nothing and Ctrl-C nothing is deleted."""
+    home, folder = tmp_path / "home", tmp_path / "docs"
+    for name, content in (("a", "one"), ("b", "one"), ("c", "two"), ("d", "three")):
+        (folder / name).mkdir(parents=True)
+        (folder / name / f"{name}.txt").write_text(content)
+    ragline(home, "ingest", str(folder))
+
+    kept = [on_a_terminal(home, "delete", "c.txt", answer=answer) for answer in ("n", "", None)]
+    before = json.loads(ragline(home, "list", "--json").stdout)
+    two = on_a_terminal(home, "delete", "b.txt", str(folder / "c"), answer="y")
+    sure = on_a_terminal(home, "delete", "--yes", "d.txt", answer="n")
+    short = on_a_terminal(home, "delete", "-y", "nothing.txt", answer="n")
+    after = json.loads(ragline(home, "list", "--json").stdout)
+
+    assert [code for code, _ in kept] == [1, 1, 130]
+    for _, shown in kept:
+        assert shown.startswith("c.txt (2)\nDelete this, with 1 passage? It cannot be undone. [y/N]: ")
+        assert shown.endswith("Nothing was deleted.\n")
+    assert len(before) == 3
+    assert two[0] == 0
+    assert two[1].startswith(
+        f"b.txt (1); it stays in 1 other place\n{folder / 'c'} (1 place)\n"
+        "Delete these, with 1 passage? It cannot be undone. [y/N]: "
+    )
+    assert two[1].endswith(
+        f"b.txt (1): deleted; it stays in 1 other place.\n{folder / 'c'} (1 place): deleted.\n"
+    )
+    assert sure == (0, "d.txt (3): deleted.\n")
+    assert short == (1, "There is no document nothing.txt: `ragline list` shows all.\n")
+    assert [row["name"] for row in after] == ["a.txt"]
 
 
 NOBODY = "No worker is running: start one with `ragline worker`."
@@ -317,6 +374,18 @@ def test_a_choice_that_does_not_exist_is_told_with_those_that_do(
     for choice in choices:
         assert choice in result.output
         assert choice in told.output
+
+
+@pytest.mark.parametrize("command", ["search", "ask"])
+@pytest.mark.parametrize("query", ["", " ", "\n\t\u3000"])
+def test_who_asks_nothing_is_told_so(tmp_path: Path, command: str, query: str) -> None:
+    """In a sentence, with the exit code of every argument that cannot be used; a program gets no empty list."""
+    options = ["--json"] if query else []
+
+    result = ragline(tmp_path, command, query, *options)
+
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "Nothing was asked: type a question, or words." in result.stderr
 
 
 def test_the_version_is_told() -> None:

@@ -409,6 +409,7 @@ def test_a_list_shows_each_document_with_its_places_and_counts(
         False,
     )
     assert (older.id, older.uris, older.is_found) == (ready.id, ("file:///a.txt", "file:///copy.txt"), True)
+    assert (newest.is_newer, older.is_newer) == (True, False)
     assert (older.chunks, older.embedded, older.since) == (1, 1, ready.ready_at)
     assert (
         entries(session, limit=9, below_id=queued)

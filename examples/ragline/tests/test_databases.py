@@ -26,9 +26,10 @@ from ragline import pipeline
 from ragline.audit import audit
 from ragline.benchmark import scratch_engine
 from ragline.databases import index_of
+from ragline.question import question_of
 from ragline.searching import DatabaseIndex, Mode, load_index, passages, rank
 from ragline.settings import QUEUES
-from ragline.tables import Base, Vector
+from ragline.tables import Base, Chunk, Vector
 from ragline.words import telling_words, words
 from ragline.workers import stop
 from servers import eventually
@@ -138,6 +139,30 @@ def test_pgvector_finds_what_exact_search_in_memory_finds(
     with Session(pgvector) as session:
         session.execute(text("DELETE FROM embedding_index WHERE chunk_id = (SELECT min(id) FROM chunk)"))
         assert any("in the vector index" in problem for problem in audit(session))
+
+
+def test_pgvector_finds_exact_words_and_leaves_words_out(pgvector: Engine, embedder: LetterEmbedder) -> None:
+    """In SQL, before the nearest are taken."""
+    empty_tables(pgvector)
+    contents = [f"The blue whale number {number}." for number in range(9)] + ["A whale is blue.", "A cat."]
+    with Session(pgvector, expire_on_commit=False) as session:
+        for number, content in enumerate(contents):
+            added = add(session, content, f"file:///{number}.txt", LETTERS)
+            process(session, added.document_id, embedder)
+        connection = session.connection()
+
+        def nearest(asked: str) -> list[str]:
+            vector = embedder.embed(["blue whale"])[0]
+            found = index_of(connection).nearest(
+                connection, embedder.name, vector, question_of(asked), limit=2
+            )
+            chunks = [session.get_one(Chunk, chunk_id) for chunk_id, _ in found]
+            return sorted(chunk.content for chunk in chunks)
+
+        assert nearest('"is blue"') == ["A whale is blue."]
+        assert nearest("what -blue") == ["A cat."]
+        assert nearest('what -"blue whale"') == ["A cat.", "A whale is blue."]
+        assert nearest('"A" -cats') == ["A whale is blue."]
 
 
 def test_pgvector_that_comes_later_gets_the_vectors_that_are_there(

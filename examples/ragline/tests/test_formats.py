@@ -169,6 +169,18 @@ def test_an_ebook_is_read_in_the_order_of_its_spine() -> None:
     assert parse(ebook({"one": "<p>x</p>"}, encryption="OEBPS/font.otf"), "a.epub").text == "x"
 
 
+def test_an_ebook_keeps_its_notes() -> None:
+    """They stand beside the text of a chapter as menus stand beside that of a page."""
+    data = ebook(
+        {
+            "one": "<header><h1>Begin</h1><p>For Ann</p></header><p>One.</p><aside>A note.</aside>",
+            "two": "<nav><p>Contents</p></nav>",
+        }
+    )
+
+    assert parse(data, "a.epub").text == "Begin\n\nFor Ann\n\nOne.\n\nA note."
+
+
 def test_an_opendocument_text_has_its_headings_lists_notes_tables_and_margins() -> None:
     """The header of its pages stands first, the footer last, a note where its mark is."""
     data = opendocument(

@@ -38,7 +38,9 @@ def test_a_first_visitor_adds_watches_searches_and_reads(page: Page) -> None:
     expect(passage).to_contain_text(re.compile(r"bees\.mdcharacters \d+–\d+"))
     add(page, "bees.md", "# Bees\n\nBees dance to tell where flowers are.\n\nWasps do not.\n")
     add(page, "copy.md", "# Bees\n\nBees dance to tell where flowers are.\n\nWasps do not.\n")
-    expect(page.locator("#uploads > li")).to_have_text(["2 files are here already.Dismiss"])
+    expect(page.locator("#uploads > li > span")).to_have_text(
+        ["bees.md is here already.", "copy.md (as bees.md) is here already."]
+    )
     passage.get_by_role("button").click()
     expect(page.locator("#reader-text mark")).to_contain_text("Bees dance")
     page.keyboard.press("Escape")
@@ -130,7 +132,9 @@ def test_a_folder_is_taken_without_what_is_no_document(page: Page, tmp_path: Pat
     page.set_input_files("#folder", folder)
 
     is_in_state(page, "whale.md", "Ready")
-    expect(page.locator("#uploads")).to_contain_text("2 files of other kinds were left out.")
+    expect(page.locator("#uploads")).to_have_text(
+        "2 files were left out (hidden, .exe): notes/.hidden.md, notes/program.exe.Dismiss"
+    )
     expect(document(page, "whale.md").locator(".name")).to_have_attribute("title", "notes/deep/whale.md")
 
 
@@ -149,7 +153,7 @@ def test_a_folder_that_comes_before_the_limits_are_known_is_taken(page: Page, tm
         route.continue_()
 
     is_in_state(page, "early.md", "Ready")
-    expect(page.locator("#uploads")).to_contain_text("1 file of other kinds was left out.")
+    expect(page.locator("#uploads")).to_contain_text("1 file was left out (.exe): ")
 
 
 def test_files_dropped_anywhere_are_taken(page: Page) -> None:
@@ -184,7 +188,9 @@ def test_a_folder_that_is_dropped_is_walked(page: Page, tmp_path: Path) -> None:
     is_in_state(page, "lynx.md", "Ready")
     is_in_state(page, "alone.log", "Ready")
     expect(document(page, "lynx.md").locator(".name")).to_have_attribute("title", "walked/deep/lynx.md")
-    expect(page.locator("#uploads")).to_contain_text("110 files of other kinds were left out.")
+    expect(page.locator("#uploads")).to_contain_text(
+        re.compile(r"110 files were left out \(\.png\): (walked/deep/\d+\.png,? ){3}and 107 more\.")
+    )
 
 
 def test_nothing_of_a_document_runs_or_becomes_markup(page: Page) -> None:
@@ -285,7 +291,7 @@ def test_the_page_fits_a_phone_and_text_can_be_read(browser: Browser, service: S
 
 
 def test_a_server_without_a_worker_says_so_and_waits(browser: Browser, tmp_path: Path) -> None:
-    """Documents wait, are paused, resumed and cancelled; a server that goes is missed and found again."""
+    """Documents wait, are paused, resumed and cancelled; a server that goes is missed, and gets what it missed."""
     service = Service(tmp_path)
     try:
         with browser.new_context() as context:
@@ -306,8 +312,12 @@ def test_a_server_without_a_worker_says_so_and_waits(browser: Browser, tmp_path:
 
             assert service.stop() == 0
             expect(page.locator("#banner")).to_contain_text("does not answer", timeout=PATIENT_MS)
+            add(page, "away.md", "The server is away when this heron comes.")
+            expect(page.locator("#uploads")).to_contain_text("away.mdNot takenThe server does not answer.")
             service.start()
             expect(page.locator("#banner")).to_be_hidden(timeout=PATIENT_MS)
+            is_in_state(page, "away.md", "Waits for a worker")
+            expect(page.locator("#uploads > li")).to_have_count(0)
             is_in_state(page, "later.md", "Cancelled")
     finally:
         service.stop()

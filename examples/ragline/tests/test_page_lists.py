@@ -11,7 +11,18 @@ pytest.importorskip("playwright.sync_api", reason="the package playwright is not
 
 from playwright.sync_api import Locator, Page, Route, expect
 
-from pages import Service, Told, add, browser, document, page, search, service, told_document
+from pages import (
+    Service,
+    Told,
+    add,
+    browser,
+    document,
+    page,
+    search,
+    service,
+    told_document,
+    told_passage,
+)
 
 __all__ = ["browser", "page", "service"]  # fixtures
 
@@ -31,12 +42,12 @@ def test_who_deletes_a_document_is_told_of_all_its_places(page: Page) -> None:
     expect(page.locator("#confirm-title")).to_have_text("Delete a/same.txt?")
     expect(page.locator("#confirm-words")).to_have_text(
         "It is deleted from here and from 2 other places: b/same.txt, c/same.txt."
-        " Its passages are no longer found. This cannot be undone."
+        " Its passages will no longer be found. This cannot be undone."
     )
     page.keyboard.press("Escape")
     document(page, "2.md").get_by_role("button", name="Delete").click()
     expect(page.locator("#confirm-words")).to_have_text(
-        "Its passages are no longer found. This cannot be undone."
+        "Its passages will no longer be found. This cannot be undone."
     )
 
 
@@ -51,8 +62,50 @@ def test_who_deletes_several_documents_is_asked_about_several(page: Page) -> Non
     expect(page.locator("#confirm-title")).to_have_text("Delete 2 documents?")
     expect(page.locator("#confirm-words")).to_have_text(
         "They are deleted from all 4 places where they stand."
-        " Their passages are no longer found. This cannot be undone."
+        " Their passages will no longer be found. This cannot be undone."
     )
+
+
+def test_the_focus_stays_in_the_list_when_a_selection_is_deleted(page: Page) -> None:
+    """At the next document, as when one is deleted; without any, where documents come from."""
+    told = Told(page)
+    told.tell([told_document(number) for number in (4, 3, 2, 1)])
+    page.route("**/api/documents/*", lambda route: route.fulfill(status=204))
+    page.get_by_label("Select 3.md").check()
+    page.get_by_label("Select 2.md").check()
+
+    delete_selected(page)
+
+    names = page.locator("#documents .name")
+    expect(names).to_have_text(["4.md", "1.md"])
+    expect(names.last).to_be_focused()
+    told.tell([told_document(number) for number in (4, 1)])
+    expect(names.last).to_be_focused()
+    page.get_by_label("Select all that are shown").check()
+    delete_selected(page)
+    expect(names).to_have_count(0)
+    expect(page.locator("#choose-files")).to_be_focused()
+
+
+def delete_selected(page: Page) -> None:
+    """Delete what is selected, with the keyboard."""
+    page.locator("#selected-actions").get_by_role("button", name="Delete").press("Enter")
+    page.locator("#confirm").get_by_role("button", name="Delete").press("Enter")
+
+
+def test_who_selects_all_is_told_how_many_are_shown(page: Page) -> None:
+    """Where there are more than that, nobody takes the ones for the others."""
+    told = Told(page)
+    told.tell([told_document(number) for number in range(60, 0, -1)])
+    expect(page.locator("#unselected")).to_have_text("Select all 50 that are shown")
+    page.get_by_label("Select all 50 that are shown").check()
+
+    expect(page.locator("#selected-count")).to_have_text("The 50 that are shown are selected")
+    page.get_by_label("Select 60.md").uncheck()
+    expect(page.locator("#selected-count")).to_have_text("49 selected")
+    page.get_by_role("button", name="Clear").click()
+    page.get_by_role("button", name="Show more documents").click()
+    expect(page.locator("#unselected")).to_have_text("Select all")
 
 
 def test_many_documents_are_shown_piece_by_piece(page: Page) -> None:
@@ -89,15 +142,10 @@ def test_what_is_selected_stays_when_newer_documents_come(page: Page) -> None:
     expect(page.locator("#older")).to_have_text("Show more documents (10 left)")
 
 
-def told_passage(number: int, **values: object) -> dict[str, object]:
-    """A passage as the server tells it."""
-    place = {"document_id": 1, "name": "a.md", "heading": "", "pages": None, "start": 0, "end": 20}
-    return place | {"citation": "a.md", "quote": f"Passage {number}.", "score": 1.0, "also": []} | values
-
-
 def test_more_passages_are_shown_when_asked_for(page: Page) -> None:
     """Numbered on, the first of the new ones at hand; and no more is offered than there is."""
     passages = [told_passage(number) for number in range(13)]
+    Told(page).tell([told_document(1)])
 
     def answer(route: Route) -> None:
         skip = int(parse_qs(urlsplit(route.request.url).query).get("skip", ["0"])[0])
@@ -151,6 +199,7 @@ def test_what_the_server_does_not_understand_is_told_in_words(page: Page) -> Non
 
 def found_also(page: Page, *also: dict[str, object]) -> Locator:
     """What is said of the other places of a passage of a.md."""
+    Told(page).tell([told_document(1), told_document(2)])
     passage = told_passage(1, start=0, end=1015, also=list(also))
     answer = {"passages": [passage], "words": [], "note": None, "has_more": False}
     page.route("**/api/search?*", lambda route: route.fulfill(json=answer))
@@ -224,7 +273,9 @@ def test_what_became_of_uploads_stands_in_line(page: Page, width: int) -> None:
     add(page, "picture.md", b"x")
     expect(page.locator("#uploads > li")).to_contain_text(["picture.md"])
     add(page, "here.md", b"x")
-    expect(page.locator("#uploads > li")).to_contain_text(["picture.md", "1.md is here already."])
+    expect(page.locator("#uploads > li")).to_contain_text(
+        ["picture.md", "here.md (as 1.md) is here already."]
+    )
 
     rows = page.evaluate(ROWS)
 

@@ -123,6 +123,20 @@ def test_a_passage_is_read_on_in_both_directions(page: Page, width: int) -> None
     assert abs(before["y"] - after["y"]) < 3
 
 
+def test_a_passage_is_asked_for_by_its_place(page: Page) -> None:
+    """Its text stays out of the address of the request, which servers and proxies write into logs."""
+    add(page, "short.md", "The bittern booms in the reeds. " * 30)
+    is_in_state(page, "short.md", "Ready")
+    search(page, "bittern")
+
+    with page.expect_request("**/excerpt?*") as request:
+        page.locator(".source").first.click()
+
+    assert re.fullmatch(r".*/api/documents/\d+/excerpt\?start=\d+&end=\d+", request.value.url)
+    expect(page.locator("#reader-text mark")).to_contain_text("The bittern booms")
+    expect(page.get_by_role("dialog", name="short.md")).to_be_visible()
+
+
 def test_a_document_without_text_says_why(page: Page) -> None:
     """It opens like any other, and its file can be had."""
     add(page, "torn.pdf", b"%PDF-1.7\nthis is no PDF after all, it is torn\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra `web` is not installed")
@@ -9,7 +11,7 @@ pytest.importorskip("playwright.sync_api", reason="the package playwright is not
 
 from playwright.sync_api import Page, expect
 
-from pages import Told, browser, page, service, told_document
+from pages import Told, browser, contrast, document, page, service, told_document
 
 __all__ = ["browser", "page", "service"]  # fixtures
 
@@ -51,3 +53,73 @@ def test_a_document_that_moves_tells_of_a_worker_that_has_not_answered_yet(page:
     expect(page.locator("#vital-workers dd")).to_have_text("1+")
     expect(page.locator("#filters")).to_contain_text("Working1")
     assert page.locator("body.workerless").count() == 0
+
+
+def test_a_new_version_is_told_from_the_one_that_is_found(page: Page) -> None:
+    """In the list, and before it is deleted."""
+    told = Told(page)
+    told.tell([told_document(1), told_document(2, "failed", is_newer=True, name="1.md")])
+
+    expect(page.locator("#documents .document").first).to_contain_text(
+        "a new version; the one before is still found"
+    )
+    expect(page.locator("#documents .document").last).not_to_contain_text("version")
+    page.locator("#documents .document").first.get_by_role("button", name="Delete").click()
+    expect(page.locator("#confirm-words")).to_have_text("The version before it stays. This cannot be undone.")
+
+
+def test_documents_on_the_way_are_counted_together(page: Page) -> None:
+    """How many of all are ready, and how far each is, in words that can be seen."""
+    told = Told(page)
+    told.tell(
+        [told_document(1), told_document(2, "embedding", chunks=931, embedded=64), told_document(3, "failed")]
+    )
+
+    expect(page.locator("#overall")).to_contain_text("1 of 2 ready")
+    assert (
+        page.get_by_role("progressbar", name="1 of 2 ready").evaluate("(one) => one.value / one.max") == 0.5
+    )
+    expect(document(page, "2.md")).to_contain_text("64 of 931 passages")
+    told.tell([told_document(1), told_document(2, chunks=931, embedded=931), told_document(3, "failed")])
+    expect(page.locator("#overall")).to_be_hidden()
+    expect(document(page, "2.md")).to_contain_text("· 931 passages")
+
+
+GROUNDS = """
+() => Object.fromEntries(Object.entries({
+    page: "body",
+    pressed: "#filters [aria-pressed=true]",
+    other: "#filters [aria-pressed=false]",
+    done: ".track .done i",
+    bar: "#overall-bar",
+}).map(([name, selector]) => [name, getComputedStyle(document.querySelector(selector)).backgroundColor]))
+"""
+DOTS = """
+() => [...document.querySelectorAll("#documents .state")].map((one) => {
+    const dot = getComputedStyle(one, "::before");
+    return [dot.backgroundColor, dot.borderTopWidth, dot.borderLeftWidth, dot.borderLeftColor, dot.rotate].join(" ");
+})
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_states_can_be_seen_in_colours_that_the_system_forces(
+    page: Page, scheme: Literal["light", "dark"]
+) -> None:
+    """As with high contrast in Windows, where backgrounds are taken away that do not tell of themselves."""
+    page.emulate_media(forced_colors="active", color_scheme=scheme)
+    told = Told(page)
+    states = ["ready", "failed", "paused", "embedding", "cancelled"]
+    told.tell([told_document(number, state) for number, state in enumerate(states, 1)])
+    expect(page.locator("#documents > li")).to_have_count(5)
+
+    grounds = page.evaluate(GROUNDS)
+
+    assert grounds["pressed"] not in (grounds["page"], grounds["other"])
+    assert grounds["done"] != grounds["page"]
+    for selector in (".track span", "#overall-bar"):
+        assert contrast(page, selector, "borderTopColor") >= 3
+    dots = page.evaluate(DOTS)
+    assert len(set(dots)) == len(states), dots
+    hollow = "rgba(0, 0, 0, 0) 0px 0px"
+    assert all(grounds["page"] not in dot and not dot.startswith(hollow) for dot in dots), dots

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -91,6 +92,80 @@ def test_html_gives_what_a_reader_sees() -> None:
         "Title & more\n\nOne bold word.\nLine\n\n- first\n- second\n\na | b\n1 | 2\n\nx\n  y"
     )
     assert headings_of(parsed) == [(1, "Title & more")]
+
+
+BESIDE = (
+    "<nav>Home</nav>",
+    "<header>The site <p>Subscribe now</header>",
+    "<footer>Imprint of the site</footer>",
+    "<aside>Related pages</aside>",
+    "<div role=navigation>Up</div>",
+    "<div role=banner>The site</div>",
+    "<div role=contentinfo>Terms</div>",
+    "<div role=search>Find</div>",
+    "<div role=complementary>Related pages</div>",
+    "<div hidden>Not yet</div>",
+    "<div aria-hidden=true>Icon</div>",
+    "<div class=navheader><table><tr><td>Prev<td>Next</table></div>",
+    "<div class='menu mainmenu'><ul><li><a>Home</a><li><a>Menu</a><li><a>About</a></ul></div>",
+)
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_what_stands_beside_the_text_of_a_page_is_left_out(beside: str) -> None:
+    """Also where no `<main>` says what it is about, before it and after it."""
+    text = "<div><p>Whales sing.</div>"
+
+    assert parse(f"<body>{beside}{text}".encode(), "a.html").text == "Whales sing."
+    assert parse(f"<body><div>{beside}</div>{text}{beside}".encode(), "a.html").text == "Whales sing."
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_a_page_of_nothing_else_keeps_its_text(beside: str) -> None:
+    """It is what there is to be found; scripts are no text."""
+    alone = parse(f"<body>{beside}<script>bad()</script>".encode(), "a.html").text
+
+    seen = re.findall(r">([^<]+)<", beside)
+    assert re.findall(r"\w+", alone) == " ".join(seen).split()
+
+
+def test_the_title_of_a_page_is_kept_wherever_it_stands() -> None:
+    """In the header of an article or section all is, and of the page's own header its only title."""
+    section = (
+        "<header><h2>Whales</h2><p>By Ahab</header><p>They sing.<aside>Not fish.</aside><footer>1851</footer>"
+    )
+    own = "<header>The site<h1>On whales</h1><p>Subscribe</header><p>They sing.<footer>Imprint</footer>"
+    of_site = "<header><h1>The site</h1></header><h1>On whales</h1><p>They sing."
+
+    for tag in ("section", "article"):
+        twice = f"<{tag}>{section}</{tag}>" * 2
+        kept = "Whales\n\nBy Ahab\n\nThey sing.\n\nNot fish.\n\n1851"
+        assert parse(f"<body>{twice}".encode(), "a.html").text == f"{kept}\n\n{kept}"
+    assert parse(own.encode(), "a.html").text == "On whales\n\nThey sing."
+    assert parse(of_site.encode(), "a.html").text == "On whales\n\nThey sing."
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "<span class=katex><span><math>m</math></span><span aria-hidden=true>E = mc2</span></span>",
+        "<span class=MathJax><nobr aria-hidden=true>E = mc2</nobr><span><math>m</math></span></span>",
+    ],
+)
+def test_formulas_are_read_as_they_are_seen(formula: str) -> None:
+    """What is hidden from screen readers, which read MathML, is what others see."""
+    assert parse(f"<p>So {formula}, you see.".encode(), "a.html").text == "So E = mc2, you see."
+
+
+def test_real_pages_are_without_their_menus(documents: Path) -> None:
+    """Of PostgreSQL's manual and SQLite's, and nothing else of them is gone."""
+    for name, gone, kept in (
+        ("pg15-mvcc-caveats.html", ("Prev", "Next", "Home"), "13.6. Caveats\n\nSome DDL commands"),
+        ("sqlite-wal.html", ("- Purchase", "- Home"), "Choose any three.\n\nWrite-Ahead Logging"),
+    ):
+        text = parse((documents / name).read_bytes(), name).text
+        assert not any(word in text for word in gone)
+        assert kept in text
 
 
 def test_html_is_recognised_by_its_content_and_read_in_its_declared_encoding() -> None:

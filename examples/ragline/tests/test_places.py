@@ -18,7 +18,7 @@ from ragline.audit import audit
 from ragline.errors import AmbiguousNameError, NoSuchDocumentError
 from ragline.files import read_file
 from ragline.intake import take_in
-from ragline.naming import Named, find_document, find_target
+from ragline.naming import Named, find_document, find_target, passages_lost
 from ragline.places import MAX_LABEL_CHARACTERS, file_uri, labels_of
 from ragline.progress import entries, failures
 from ragline.reading import look
@@ -147,6 +147,21 @@ def test_an_id_deletes_a_document_from_all_its_places(session: Session) -> None:
 
     assert (by_id.label, by_id.others) == ("a/same.txt", 2)
     assert session.scalars(select(Source.id)).all() == session.scalars(select(Document.id)).all() == []
+
+
+def test_what_is_lost_is_what_no_other_place_keeps(session: Session) -> None:
+    """Passages are counted once, whoever names them, and those of another place stay."""
+    process(session, add(session, "one", "file:///a/same.txt").document_id)
+    shared = add(session, "one", "file:///b/same.txt").document_id
+    process(session, add(session, "two", "file:///b/other.txt").document_id)
+    targets = {name: find_target(session, name) for name in ("/a/same.txt", "/b", "other.txt", str(shared))}
+
+    def lost(*names: str) -> int:
+        return passages_lost(session, [targets[name] for name in names])
+
+    assert (lost("/a/same.txt"), lost("/b"), lost(str(shared))) == (0, 1, 1)
+    assert (lost("/a/same.txt", "/b"), lost("/b", "other.txt", str(shared))) == (2, 2)
+    assert lost() == 0
 
 
 @pytest.mark.parametrize("folder", ["/docs/d", "/docs/d/", "file:///docs/d", "up"])

@@ -24,6 +24,7 @@ from ragline.databases import index_of, postgresql
 from ragline.excerpts import excerpt
 from ragline.naming import find_document
 from ragline.presentation import print_passages
+from ragline.question import Question
 from ragline.ranking import bm25, deciding_words, fuse
 from ragline.retrieval import find
 from ragline.searching import Mode, Passage, Ranking, bring_up_to_date, load_index, passages, rank
@@ -38,7 +39,7 @@ from ragline.words import telling_words
 def test_no_query_is_an_error(engine: Engine, query: str) -> None:
     """Quotes, operators, NUL characters, half of a surrogate pair: the database understands what is asked of it."""
     with engine.connect() as connection:
-        assert index_of(connection).best(connection, query, limit=5) == []
+        assert index_of(connection).best(connection, Question(query), limit=5) == []
 
 
 @pytest.mark.parametrize(

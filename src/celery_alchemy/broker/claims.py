@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from time import monotonic
 from typing import Any
 
 from sqlalchemy import ColumnElement, or_, select, update
@@ -19,6 +20,7 @@ from ..error_texts import error_text, storable
 from ..messages.celery_types import Fields
 from ..messages.message import Message
 from ..outbox.outbox import TAKEN_HEADER, shown
+from .floors import Floors
 from .hold import moment
 from .tables import BrokerTables
 
@@ -89,7 +91,13 @@ class DueHeaders(dict[str, object]):
         return DueHeaders(self)
 
 
-def take(tables: BrokerTables, worker: str, queues: Sequence[str], limit: int) -> list[Delivery]:
+def take(
+    tables: BrokerTables,
+    worker: str,
+    queues: Sequence[str],
+    limit: int,
+    floors: Floors,
+) -> list[Delivery]:
     """Take due messages for a worker, of priority 9 first, then those that wait longest.
 
     One that cannot be read is set aside with its error; one whose time to live is over is dropped.
@@ -99,9 +107,12 @@ def take(tables: BrokerTables, worker: str, queues: Sequence[str], limit: int) -
         worker: The id of the worker's row.
         queues: Where from.
         limit: How many at most.
+        floors: What the worker remembers of its looks.
     """
     database, taken_at = database_of(tables.connection.dialect.name), moment()
-    rows = database.take(tables.connection, tables.messages, worker, queues, limit)
+    began, since = monotonic(), floors.since()
+    rows = database.take(tables.connection, tables.messages, worker, queues, limit, since)
+    floors.note(rows, queues, limit, monotonic() - began)
     deliveries: list[Delivery] = []
     # RETURNING gives rows in any order.
     for row in sorted(rows, key=lambda row: (-(row.priority or 0), str(row.created_at))):
@@ -118,20 +129,35 @@ def take(tables: BrokerTables, worker: str, queues: Sequence[str], limit: int) -
 
 
 def has_due(
-    tables: BrokerTables, queues: Sequence[str], is_unread: ColumnElement[bool] | None
+    tables: BrokerTables,
+    queues: Sequence[str],
+    is_unread: ColumnElement[bool] | None,
+    floors: Floors,
 ) -> bool:
     """Tell in one statement whether a queue has a message that is due, or the log an unread one.
+
+    Where that would take long, that there may be one: to take what is due since the last look costs
+    no more.
 
     Args:
         tables: In a transaction.
         queues: The queues.
         is_unread: Tells broadcasts that were not read; None for no look.
+        floors: What the worker remembers of its looks.
     """
+    if queues and not floors.is_whole_due():
+        return True
     database = database_of(tables.connection.dialect.name)
     looks = [database.is_any_due(tables.messages, queues)] if queues else []
     if is_unread is not None:
         looks.append(select(tables.broadcasts.c.id).where(is_unread).exists())
-    return bool(looks) and bool(tables.run(select(or_(*looks))).scalar())
+    began = monotonic()
+    found = bool(looks) and bool(tables.run(select(or_(*looks))).scalar())
+    if queues:
+        floors.note_whole(monotonic() - began)
+    if found:
+        floors.forget()
+    return found
 
 
 def _read(row: Found, worker: str, taken_at: float) -> Delivery | None:

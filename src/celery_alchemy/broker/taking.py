@@ -9,14 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from time import monotonic
 from uuid import uuid4
 from weakref import WeakSet
-
-from sqlalchemy import Connection, Engine
 
 from ..databases.transient import is_lost_connection, is_transient
 from ..outbox.outbox import missing_table
@@ -30,7 +28,7 @@ from .inboxes import Begun, Inbox, Surroundings
 from .life_sign import LifeSign
 from .queues import Binding
 from .tables import BrokerTables, begun, seen
-from .waking import changes_of
+from .taking_connection import TakingConnection
 from .workers import dismiss
 
 __all__ = ["Taker"]
@@ -90,15 +88,13 @@ class Taker:
         self._wake = threading.Event()
         self._stopping = False
         self._log = Log()
-        self._engine: Engine | None = None
-        self._connection: Connection | None = None
+        self._line = TakingConnection(home)
         self._heart: Heart | None = None
         self._sign: LifeSign | None = None
-        self._changes: Callable[[], int] | None = None
         self._pause = EAGER_SECONDS
+        self._look_seconds = CHANGES_SECONDS
         self._kept_at = self._read_at = self._round_at = 0.0
-        self._has_skipped = False
-        self._down = False
+        self._has_skipped = self._down = False
         self._working = threading.RLock()
         self._thread: threading.Thread | None = None
         _takers.add(self)
@@ -108,9 +104,8 @@ class Taker:
     def start(self) -> None:
         """Begin to take; does nothing the second time."""
         if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._run, name="celery-alchemy-taker", daemon=True
-            )
+            name = "celery-alchemy-taker"
+            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
             self._thread.start()
         self.wake()
 
@@ -152,8 +147,8 @@ class Taker:
     def take_now(self, queue: str) -> Delivery | None:
         """Take one message in the caller's thread."""
         with self._working:
-            self._open()
             self._enlist()
+            self._line.floors.forget()
             with self._in_transaction() as tables:
                 self._settle(tables)
                 taken = self._take(tables, [queue], 1)
@@ -170,14 +165,11 @@ class Taker:
             if self._heart is not None:
                 self._heart.stop()
             try:
-                if self._connection is not None or self._has_notes:
-                    self._open()
+                if self._line.is_open or self._has_notes:
                     self._leave()
             except Exception as exc:  # noqa: BLE001 - the worker's row expires.
                 logger.warning("A worker could not give back what it had taken: %s", exc)
-            self._close()
-            if self._engine is not None:
-                self._engine.dispose()
+            self._line.dispose()
             if self._sign is not None:
                 self._sign.take_down()
 
@@ -188,9 +180,8 @@ class Taker:
                 dismiss(tables, self.worker)
 
     def _in_transaction(self) -> AbstractContextManager[BrokerTables]:
-        """Begin a transaction on the open connection."""
-        assert self._connection is not None
-        return begun(self._home.place, self._connection, self._home.worker_lost_after_seconds)
+        """Begin a transaction."""
+        return begun(self._home.place, self._line.open(), self._home.worker_lost_after_seconds)
 
     def _wake_all(self) -> None:
         """Wake what takes from this database in this process: remote control may be apart."""
@@ -221,34 +212,18 @@ class Taker:
             reason = missing_table(exc) or exc
             logger.warning("Messages cannot be taken now, it is tried again: %s", reason)
             self._down = True
-        self._close()
-
-    def _open(self) -> None:
-        if self._connection is None:
-            if self._engine is None:
-                self._engine = self._home.taking_engine()
-            self._connection = self._engine.connect()
-            self._changes = changes_of(self._connection)
-
-    def _close(self) -> None:
-        connection, self._connection, self._changes = self._connection, None, None
-        if connection is not None:
-            try:
-                connection.close()
-            except Exception:
-                logger.debug("A connection could not be closed", exc_info=True)
+        self._line.close()
 
     def _enlist(self) -> None:
         """Write the worker's row and let its heart beat, before it takes anything."""
         if self._heart is not None:
             return
-        assert self._connection is not None
-        assert self._engine is not None
-        url = self._connection.engine.url
-        if self._sign is None and self._connection.dialect.name == "sqlite" and url.database:
+        connection, engine = self._line.open(), self._line.engine
+        url = engine.url
+        if self._sign is None and engine.dialect.name == "sqlite" and url.database:
             self._sign = LifeSign(url.database, self.worker)
-        heart = Heart(self._home, self._engine, self.worker, self._around.on_lost, self._wake_all)
-        heart.start(self._connection, self._sign.path if self._sign else None)
+        heart = Heart(self._home, engine, self.worker, self._around.on_lost, self._wake_all)
+        heart.start(connection, self._sign.path if self._sign else None)
         self._heart = heart
 
     def _round(self) -> None:
@@ -259,14 +234,16 @@ class Taker:
         asked = [(inbox, inbox.room(), inbox.wanted()) for inbox in self._around.inboxes()]
         asked = [(inbox, room, wanted) for inbox, room, wanted in asked if room > 0 and wanted]
         readers = self._around.readers()
+        # Whoever has no room is woken when there is some.
+        self._look_seconds = CHANGES_SECONDS if asked else READ_SECONDS
         if not (asked or readers or self._has_notes):
             self._pause = IDLE_SECONDS
             return
-        self._open()
         if asked:
             self._enlist()
+        longer = min(self._pause * 1.5, POLL_SECONDS)
         if not was_woken and self._pause > EAGER_SECONDS and not self._has_news(asked, readers):
-            self._pause = min(self._pause * 1.5, POLL_SECONDS)
+            self._pause = longer
             return
         arrived: list[tuple[Inbox, Delivery]] = []
         with self._in_transaction() as tables:
@@ -281,11 +258,10 @@ class Taker:
             inbox.arrived.append(delivery)
         if arrived:
             self._around.on_arrival()
-        has_come = bool(arrived) or has_heard
-        self._pause = EAGER_SECONDS if has_come else min(self._pause * 1.5, POLL_SECONDS)
+        self._pause = EAGER_SECONDS if arrived or has_heard else longer
 
     def _take(self, tables: BrokerTables, queues: Sequence[str], limit: int) -> list[Delivery]:
-        taken = take(tables, self.worker, queues, limit)
+        taken = take(tables, self.worker, queues, limit, self._line.floors)
         self._unsure += [delivery.claim for delivery in taken if delivery.claim is not None]
         return taken
 
@@ -325,11 +301,10 @@ class Taker:
         is_due_to_show = readers and monotonic() - self._kept_at > READER_SECONDS / 3
         if self._has_notes or is_due_to_show:
             return True
-        assert self._connection is not None
         queues = [queue for _, _, wanted in asked for queue in wanted]
-        with begun(self._home.place, self._connection) as tables:
+        with begun(self._home.place, self._line.open()) as tables:
             unread = self._log.is_unread(tables, readers) if readers else None
-            return has_due(tables, queues, unread)
+            return has_due(tables, queues, unread, self._line.floors)
 
     def _keep_reading(self, tables: BrokerTables, readers: Mapping[Binding, Inbox]) -> None:
         if monotonic() - self._kept_at > READER_SECONDS / 3:
@@ -374,8 +349,9 @@ class Taker:
             threading.Event().wait(OUTAGE_SECONDS)
             return
         hears = self._heart is not None and self._heart.hears
-        changes = self._changes
+        changes = self._line.changes
         seconds = IDLE_SECONDS if hears or changes is not None else self._pause
+        seconds = min(seconds, self._line.floors.seconds_left())
         if self._begun:
             seconds = min(seconds, COUNTED_AFTER_SECONDS)
         if self._has_skipped:
@@ -385,7 +361,7 @@ class Taker:
                 self._gather()
             return
         until, before = monotonic() + seconds, changes()
-        while not self._wake.wait(CHANGES_SECONDS) and monotonic() < until:
+        while not self._wake.wait(min(self._look_seconds, seconds)) and monotonic() < until:
             if changes() != before:
                 return
 

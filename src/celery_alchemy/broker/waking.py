@@ -12,7 +12,6 @@ import hashlib
 import logging
 import mmap
 import os
-import select
 import struct
 import threading
 from collections.abc import Callable, Iterable
@@ -26,6 +25,7 @@ from sqlalchemy import Connection, text
 
 from ..outbox.place import Place
 from ..sessions.fork_lock import fork_guard
+from ..sessions.sockets import is_readable
 from .homes import BrokerHome
 
 __all__ = [
@@ -93,6 +93,8 @@ class _Notification(Protocol):
 class _Psycopg(Protocol):
     """A connection of psycopg."""
 
+    def fileno(self) -> int: ...
+
     def notifies(self, *, timeout: float, stop_after: int) -> Iterable[_Notification]: ...
 
 
@@ -113,8 +115,17 @@ class _PsycopgEar:
         self._driver: _Psycopg = driver
 
     def heard_within(self, seconds: float) -> AbstractSet[str]:
-        """Wait for a notification, and take all that have come with it."""
-        return {notify.channel for notify in self._driver.notifies(timeout=seconds, stop_after=1)}
+        """Wait until the socket can be read, and take what has come.
+
+        psycopg would wait by itself, and with it all tasks of an eventlet pool.
+        """
+        heard = self._taken()  # What came with the answer to a statement is not in the socket.
+        if not heard and is_readable(self._driver.fileno(), seconds):
+            heard = self._taken()
+        return heard
+
+    def _taken(self) -> AbstractSet[str]:
+        return {notify.channel for notify in self._driver.notifies(timeout=0, stop_after=1)}
 
 
 class _Psycopg2Ear:
@@ -126,7 +137,7 @@ class _Psycopg2Ear:
     def heard_within(self, seconds: float) -> AbstractSet[str]:
         """Wait until the socket can be read, and take what has come."""
         if not self._driver.notifies:
-            select.select([self._driver], [], [], seconds)
+            is_readable(self._driver.fileno(), seconds)
             self._driver.poll()
         heard = {notify.channel for notify in self._driver.notifies}
         del self._driver.notifies[:]

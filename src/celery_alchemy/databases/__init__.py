@@ -20,8 +20,10 @@ module has
     how the server ends the open transaction of a process that stands still;
 ``claim(connection, table, claim, lease_seconds, limit)``
     how a relay takes due rows of the outbox for itself;
-``take(connection, table, worker, queues, limit)``
-    how a worker takes due messages out of queues, of priority 9 first, then the oldest;
+``take(connection, table, worker, queues, limit, since)``
+    how a worker takes due messages out of queues, of priority 9 first, then the oldest; ``since``
+    is from when on to look for priorities and queues, where the database keeps what is gone in its
+    indexes: there, and only there, a row tells in ``was_due_at`` when it was due;
 ``is_any_due(table, queues)``
     whether a worker would find any, as an expression;
 ``mark(connection)``
@@ -57,7 +59,7 @@ from . import generic, mysql, postgresql, sqlite
 from .chord_rows import Tally
 from .holding import Held
 from .isolation import LoneStatement, commits_each_statement
-from .tables import Query, Rows, Values
+from .tables import Query, Rows, Since, Values
 
 __all__ = [
     "Database",
@@ -71,7 +73,10 @@ __all__ = [
 
 
 class Database(Protocol):
-    """What each module of this package offers."""
+    """What each module of this package offers: it has these functions, there is no class.
+
+    Beside it a database needs its clock in SQL, ``tables.from_now``.
+    """
 
     @property
     def mark(self) -> Callable[[Connection], int | None] | None: ...
@@ -97,7 +102,13 @@ class Database(Protocol):
     ) -> Rows: ...
 
     def take(
-        self, connection: Connection, table: Table, worker: str, queues: Sequence[str], limit: int
+        self,
+        connection: Connection,
+        table: Table,
+        worker: str,
+        queues: Sequence[str],
+        limit: int,
+        since: Since,
     ) -> Rows: ...
 
     def is_any_due(self, table: Table, queues: Sequence[str]) -> ColumnElement[bool]: ...
@@ -138,6 +149,7 @@ def is_known(dialect_name: str) -> bool:
 def database_of(dialect_name: str) -> Database:
     """Return the module for a SQLAlchemy dialect name.
 
-    Databases without one get what the SQL standard gives.
+    Databases without one get what the SQL standard gives: their sessions work, the library's own
+    tables do not.
     """
     return _BY_DIALECT.get(dialect_name, _GENERIC)

@@ -17,7 +17,7 @@ from .holding import Held
 from .isolation import as_it_is, needs_commit
 from .result_rows import CHANGED, new_values, read_in_transaction
 from .result_table import FINAL
-from .tables import NOT_TRANSLATED, Query, Rows, from_now, publishable, takeable
+from .tables import NOT_TRANSLATED, Query, Rows, Since, from_now, publishable, takeable
 
 
 def configure(engine: Engine) -> None:
@@ -77,7 +77,12 @@ def claim(
 
 
 def take(
-    connection: Connection, table: Table, worker: str, queues: Sequence[str], limit: int
+    connection: Connection,
+    table: Table,
+    worker: str,
+    queues: Sequence[str],
+    limit: int,
+    since: Since,
 ) -> Rows:
     """Take messages for a worker, one worker at a time, with what standard SQL has."""
     c = table.c

@@ -33,7 +33,7 @@ from .isolation import (
 )
 from .result_rows import CHANGED, new_values, read_in_transaction
 from .result_table import FINAL
-from .tables import NOT_TRANSLATED, Found, Query, Rows, from_now, publishable, takeable
+from .tables import NOT_TRANSLATED, Found, Query, Rows, Since, from_now, publishable, takeable
 
 _BEFORE = "@celery_alchemy_before"
 
@@ -145,7 +145,12 @@ def claim(
 
 
 def take(
-    connection: Connection, table: Table, worker: str, queues: Sequence[str], limit: int
+    connection: Connection,
+    table: Table,
+    worker: str,
+    queues: Sequence[str],
+    limit: int,
+    since: Since,
 ) -> Rows:
     """Take messages for a worker: see where any are due, lock and read, then update by primary key.
 

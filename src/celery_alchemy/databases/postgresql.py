@@ -6,6 +6,7 @@ Both are ended by the transaction itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from functools import lru_cache, partial
 
 from sqlalchemy import (
@@ -13,6 +14,7 @@ from sqlalchemy import (
     BindParameter,
     ColumnElement,
     Connection,
+    DateTime,
     Engine,
     Executable,
     Integer,
@@ -36,7 +38,7 @@ from .chord_rows import READS_COMMITTED, Tally, read_within
 from .holding import NOTHING, WRITES, Held
 from .isolation import LoneStatement, commits_each_statement, is_put_back, put_back_at_checkin
 from .result_rows import read_in_transaction
-from .tables import NOT_TRANSLATED, Query, Rows, from_now, publishable, takeable
+from .tables import NOT_TRANSLATED, Query, Rows, Since, from_now, publishable, takeable
 
 _HAS_CHANGED = text("SELECT pg_catalog.txid_current_if_assigned() IS NOT NULL")
 
@@ -194,7 +196,12 @@ def claim(
 
 
 def take(
-    connection: Connection, table: Table, worker: str, queues: Sequence[str], limit: int
+    connection: Connection,
+    table: Table,
+    worker: str,
+    queues: Sequence[str],
+    limit: int,
+    since: Since,
 ) -> Rows:
     """Take messages for a worker in one statement.
 
@@ -203,17 +210,32 @@ def take(
     message that waits.
     Source: https://www.postgresql.org/docs/current/queries-table-expressions.html#QUERIES-LATERAL
     """
-    parameters = {"worker": worker, "names": list(queues), "room": limit}
+    places = [(priority, queue) for priority in range(9, -1, -1) for queue in queues]
+    parameters = {
+        "worker": worker,
+        "room": limit,
+        "priorities": [priority for priority, _ in places],
+        "names": [queue for _, queue in places],
+        "since": [since.get(place, _EVER) for place in places],
+    }
     statement = _take_statement(table)
     return connection.execute(statement, parameters, execution_options=NOT_TRANSLATED).all()
 
 
 @lru_cache(maxsize=32)
 def _take_statement(table: Table) -> Executable:
-    places = _places(bindparam("names", type_=ARRAY(Text())))
-    waiting = _waiting(table, places).with_for_update(skip_locked=True).lateral("waiting")
+    given = func.unnest(
+        bindparam("priorities", type_=ARRAY(Integer())),
+        bindparam("names", type_=ARRAY(Text())),
+        bindparam("since", type_=ARRAY(DateTime(timezone=True))),
+    )
+    columns = given.table_valued("priority", "queue", "since", with_ordinality="ordinality")
+    named = columns.render_derived("given")
+    places = select(named).order_by(named.c.ordinality).subquery("places")
+    young = _waiting(table, places).where(table.c.due_at >= places.c.since)
+    waiting = young.with_for_update(skip_locked=True).lateral("waiting")
     due = (
-        select(waiting.c.id)
+        select(waiting.c.id, waiting.c.due_at)
         .select_from(places.join(waiting, true()))
         .limit(_ROOM)
         .cte("due")
@@ -223,7 +245,7 @@ def _take_statement(table: Table) -> Executable:
         update(table)
         .where(table.c.id == due.c.id)
         .values(claim=bindparam("worker"), due_at=None, sends=table.c.sends + 1)
-        .returning(*takeable(table))
+        .returning(*takeable(table, was_due_at=due.c.due_at))
     )
 
 
@@ -253,7 +275,7 @@ def _waiting(table: Table, places: Subquery, room: int | BindParameter[int] | No
     """Return the messages of a place that are due, the oldest first."""
     now = select(from_now(0)).scalar_subquery()
     return (
-        select(table.c.id)
+        select(table.c.id, table.c.due_at)
         .where(
             table.c.queue == places.c.queue,
             table.c.priority == places.c.priority,
@@ -263,6 +285,9 @@ def _waiting(table: Table, places: Subquery, room: int | BindParameter[int] | No
         .limit(_ROOM if room is None else room)
     )
 
+
+#: Before all messages.
+_EVER = datetime.min.replace(tzinfo=timezone.utc)
 
 _ROOM = bindparam("room", type_=Integer())
 _PRIORITY = func.generate_series(9, 0, -1).table_valued("value").render_derived("priorities")

@@ -1,13 +1,10 @@
-"""SQLite: write-ahead log, busy time-out, foreign keys and BEGIN IMMEDIATE."""
+"""SQLite: what is particular to its statements; `sqlite_engine.py` sets up an engine."""
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
-from copy import copy
 from functools import lru_cache, partial
-from time import monotonic
 
 from sqlalchemy import (
     ColumnElement,
@@ -25,32 +22,17 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, PoolResetState
-from sqlalchemy.util import await_only
+from sqlalchemy.pool import PoolProxiedConnection
 
-from . import on_conflict
+from . import on_conflict, sqlite_engine
 from .chord_rows import Tally, read_within
 from .holding import Held
 from .isolation import as_it_is, commits_each_statement
-from .tables import NOT_TRANSLATED, Query, Rows, Values, from_now, publishable, takeable
-from .transient import is_busy
-from .trying_again import again
-
-BUSY_TIMEOUT_SECONDS = 30
-
-#: Seconds between two attempts to begin where SQLite does not wait by itself.
-BUSY_SECONDS = 0.005
-
-#: SQLITE_BUSY_SNAPSHOT
-_SNAPSHOT = 517
+from .sqlite_engine import WRITES_AHEAD
+from .tables import NOT_TRANSLATED, Query, Rows, Since, Values, from_now, publishable, takeable
 
 _READ_ONLY = "celery_alchemy.query_only"
-_READING = "celery_alchemy.reading"
-
-#: A key of the info of a connection in a pool: it has a write-ahead log.
-_WRITES_AHEAD = "celery_alchemy.writes_ahead"
 
 #: The value of PRAGMA synchronous with which a COMMIT to a write-ahead log does not wait for the
 #: disk.
@@ -58,118 +40,13 @@ _NORMAL = 1
 
 
 def configure(engine: Engine) -> None:
-    """Set up an engine for several processes that write.
-
-    A transaction that starts deferred, reads and then writes fails with SQLITE_BUSY_SNAPSHOT when
-    another has written in between, and no busy time-out waits that out; BEGIN IMMEDIATE takes the
-    write lock first and waits for it. The sqlite3 module sends its own deferred BEGIN only before a
-    write outside of a transaction, and there is none where each transaction is begun here. A
-    connection in AUTOCOMMIT has the ``isolation_level`` None, as SQLAlchemy sets it, and begins
-    nothing. Sources:
-    https://www.sqlite.org/lang_transaction.html, https://www.sqlite.org/wal.html,
-    https://docs.sqlalchemy.org/en/20/dialects/sqlite.html, on transactional DDL
-    """
-    file_based = engine.url.database not in (None, "", ":memory:")
-
-    is_autocommit = getattr(engine.dialect, "_on_connect_isolation_level", None) == "AUTOCOMMIT"
-
-    def on_connect(dbapi_connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
-        # Recipes have connect_args set it to None where no AUTOCOMMIT is meant.
-        dbapi_connection.isolation_level = None if is_autocommit else ""
-        cursor = dbapi_connection.cursor()
-        try:
-            cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_SECONDS * 1000}")
-            cursor.execute("PRAGMA foreign_keys = ON")
-            if file_based:
-                cursor.execute("PRAGMA journal_mode = WAL")
-                record.info[_WRITES_AHEAD] = True
-        finally:
-            cursor.close()
-
-    event.listen(engine, "connect", on_connect)
-    event.listen(engine, "reset", _end_failed_commit)
-    # Not by the engine's "begin" event, which makes every Connection build a dispatcher: 20 us a
-    # transaction.
-    vars(engine.dialect)["do_begin"] = _begin
-
-
-def _end_failed_commit(
-    dbapi_connection: DBAPIConnection, record: object, reset_state: PoolResetState
-) -> None:
-    # A COMMIT refused by a deferred constraint leaves the transaction open, write lock included,
-    # and SQLAlchemy sends no ROLLBACK after a failed COMMIT. aiosqlite
-    driver_connection = getattr(dbapi_connection, "driver_connection", dbapi_connection)
-    if not reset_state.terminate_only and driver_connection.in_transaction:
-        dbapi_connection.rollback()
-
-
-def _begin(dbapi_connection: DBAPIConnection) -> None:
-    _begin_with(dbapi_connection, "BEGIN IMMEDIATE")
-
-
-def _begin_reading(dbapi_connection: DBAPIConnection) -> None:
-    _begin_with(dbapi_connection, "BEGIN DEFERRED")
-
-
-def _begin_with(dbapi_connection: DBAPIConnection, statement: str) -> None:
-    if dbapi_connection.isolation_level is None:
-        return
-    cursor, began = dbapi_connection.cursor(), monotonic()
-    try:
-        cursor.execute(statement)
-    except sqlite3.OperationalError as exc:
-        if not is_busy(exc):
-            raise
-        _begin_later(cursor, statement, began)
-    finally:
-        cursor.close()
-
-
-def _begin_later(cursor: DBAPICursor, statement: str, began: float) -> None:
-    """Begin a transaction again and again, until the connection's busy time-out is over.
-
-    SQLite does not always wait by itself: a connection that also reads, or meets another one's end,
-    is told at once. Nothing has begun then. One that reads what another has changed since is told
-    so for as long as it reads. Sources: https://www.sqlite.org/c3ref/busy_handler.html,
-    https://www.sqlite.org/rescode.html#busy_snapshot
-    """
-    cursor.execute("PRAGMA busy_timeout")
-    [[milliseconds]] = cursor.fetchall()
-
-    def seconds_until_next(exc: Exception) -> float | None:
-        code = getattr(exc, "sqlite_errorcode", None)  # Python 3.11
-        is_told = isinstance(exc, sqlite3.OperationalError) and is_busy(exc) and code != _SNAPSHOT
-        return BUSY_SECONDS if is_told and monotonic() - began < milliseconds / 1000 else None
-
-    again(partial(cursor.execute, statement), seconds_until_next, _rest_of(cursor))
-
-
-def _rest_of(cursor: object) -> Callable[[float], object] | None:
-    """Return how a driver's user waits: one of aiosqlite has an event loop, which goes on."""
-    if isinstance(cursor, sqlite3.Cursor):
-        return None
-    return lambda seconds: await_only(asyncio.sleep(seconds))
+    """Set up an engine for several processes that write; see `sqlite_engine.py`."""
+    sqlite_engine.configure(engine)
 
 
 def reading(engine: Engine) -> Engine:
-    """Return the engine whose transactions take no lock for writing at their start.
-
-    It has the same pool.
-
-    They read what was committed before their first statement, while another connection writes.
-    Source: https://www.sqlite.org/lang_transaction.html
-    """
-    if vars(engine.dialect).get("do_begin") is not _begin:
-        # A user's own engine begins as it was told to.
-        return engine
-    found: Engine | None = vars(engine).get(_READING)
-    if found is None:
-        found = engine.execution_options()
-        found.dialect = copy(engine.dialect)
-        vars(found.dialect)["do_begin"] = _begin_reading
-        # With the engine, for a session has one connection for each Engine object.
-        vars(engine)[_READING] = found
-    return found
+    """Return the engine whose transactions take no lock for writing at their start."""
+    return sqlite_engine.reading(engine)
 
 
 def begin_statements(
@@ -212,7 +89,7 @@ def commit_itself(connection: PoolProxiedConnection) -> Callable[[], object] | N
     Source: https://www.sqlite.org/pragma.html#pragma_synchronous
     """
     driver = connection.driver_connection
-    if not connection.info.get(_WRITES_AHEAD) or not isinstance(driver, sqlite3.Connection):
+    if not connection.info.get(WRITES_AHEAD) or not isinstance(driver, sqlite3.Connection):
         return None
     isolation_level, driver.isolation_level = driver.isolation_level, None
     [[level]] = driver.execute("PRAGMA synchronous").fetchall()
@@ -255,7 +132,12 @@ def claim(
 
 
 def take(
-    connection: Connection, table: Table, worker: str, queues: Sequence[str], limit: int
+    connection: Connection,
+    table: Table,
+    worker: str,
+    queues: Sequence[str],
+    limit: int,
+    since: Since,
 ) -> Rows:
     """Take messages for a worker in one statement, atomic by itself.
 

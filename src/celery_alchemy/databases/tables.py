@@ -27,6 +27,7 @@ from sqlalchemy import (
     String,
     Table,
     and_,
+    null,
     type_coerce,
 )
 from sqlalchemy.ext.compiler import compiles
@@ -79,6 +80,9 @@ else:
 
 #: What a query has found.
 Rows = Sequence[Found]
+
+#: From when on a worker looks, for priorities and queues.
+Since = Mapping[tuple[int, str], datetime]
 
 #: One column of a query; of which type is not said.
 AnyColumn = ColumnElement[Any]
@@ -223,12 +227,15 @@ def publishable(table: Table) -> Sequence[AnyColumn]:
     )
 
 
-def takeable(table: Table, *, before_update: bool = False) -> Sequence[AnyColumn]:
+def takeable(
+    table: Table, *, before_update: bool = False, was_due_at: AnyColumn | None = None
+) -> Sequence[AnyColumn]:
     """Return what a worker needs of a row that it takes; times as the driver gives them.
 
     Args:
         table: The table.
         before_update: The row is read first and counted as taken afterwards.
+        was_due_at: When it was due, where it matters from when on a worker looks.
     """
     c = table.c
     return (
@@ -242,6 +249,7 @@ def takeable(table: Table, *, before_update: bool = False) -> Sequence[AnyColumn
         c.envelope,
         type_coerce(c.created_at, NullType()).label("created_at"),
         type_coerce(from_now(0), NullType()).label("taken_at"),
+        type_coerce(null() if was_due_at is None else was_due_at, NullType()).label("was_due_at"),
     )
 
 

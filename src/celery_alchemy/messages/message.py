@@ -44,6 +44,9 @@ _DELAYED_EXCHANGE = "celery_delayed_27"
 _DELAY_BITS = 28
 _DELAY = re.compile(rf"(?:[01]\.){{{_DELAY_BITS}}}")
 
+#: What ``publish`` is told of its own doing, which is no property of the message.
+_OF_PUBLISH = ("retry", "retry_policy", "timeout", "confirm_timeout", "mandatory", "immediate")
+
 
 @dataclass(slots=True)
 class Message:
@@ -177,7 +180,9 @@ class Message:
             # The hook that knows marked types is called for each mapping, which takes longer than
             # the parsing.
             parts = json.loads(envelope) if '"__type__"' in envelope else plain_json.loads(envelope)
-            message = cls(body=bytes(body), **parts)
+            # A newer version of the library, beside which this one still runs, may say more.
+            known = {name: part for name, part in parts.items() if name in cls.__slots__}
+            message = cls(body=bytes(body), **known)
         except Exception as exc:
             raise ValueError(f"not an envelope: {exc}") from exc
         texts: tuple[object, ...] = (
@@ -265,15 +270,8 @@ class Recorder:
         Raises:
             kombu.exceptions.EncodeError: The body cannot be serialised.
         """
-        for transient in (
-            "retry",
-            "retry_policy",
-            "timeout",
-            "confirm_timeout",
-            "mandatory",
-            "immediate",
-        ):
-            properties.pop(transient, None)
+        for name in _OF_PUBLISH:
+            properties.pop(name, None)
         headers = dict(headers or {})
         arguments = _arguments_of(body)
         if content_type is None:

@@ -349,17 +349,22 @@ def _plain_task(task: AnyTask) -> Iterator[Finding]:
         yield Finding("task-class", "error", *found)
 
 
+#: The variable of the environment that says how psycopg waits.
+_PSYCOPG_WAITS = "PSYCOPG_WAIT_FUNC"
+
+
 @_reachable
 def _green_drivers(alchemy: Alchemy, engine: Engine) -> Iterator[Finding]:
-    pool = _worker_pool(_app(alchemy)).name
-    if pool in ("gevent", "eventlet") and engine.dialect.driver in ("psycopg2", "mysqldb"):
-        yield Finding(
-            "green-driver",
-            "error",
-            f"The driver {engine.dialect.driver} waits in C and stops every greenlet of the {pool}"
-            " pool meanwhile.",
-            "Use psycopg (3) or pymysql, or psycogreen for psycopg2.",
-        )
+    pool, driver = _worker_pool(_app(alchemy)).name, engine.dialect.driver
+    if pool in ("gevent", "eventlet") and driver in ("psycopg2", "mysqldb"):
+        fix = "Use psycopg (3) or pymysql, or psycogreen for psycopg2."
+    elif pool == "eventlet" and driver == "psycopg" and _PSYCOPG_WAITS not in os.environ:
+        # psycopg/waiting.py looks for what gevent patches, and not for what eventlet does.
+        fix = f"Set {_PSYCOPG_WAITS}=wait_selector in the worker's environment, or use gevent."
+    else:
+        return
+    told = f"The driver {driver} waits in C and stops every greenlet of the {pool} pool meanwhile."
+    yield Finding("green-driver", "error", told, fix)
 
 
 #: At each database of the app.

@@ -23,7 +23,10 @@ from celery.signals import worker_process_shutdown
 
 from .loop_call import waiting
 
-__all__ = ["ProcessLoop", "process_loop"]
+__all__ = ["LOOP_THREAD", "ProcessLoop", "process_loop"]
+
+#: The name of the thread that the event loop runs in.
+LOOP_THREAD = "celery-alchemy-loop"
 
 logger: logging.Logger = logging.getLogger("celery_alchemy.event_loop")
 
@@ -148,7 +151,7 @@ class _Running:
         self.thread_id = _thread.start_new_thread(self._serve, ())
 
     def _serve(self) -> None:
-        threading.current_thread().name = "celery-alchemy-loop"
+        threading.current_thread().name = LOOP_THREAD
         try:
             _serve(self.loop)
         finally:

@@ -3,9 +3,8 @@
 Above ``once_records.py``, whose statements these are, and beneath ``once.py``. A start is one
 statement that is a transaction by itself: were it in the body's own, a body that begins with slow
 work would hold a connection, on SQLite the one lock for writing, and on MariaDB it would see the
-database as it was before that work. Where the database holds the message for this worker it is
-none. What takes more than one statement is done in a transaction of
-the task's session.
+database as it was before that work. A start needs no statement where the database holds the message
+for this worker. What takes more than one statement is done in a transaction of the task's session.
 """
 
 from __future__ import annotations

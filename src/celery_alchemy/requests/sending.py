@@ -276,40 +276,44 @@ def intercept(app: App) -> Recorder | None:
     """Judge a plain send.
 
     Inside a task's transaction with uncommitted writes it is warned of, refused, deferred or let
-    through.
+    through. Where SQLite is the broker, writing the message would wait for the transaction's own
+    lock: it is refused or deferred then, and beside a transaction that only reads it is sent when
+    that ends.
 
     Returns:
-        A recorder that holds the message until the commit (``"defer"``), or None to send now.
+        A recorder that holds the message, or None to send now.
 
     Raises:
         PublishInTransactionError: ``publish_in_transaction="raise"``.
     """
     held = at_hand.get()
-    if not isinstance(held, UnitOfWork):
+    if not isinstance(held, UnitOfWork) or held.used_session is None:
         return None
-    home = home_of(app)
+    session, home = held.used_session, home_of(app)
+    is_locked = home is not None and home.is_broker and _has_only_lock(session, home)
+    if not _has_unsaved(session):
+        return Recorder(app, partial(_send_at_end, app, home, session)) if is_locked else None
     policy = "warn" if home is None else home.publish_in_transaction
-    session = held.used_session
-    if (
-        home is not None
-        and home.is_broker
-        and session is not None
-        and _has_only_lock(session, home)
-    ):
-        return _behind_the_lock(app, home, session, held, policy)
-    if policy == "allow" or session is None or not _has_unsaved(session):
-        return None
-    if policy == "defer":
-        return Recorder(app, partial(_hold_plain, app, home, session))
     if policy == "raise":
         raise PublishInTransactionError(held.owner())
-    warnings.warn(PublishInTransactionWarning(held.owner()), stacklevel=_level_of_caller())
+    if is_locked or policy == "defer":
+        return Recorder(app, partial(_hold_plain, app, home, session))
+    if policy == "warn":
+        warnings.warn(PublishInTransactionWarning(held.owner()), stacklevel=_level_of_caller())
     return None
 
 
 def _hold_plain(app: App, home: Home | None, session: Session, message: Message) -> None:
     """Let a plain send out after the session's commit; its id may be one that the caller chose."""
     hold(app, home, session, [message], chosen_id=True)
+
+
+def _send_at_end(app: App, home: Home | None, session: Session, message: Message) -> None:
+    """Send a plain message when the session's transaction has ended, whichever way."""
+    # A database that is the broker keeps messages.
+    assert home is not None
+    assert home.outbox is not None
+    on_end(session, HandOver(home.outbox, [_row(app, home, message, chosen_id=True)]))
 
 
 def session_that_holds(app: App) -> Session | None:
@@ -324,35 +328,11 @@ def session_that_holds(app: App) -> Session | None:
 def _has_only_lock(session: Session, home: Home) -> bool:
     """Tell whether a session holds the one lock that writing a message would need.
 
-    Only SQLite has one.
+    Only SQLite has one. A message that was written now would wait for the lock of its own task.
     """
     if home.engine.dialect.name != "sqlite" or not session.in_transaction():
         return False
     return is_same_database(home.place.bind_of(session).engine, home.engine)
-
-
-def _behind_the_lock(
-    app: App, home: Home, session: Session, held: UnitOfWork, policy: str
-) -> Recorder:
-    """Have a plain send wait for the transaction that it is sent in.
-
-    Written now, it would wait for its own task's lock.
-
-    With what the task has written it comes and goes; beside a transaction that only reads it is
-    sent when that ends.
-    """
-    if _has_unsaved(session):
-        if policy == "raise":
-            raise PublishInTransactionError(held.owner())
-        return Recorder(app, partial(_hold_plain, app, home, session))
-
-    def send(message: Message) -> None:
-        rows = [_row(app, home, message, chosen_id=True)]
-        # A database that is the broker keeps messages.
-        assert home.outbox is not None
-        on_end(session, HandOver(home.outbox, rows))
-
-    return Recorder(app, send)
 
 
 def _level_of_caller() -> int:

@@ -7,12 +7,13 @@ to break within the next statement as before it; that the server has ended it sh
 
 from __future__ import annotations
 
-import select
 from time import monotonic
 
 from sqlalchemy import Engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
+
+from .sockets import is_readable
 
 __all__ = ["IDLE_SECONDS", "has_news", "ping_when_idle"]
 
@@ -35,12 +36,7 @@ def has_news(connection: object) -> bool:
     if fileno is None:
         return False
     try:
-        number = fileno()
-        if not hasattr(select, "poll"):  # eventlet takes it away.
-            return bool(select.select([number], [], [], 0)[0])
-        poll = select.poll()
-        poll.register(number, select.POLLIN)
-        return bool(poll.poll(0))
+        return is_readable(fileno(), 0)
     except Exception:  # noqa: BLE001 - a driver says so in its own way: it is closed.
         return True
 

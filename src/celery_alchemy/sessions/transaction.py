@@ -1,8 +1,9 @@
 """What hangs on the end of a session's transaction.
 
-Callables wait for its commit, or for its end whichever way.
+Callables wait for its commit, or for its end whichever way; a send is one of them. What was given
+in a SAVEPOINT is dropped when that is rolled back.
 
-Above the ledger, below the request. Works for every Session, whoever made it.
+Above ``ledger.py``, below the requests. Works for every Session, whoever made it.
 """
 
 from __future__ import annotations
@@ -259,6 +260,10 @@ def _settle(
     waiting: Waiting,
     committed: bool,
 ) -> None:
+    """Drop what waited in a SAVEPOINT that was rolled back; finish with the outermost transaction.
+
+    What waited in a SAVEPOINT that was released waits for the transaction around it.
+    """
     if transaction.nested:
         mine = [entry for entry in waiting.entries if entry.transaction is transaction]
         if committed and transaction.parent is not None:

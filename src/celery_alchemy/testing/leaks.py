@@ -7,6 +7,7 @@ Beside the code under test; it looks at every Session and connection pool of the
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary, ref
@@ -17,6 +18,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
 from ..errors import CeleryAlchemyError
 from ..outbox.hand_over import wait_for_all
+from ..requests.event_loop import LOOP_THREAD
 from ..requests.insight import place
 
 __all__ = ["LeakError", "no_leaks"]
@@ -45,7 +47,8 @@ def no_leaks() -> Iterator[None]:
     That is a session with a transaction, or a connection.
 
     What a session holds is told once, as the session's. Connections of async engines count like
-    others.
+    others. Those do not count that threads of the library keep for themselves, such as the one that
+    waits for results.
 
     Raises:
         LeakError: It names what was left open, and the place that opened it.
@@ -93,7 +96,8 @@ class _Watch:
     def checked_out(
         self, dbapi_connection: object, entry: ConnectionPoolEntry, proxy: object
     ) -> None:
-        self._connections[entry] = place()
+        if not _is_the_librarys(threading.current_thread()):
+            self._connections[entry] = place()
 
     def checked_in(self, dbapi_connection: object, entry: ConnectionPoolEntry) -> None:
         self._connections.pop(entry, None)
@@ -110,3 +114,8 @@ class _Watch:
             if holder is None or holder() not in held:
                 leaks.append(f"a connection, taken at {where}")
         return tuple(leaks)
+
+
+def _is_the_librarys(thread: threading.Thread) -> bool:
+    """Tell whether a thread does the library's work alone; that of the event loop runs tasks."""
+    return thread.name.startswith("celery-alchemy-") and thread.name != LOOP_THREAD

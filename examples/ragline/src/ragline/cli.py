@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from rich.table import Table
 
 from ragline import __version__
 from ragline.errors import ConfigurationError, RaglineError
+from ragline.question import SIGNS, question_of
 from ragline.states import State
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -83,6 +85,16 @@ def _told(error: Exception) -> str | None:
     return None
 
 
+def _checked_question(asked: str) -> str:
+    """The question, refused as any argument that cannot be used where it asks nothing."""
+    if refusal := question_of(asked).refusal:
+        raise typer.BadParameter(refusal)
+    return asked
+
+
+AskedFor = Annotated[str, typer.Argument(callback=_checked_question, help=SIGNS, show_default=False)]
+
+
 def _print_version(is_asked: bool) -> None:
     if is_asked:
         console.print(f"ragline {__version__}", highlight=False)
@@ -126,7 +138,7 @@ def ingest(
 
 @cli.command()
 def search(
-    query: Annotated[str, typer.Argument(help="A question, or words.", show_default=False)],
+    query: AskedFor,
     limit: Annotated[int, typer.Option(min=1, help="How many passages.")] = 5,
     mode: Annotated[ModeName, typer.Option(help="What to go by.")] = "hybrid",
     full: Full = False,
@@ -150,7 +162,7 @@ def search(
 
 @cli.command()
 def ask(
-    question: Annotated[str, typer.Argument(help="A question.", show_default=False)],
+    question: AskedFor,
     full: Full = False,
     as_json: Json = False,
 ) -> None:
@@ -192,12 +204,10 @@ def list_documents(
     presentation.list_documents(state, limit, console, as_json=as_json)
 
 
-Documents = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="DOCUMENT...", help="Ids, paths, or names as lists show them.", show_default=False
-    ),
-]
+_DOCUMENTS = typer.Argument(
+    metavar="DOCUMENT...", help="Ids, paths, or names as lists show them.", show_default=False
+)
+Documents = Annotated[list[str], _DOCUMENTS]
 
 
 @cli.command()
@@ -227,12 +237,7 @@ def cancel(documents: Documents) -> None:
 
 @cli.command()
 def retry(
-    documents: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="DOCUMENT...", help="Ids, paths, or names as lists show them.", show_default=False
-        ),
-    ] = None,
+    documents: Annotated[list[str] | None, _DOCUMENTS] = None,
     every: Annotated[bool, typer.Option("--all", help="All that failed for a reason that may pass.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Also what was refused for good.")] = False,
 ) -> None:
@@ -259,6 +264,7 @@ def delete(
             show_default=False,
         ),
     ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first, as a terminal does.")] = False,
 ) -> None:
     """Delete documents with all that was made of them.
 
@@ -266,7 +272,11 @@ def delete(
     """
     from ragline import presentation
 
-    presentation.delete(documents, console)
+    is_asked = not yes and sys.stdin.isatty() and sys.stdout.isatty()
+    try:
+        raise typer.Exit(int(not presentation.delete(documents, console, is_asked=is_asked)))
+    except typer.Abort:  # Ctrl-C, or the end of the input, at the question
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @cli.command()

@@ -113,8 +113,7 @@ def detect_format(data: bytes, name: str) -> Format:
     """
     if b"%PDF-" in data[:_PDF_HEADER_WITHIN_BYTES]:
         return Format.PDF
-    extension = PurePosixPath(name.replace("\\", "/")).suffix.lower()
-    declared = EXTENSIONS.get(extension, Format.TEXT)
+    extension, declared = _extension(name), declared_format(name)
     if data.startswith(b"PK\x03\x04"):
         return _format_of_archive(data)
     if data.startswith(COMPOUND_FILE):
@@ -134,6 +133,15 @@ def detect_format(data: bytes, name: str) -> Format:
     if declared is Format.TEXT and not extension and _EMAIL.match(data):
         return Format.EMAIL
     return declared
+
+
+def declared_format(name: str) -> Format:
+    """The format that a file name's extension stands for; plain text where it stands for none."""
+    return EXTENSIONS.get(_extension(name), Format.TEXT)
+
+
+def _extension(name: str) -> str:
+    return PurePosixPath(name.replace("\\", "/")).suffix.lower()
 
 
 def _refused_compound_file(data: bytes, declared: Format) -> EncryptedError | UnsupportedError:

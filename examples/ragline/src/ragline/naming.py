@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from sqlalchemy import ColumnElement, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from ragline.errors import AmbiguousNameError, NoSuchDocumentError
 from ragline.intake import uri_digest
 from ragline.places import file_name, file_uri, labels, labels_of, places_below, shown_path
-from ragline.tables import Document, Source
+from ragline.tables import Chunk, Document, Source
 
 MAX_ID_DIGITS = 18
 """A longer number is no id in any database."""
+_AT_ONCE = 900
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,38 @@ def find_target(session: Session, reference: str) -> Target:
     (place,) = places
     others = _used(session, place.document_ids) - 1
     return Target(place.label, place.document_ids, (place.source_id,), others)
+
+
+def passages_lost(session: Session, targets: Iterable[Target]) -> int:
+    """How many passages are gone when all of these are deleted: those that no other place keeps."""
+    targets = list(targets)
+    places = {key for one in targets for key in one.source_ids or ()}
+    gone = {key for one in targets if one.source_ids is None for key in one.document_ids}
+    used = {key for _, *keys in _sources(session, Source.id, places) for key in keys if key}
+    elsewhere: set[int | None] = set()
+    for column in (Source.serving_id, Source.pending_id):
+        for source_id, *keys in _sources(session, column, used):
+            if source_id not in places:
+                elsewhere.update(keys)
+    count = select(func.count(Chunk.id))
+    portions = _portions(gone | (used - elsewhere))
+    return sum(session.scalar(count.where(Chunk.document_id.in_(some))) or 0 for some in portions)
+
+
+def _sources(
+    session: Session, column: InstrumentedAttribute[Any], ids: Iterable[int]
+) -> Iterator[tuple[int, int | None, int | None]]:
+    """The places with one of these ids in a column: id, the document that is shown, the one waited for."""
+    chosen = select(Source.id, Source.serving_id, Source.pending_id)
+    for some in _portions(ids):
+        for row in session.execute(chosen.where(column.in_(some))):
+            yield row.id, row.serving_id, row.pending_id
+
+
+def _portions(ids: Iterable[int]) -> Iterator[list[int]]:
+    """Databases limit the parameters of a statement."""
+    ordered = sorted(ids)
+    return (ordered[start : start + _AT_ONCE] for start in range(0, len(ordered), _AT_ONCE))
 
 
 def _by_id(session: Session, reference: str) -> Target | None:

@@ -36,8 +36,8 @@ SHOWN_BYTES = 200_000
 
 def is_shown(session: Session, document_id: int) -> bool:
     """Whether a queued document is large enough to be seen while it is parsed."""
-    large = (Document.state == State.QUEUED, Document.size_bytes >= SHOWN_BYTES)
-    return bool(session.scalar(select(exists().where(Document.id == document_id, *large))))
+    document = _expect(session, document_id, State.QUEUED)
+    return document is not None and document.size_bytes >= SHOWN_BYTES
 
 
 def admit(session: Session, document_id: int) -> bool:
@@ -144,9 +144,10 @@ def split(
     indexed = session.execute(select(Chunk.id, Chunk.content).where(Chunk.document_id == document_id))
     connection = session.connection()
     index_of(connection).add(connection, [(row.id, row.content) for row in indexed])
-    if _finish(session, document_id):
+    if not rows or embedder == NO_EMBEDDER:
+        _finish(session, document_id)
         return []
-    return _batches_to_embed(session, document_id)
+    return list(range((len(rows) - 1) // batch_chunks + 1))
 
 
 def embed(

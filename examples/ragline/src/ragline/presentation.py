@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import typer
 from celery_alchemy.operations.dead_tasks import status as count_messages
 from rich.console import Console
 from rich.markup import escape
@@ -228,36 +229,77 @@ def act(
         console.print(escape(told), soft_wrap=True)
 
 
-def delete(references: Sequence[str], console: Console) -> None:
+def delete(references: Sequence[str], console: Console, *, is_asked: bool) -> bool:
     """Delete what a person named: all of it, or nothing.
+
+    Args:
+        references: ids, paths, folders or names.
+        console: where to tell of it.
+        is_asked: whether the person is asked first; no transaction is open meanwhile.
+
+    Returns:
+        Whether it was deleted: not where the person said no.
 
     Raises:
         NoSuchDocumentError: one of them is not there.
         AmbiguousNameError: several places are called so.
+        typer.Abort: the person gave no answer.
     """
     from ragline import controls
     from ragline.naming import find_target
 
     create_tables(alchemy)
 
+    def find_all(session: Session) -> list[Target]:
+        return list(dict.fromkeys(find_target(session, name) for name in references))
+
+    confirmed = _confirmed(find_all, console) if is_asked else None
+    if is_asked and not confirmed:
+        return False
+
     def delete_all(session: Session) -> list[Target]:
-        targets = list(dict.fromkeys(find_target(session, name) for name in references))
+        targets = confirmed or find_all(session)
         controls.delete_targets(session, targets)
         return targets
 
     for target in in_transaction(delete_all):
-        console.print(escape(_told_of(target)), soft_wrap=True)
+        name, stays = _told_of(target)
+        console.print(escape(f"{name}: deleted{stays}."), soft_wrap=True)
+    return True
 
 
-def _told_of(target: Target) -> str:
+def _confirmed(find_all: Callable[[Session], list[Target]], console: Console) -> list[Target]:
+    """What is to be deleted, once the person has read what it is and said yes; else nothing."""
+    from ragline.naming import passages_lost
+
+    with reading_session() as session:
+        targets = find_all(session)
+        lost = passages_lost(session, targets)
+    for target in targets:
+        console.print(escape("".join(_told_of(target))), soft_wrap=True)
+    these = "this" if len(targets) == 1 else "these"
+    passages = f", with {lost} passage{'s' if lost != 1 else ''}" if lost else ""
+    is_sure = False
+    try:
+        is_sure = typer.confirm(f"Delete {these}{passages}? It cannot be undone.")
+    except typer.Abort:
+        console.print()  # it stands behind the question
+        raise
+    finally:
+        if not is_sure:
+            console.print("Nothing was deleted.")
+    return targets if is_sure else []
+
+
+def _told_of(target: Target) -> tuple[str, str]:
+    """What is deleted, and where it stays."""
     if target.is_folder:
         places = len(target.source_ids or ())
-        return f"{target.label} ({places} place{'s' if places != 1 else ''}): deleted."
+        return f"{target.label} ({places} place{'s' if places != 1 else ''})", ""
     named = f"{target.label} ({', '.join(str(key) for key in target.document_ids)})"
     if target.source_ids is None:
-        return f"{named}{_and_others(target.others)}: deleted."
-    stays = f"; it stays in {_others(target.others)}" if target.others else ""
-    return f"{named}: deleted{stays}."
+        return f"{named}{_and_others(target.others)}", ""
+    return named, f"; it stays in {_others(target.others)}" if target.others else ""
 
 
 def _and_others(number: int) -> str:

@@ -62,6 +62,7 @@ class Entry:
         name: that of its file, with as many folders as tell it from others of that name.
         uris: the places that show it or wait for it, in the order they were added.
         is_found: whether searches see it.
+        is_newer: whether searches see another version of it until it is ready.
         since: when it came into its state.
         chunks: how many chunks it has so far.
         embedded: how many of them have their vector.
@@ -73,6 +74,7 @@ class Entry:
     size_bytes: int
     state: State
     is_found: bool
+    is_newer: bool
     since: dt.datetime | None
     chunks: int
     embedded: int
@@ -148,11 +150,14 @@ def _entries_of(session: Session, documents: Sequence[Document]) -> list[Entry]:
     ids = [document.id for document in documents]
     uris: dict[int, list[str]] = {document_id: [] for document_id in ids}
     found: set[int] = set()
+    newer: set[int] = set()
     used = or_(Source.serving_id.in_(ids), Source.pending_id.in_(ids))
     for source in session.scalars(select(Source).where(used).order_by(Source.id)):
         for document_id in {source.serving_id or 0, source.pending_id or 0} & uris.keys():
             uris[document_id].append(source.uri)
         found |= {source.serving_id or 0} & uris.keys()
+        if source.serving_id is not None:
+            newer |= {source.pending_id or 0} & uris.keys()
     counted = (
         select(Chunk.document_id, func.count(Chunk.id), func.count(Vector.chunk_id))
         .outerjoin(Vector, Vector.chunk_id == Chunk.id)
@@ -169,6 +174,7 @@ def _entries_of(session: Session, documents: Sequence[Document]) -> list[Entry]:
             document.size_bytes,
             document.state,
             document.id in found,
+            document.id in newer,
             getattr(document, f"{document.state.value}_at"),
             *counts.get(document.id, (0, 0)),
             document.reason,

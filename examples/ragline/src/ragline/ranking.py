@@ -15,6 +15,9 @@ K1, B = 1.2, 0.75
 DECIDING_CHUNKS = 40_000
 """How many chunks a keyword search scores, about: 60 ms on SQLite."""
 
+MAX_WORDS = 500
+"""Of a longer query these are the rarest: a statement with all words of a pasted text would be refused."""
+
 
 def deciding_words(
     chunks_with: Mapping[str, int], budget: int = DECIDING_CHUNKS
@@ -34,6 +37,7 @@ def deciding_words(
         The words that find, the rarest first, and the others that occur; those in no chunk are left out.
     """
     rarest_first = sorted((word for word, n in chunks_with.items() if n > 0), key=chunks_with.__getitem__)
+    rarest_first = rarest_first[:MAX_WORDS]
     found = 0
     for at, word in enumerate(rarest_first):
         found += chunks_with[word]

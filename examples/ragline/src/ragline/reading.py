@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from ragline.columns import Block, blocks, is_told_by_text
 from ragline.errors import NoSuchDocumentError
 from ragline.places import file_name
 from ragline.progress import Entry, entries
 from ragline.states import WORKING, State
 from ragline.tables import Document, DocumentText, Original
+from ragline.text import Heading, Span
 
 AROUND_CHARACTERS = 700
 """How much text a person needs to see where a passage stands."""
+MAX_LOOK_BACK_CHARACTERS = 1_000_000
+"""What is code is told by all that stands before it: further on in a text nobody waits for that."""
+_AFTER_CHARACTERS = 2000
 _STAMPS = [getattr(Document, f"{state.value}_at") for state in State]
 
 
@@ -30,6 +37,7 @@ class Detail:
         pages: how many pages it has, or None for a format without pages.
         encoding: what its text was in, or None for a format that says so itself.
         embedder: the embedder of its vectors.
+        headings: those of its text, in its order.
     """
 
     entry: Entry
@@ -38,6 +46,7 @@ class Detail:
     pages: int | None
     encoding: str | None
     embedder: str
+    headings: Sequence[Heading]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,7 @@ class Excerpt:
         start: where `before` begins, in characters of the whole text.
         end: where `after` ends.
         length: of the whole text.
+        blocks: the code and the tables between `start` and `end`.
     """
 
     name: str
@@ -58,6 +68,7 @@ class Excerpt:
     start: int
     end: int
     length: int
+    blocks: Sequence[Block]
 
     @property
     def is_start(self) -> bool:
@@ -93,12 +104,17 @@ def detail(session: Session, document_id: int) -> Detail:
     stamps = ((state, getattr(document, f"{state.value}_at")) for state in State)
     reached = dict(sorted(((state, at) for state, at in stamps if at is not None), key=lambda pair: pair[1]))
     text = session.execute(
-        select(func.char_length(DocumentText.text), DocumentText.page_starts, DocumentText.encoding).where(
-            DocumentText.document_id == document_id
-        )
+        select(
+            func.char_length(DocumentText.text),
+            DocumentText.page_starts,
+            DocumentText.encoding,
+            DocumentText.headings,
+        ).where(DocumentText.document_id == document_id)
     ).one_or_none()
-    characters, page_starts, encoding = text or (None, [], None)
-    return Detail(entry, reached, characters, len(page_starts) or None, encoding, document.embedder)
+    characters, page_starts, encoding, titles = text or (None, [], None, [])
+    headings = [Heading(start, level, title) for start, level, title in titles]
+    pages = len(page_starts) or None
+    return Detail(entry, reached, characters, pages, encoding, document.embedder, headings)
 
 
 def excerpt(
@@ -127,8 +143,47 @@ def excerpt(
         raise NoSuchDocumentError(document_id)
     name = one(session, document_id).name
     text, length = row
-    at, to = start - first, end - first
-    return Excerpt(name, text[:at], text[at:to], text[to:], first, first + len(text), length)
+    at, to, last = start - first, end - first, first + len(text)
+    shapes = blocks_of(session, document_id, first, last)
+    return Excerpt(name, text[:at], text[at:to], text[to:], first, last, length, shapes)
+
+
+def blocks_of(session: Session, document_id: int, start: int, end: int) -> list[Block]:
+    """The code and the tables between two places of a document's text; none of one that is gone."""
+    row = session.execute(
+        select(Document.name, DocumentText.table_parts)
+        .join(DocumentText, DocumentText.document_id == Document.id)
+        .where(Document.id == document_id)
+    ).one_or_none()
+    if row is None:
+        return []
+    name, table_parts = row
+    text = ""
+    if is_told_by_text(name) and end <= MAX_LOOK_BACK_CHARACTERS:
+        piece = func.substr(DocumentText.text, 1, end + _AFTER_CHARACTERS)
+        text = session.scalar(select(piece).where(DocumentText.document_id == document_id)) or ""
+    return blocks(name, (start, end), text=text, table_parts=table_parts)
+
+
+def hits(session: Session, document_id: int, words: str, *, limit: int) -> list[Span]:
+    """Where words stand in a document's text, in its order and in characters of the whole text.
+
+    Args:
+        session: any session.
+        document_id: whose.
+        words: what to find, as it is written; small letters and capitals are alike, and so is all
+            white space between words.
+        limit: no more than so many.
+
+    Raises:
+        NoSuchDocumentError: it is gone, or has no text yet.
+    """
+    text = session.scalar(select(DocumentText.text).where(DocumentText.document_id == document_id))
+    if text is None:
+        raise NoSuchDocumentError(document_id)
+    pattern = r"\s+".join(re.escape(word) for word in words.split())
+    found = re.finditer(pattern, text, re.IGNORECASE) if pattern else iter(())
+    return [hit.span() for hit in islice(found, limit)]
 
 
 def original(session: Session, document_id: int) -> tuple[str, bytes]:

@@ -5,6 +5,7 @@ What the command line, the web page and `ask` call; above the wiring, below all 
 
 from __future__ import annotations
 
+import re
 import threading
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +18,7 @@ from ragline.embedders import Embedder, available_embedder, load_embedder
 from ragline.errors import EndpointError, ModelUnavailableError
 from ragline.minilm.files import NAME as MINILM
 from ragline.minilm.files import is_fetched
+from ragline.question import Question, question_of
 from ragline.searching import (
     DatabaseIndex,
     Mode,
@@ -37,6 +39,10 @@ if TYPE_CHECKING:  # imported late: searches by keywords need no vectors
 EMPTY = "The index is empty: no document is ready to be searched yet."
 NOTHING = "Nothing found: no passage has a word of the query."
 NOTHING_NEAR = "Nothing found: no passage has a word of the query, and none is near it in meaning."
+NOTHING_EXACT = "Nothing found: no passage has the words in quotation marks next to each other in this order."
+NOTHING_EXACT_NEAR = (
+    "Nothing found: no passage that is near in meaning has the words in quotation marks next to each other."
+)
 ONLY_NEAR = "No passage has a word of the query; these are the nearest in meaning."
 
 
@@ -55,14 +61,15 @@ class Found:
 
 
 def find(query: str, *, limit: int, mode: Mode = Mode.HYBRID) -> Found:
-    """Answer a query from the index.
+    """Answer a query from the index, with its phrases and what it leaves out.
 
     Guarantees:
         No transaction is open while the query is embedded. A model that cannot be had makes it a search by
         keywords with a note, never an error.
     """
-    if not query.strip():
-        return Found([], "Nothing was asked.")
+    question = question_of(query)
+    if question.refusal:
+        return Found([], question.refusal)
     with reading_session() as session:
         if state(session).chunks == 0:
             return Found([], EMPTY)
@@ -72,22 +79,28 @@ def find(query: str, *, limit: int, mode: Mode = Mode.HYBRID) -> Found:
     vector = None
     if embedder is not None:
         try:
-            vector = embedder.embed([query])[0]
+            vector = embedder.embed([question.text])[0]
         except EndpointError as error:
             embedder, note = None, f"Keywords only: {error}"
     with reading_session() as session:
         index = None if embedder is None else _indexes.current(session, embedder.name)
         by = mode if embedder is not None else Mode.KEYWORD
         near = -1.0 if embedder is None else embedder.near
-        ranking = rank(session, query, vector, index, mode=by, near=near)
-        return Found(passages(session, ranking, limit=limit), _joined(note, _note(ranking, by)))
+        ranking = rank(session, question, vector, index, mode=by, near=near)
+        return Found(passages(session, ranking, limit=limit), _joined(note, _note(ranking, by, question)))
 
 
-def _note(ranking: Ranking, mode: Mode) -> str | None:
+def _note(ranking: Ranking, mode: Mode, question: Question) -> str | None:
     """What is to be known of a ranking before it is believed."""
-    if not ranking.chunks:
-        return NOTHING if mode is Mode.KEYWORD else NOTHING_NEAR
-    return ONLY_NEAR if mode is Mode.HYBRID and not ranking.has_words else None
+    if ranking.chunks:
+        note = ONLY_NEAR if mode is Mode.HYBRID and not ranking.has_words else None
+    elif question.phrases:
+        note = NOTHING_EXACT if mode is not Mode.VECTOR else NOTHING_EXACT_NEAR
+    else:
+        note = NOTHING if mode is Mode.KEYWORD else NOTHING_NEAR
+    if note and question.excluded:
+        note = re.sub("(?<=[Nn]o passage)", " without the words that are left out", note, count=1)
+    return note
 
 
 def _joined(*notes: str | None) -> str | None:

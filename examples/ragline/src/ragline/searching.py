@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from ragline.databases import index_of
 from ragline.places import labels
+from ragline.question import Question
 from ragline.ranking import fuse
 from ragline.tables import Chunk, Shown, Source, Vector
 from ragline.visibility import KEPT_VERSIONS, changes_since, state
@@ -176,7 +177,7 @@ class Ranking:
 
 def rank(
     session: Session,
-    query: str,
+    query: str | Question,
     vector: npt.NDArray[np.float32] | None,
     index: VectorIndex | DatabaseIndex | None,
     *,
@@ -187,8 +188,8 @@ def rank(
 
     Args:
         session: any session.
-        query: what the person typed.
-        vector: the query's embedding, or None to go by keywords alone.
+        query: what the person asks; of a plain text no sign is an operator.
+        vector: the embedding of the query's text, or None to go by keywords alone.
         index: the vectors to compare it with; None with `vector` None.
         mode: what to go by.
         near: a vector that is less similar, as a cosine, is about something else.
@@ -196,11 +197,13 @@ def rank(
     Returns:
         The same for the same index and query every time.
     """
+    question = Question(query) if isinstance(query, str) else query
+    index = None if mode is Mode.KEYWORD or vector is None else _narrowed(session, question, index)
     for candidates in CANDIDATES:
-        by_words = [] if mode is Mode.VECTOR else _by_words(session, query, candidates)
+        by_words = [] if mode is Mode.VECTOR else _by_words(session, question, candidates)
         by_vector = []
-        if mode is not Mode.KEYWORD and vector is not None and index is not None:
-            by_vector = _by_vector(session, vector, index, candidates, near - FARTHER)
+        if vector is not None and index is not None:
+            by_vector = _by_vector(session, question, vector, index, candidates, near - FARTHER)
         digests = _digests(session, {chunk_id for chunk_id, _ in (*by_words, *by_vector)})
         is_all = len(by_words) < candidates and len(by_vector) < candidates
         if is_all or len(set(digests.values())) >= WANTED:
@@ -211,13 +214,29 @@ def rank(
     return Ranking(_fused([by_words, by_vector], digests), has_words)
 
 
-def _by_words(session: Session, query: str, limit: int) -> list[tuple[int, float]]:
+def _narrowed(
+    session: Session, question: Question, index: VectorIndex | DatabaseIndex | None
+) -> VectorIndex | DatabaseIndex | None:
+    """The vectors of passages that have what the question demands, and nothing that it excludes."""
+    if index is None or isinstance(index, DatabaseIndex) or not (question.phrases or question.excluded):
+        return index
     connection = session.connection()
-    return index_of(connection).best(connection, query, limit=limit)
+    search = index_of(connection)
+    demanded, excluded = (
+        [search.having(connection, phrase) for phrase in phrases]
+        for phrases in (question.phrases, question.excluded)
+    )
+    return index.among(demanded, excluded)
+
+
+def _by_words(session: Session, question: Question, limit: int) -> list[tuple[int, float]]:
+    connection = session.connection()
+    return index_of(connection).best(connection, question, limit=limit)
 
 
 def _by_vector(
     session: Session,
+    question: Question,
     vector: npt.NDArray[np.float32],
     index: VectorIndex | DatabaseIndex,
     limit: int,
@@ -225,7 +244,8 @@ def _by_vector(
 ) -> list[tuple[int, float]]:
     if isinstance(index, DatabaseIndex):
         connection = session.connection()
-        nearest = index_of(connection).nearest(connection, index.embedder, vector, limit=limit)
+        search = index_of(connection)
+        nearest = search.nearest(connection, index.embedder, vector, question, limit=limit)
     else:
         nearest = index.nearest(vector, limit=limit)
     return [(chunk_id, similarity) for chunk_id, similarity in nearest if similarity >= near]

@@ -34,6 +34,15 @@ class VectorIndex:
     blocks: Sequence[Matrix]
     is_shown: npt.NDArray[np.bool_] | None = None
 
+    def among(self, demanded: Iterable[Sequence[int]], excluded: Iterable[Sequence[int]]) -> VectorIndex:
+        """Those of the vectors whose ids are in each of some lists, and in none of others."""
+        is_kept = np.ones(len(self.ids), np.bool_) if self.is_shown is None else self.is_shown
+        for ids in demanded:
+            is_kept = is_kept & np.isin(self.ids, np.array(ids, np.int64))
+        for ids in excluded:
+            is_kept = is_kept & ~np.isin(self.ids, np.array(ids, np.int64))
+        return VectorIndex(self.ids, self.blocks, is_kept)
+
     def nearest(self, vector: Matrix, *, limit: int) -> list[tuple[int, float]]:
         """The `limit` nearest by cosine, as (id, similarity), nearest first; ties in the order of the ids."""
         if not len(self.ids):

@@ -7,6 +7,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from ragline.question import question_of
+
 STOP_WORDS = frozenset(
     """
     a about after all also am an and any are as at be because been before being between both but by can
@@ -18,6 +20,9 @@ STOP_WORDS = frozenset(
     """.split()
 )
 """Words that ask without saying about what: dropped from queries, never from the index."""
+
+MAX_PHRASE_WORDS = 500
+"""More than any passage has: databases fail at phrases of thousands."""
 
 # Scripts that are written without spaces: CJK ideographs with their extensions, kana, and Hangul, whose
 # particles stick to the word before them.
@@ -59,12 +64,18 @@ def telling_words(query: str) -> list[str]:
     return [word for word in every if word not in STOP_WORDS] or list(every)
 
 
+def phrase_words(phrase: str) -> list[str]:
+    """The words that stand next to each other in a passage that has a phrase; no passage has more of them."""
+    return words(phrase)[:MAX_PHRASE_WORDS]
+
+
 def marked_words(query: str) -> list[str]:
     """The words of a query that are to be marked in quotes: those that tell what it is about.
 
     Pairs of characters where there are no spaces, as in the index; all others as they were typed.
     """
-    return [word for word in re.findall(r"\w+", paired(query).lower()) if word not in STOP_WORDS]
+    text = question_of(query).text
+    return [word for word in re.findall(r"\w+", paired(text).lower()) if word not in STOP_WORDS]
 
 
 def _pairs(run: str) -> list[str]:

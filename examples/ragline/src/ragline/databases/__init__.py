@@ -14,6 +14,7 @@ from sqlalchemy.orm import DeclarativeBase
 
 from ragline.databases import mysql, postgresql, sqlite
 from ragline.errors import ConfigurationError
+from ragline.question import Question
 
 if TYPE_CHECKING:  # imported late: commands that need no vectors start without them
     import numpy as np
@@ -68,12 +69,17 @@ class SearchIndex(Protocol):
         """Forget the chunks of documents, before these are deleted."""
         ...
 
-    def best(self, connection: Connection, query: str, *, limit: int) -> list[tuple[int, float]]:
-        """The chunks that match the query best, as (id, score), best first.
+    def best(self, connection: Connection, question: Question, *, limit: int) -> list[tuple[int, float]]:
+        """The chunks that match the question best, as (id, score), best first.
 
-        Ties are in the order of the ids, so that the same query gives the same list. Chunks that searches
-        may not see, of documents that are not ready or are replaced, are among them.
+        All have its phrases, and none has what it excludes. Ties are in the order of the ids, so that the
+        same query gives the same list. Chunks that searches may not see, of documents that are not ready or
+        are replaced, are among them.
         """
+        ...
+
+    def having(self, connection: Connection, phrase: str) -> list[int]:
+        """The ids of all chunks that have the words of a phrase in this order next to each other."""
         ...
 
     def has_vectors(self, connection: Connection) -> bool:
@@ -81,11 +87,18 @@ class SearchIndex(Protocol):
         ...
 
     def nearest(
-        self, connection: Connection, embedder: str, vector: npt.NDArray[np.float32], *, limit: int
+        self,
+        connection: Connection,
+        embedder: str,
+        vector: npt.NDArray[np.float32],
+        question: Question,
+        *,
+        limit: int,
     ) -> list[tuple[int, float]]:
         """The chunks that searches may see and whose vectors are nearest, as (id, similarity), nearest first.
 
-        Exact, ties in the order of the ids; only where the database `has_vectors`.
+        All have the phrases of the question, and none has what it excludes. Exact, ties in the
+        order of the ids; only where the database `has_vectors`.
         """
         ...
 

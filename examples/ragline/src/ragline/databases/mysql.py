@@ -13,8 +13,9 @@ from sqlalchemy import URL, Connection, Engine, Insert, bindparam, create_engine
 from sqlalchemy.orm import DeclarativeBase
 
 from ragline.errors import DatabaseError
+from ragline.question import Question
 from ragline.ranking import bm25, deciding_words
-from ragline.words import telling_words, words
+from ragline.words import phrase_words, telling_words, words
 
 if TYPE_CHECKING:  # imported late: commands that need no vectors start without them
     import numpy as np
@@ -126,12 +127,12 @@ def remove(connection: Connection, document_ids: Sequence[int]) -> None:
     """Nothing to do: the foreign key cascades."""
 
 
-def best(connection: Connection, query: str, *, limit: int) -> list[tuple[int, float]]:
+def best(connection: Connection, question: Question, *, limit: int) -> list[tuple[int, float]]:
     """Found by the FULLTEXT index and ranked by BM25.
 
     InnoDB's own rank goes by an estimate of how many rows there are, which is another one later.
     """
-    terms = list(dict.fromkeys(map(_indexed, telling_words(query))))
+    terms = list(dict.fromkeys(map(_indexed, telling_words(question.text))))
     if not terms:
         return []
     known = text("SELECT word, chunks FROM keyword_count WHERE word IN :terms")
@@ -142,15 +143,18 @@ def best(connection: Connection, query: str, *, limit: int) -> list[tuple[int, f
         )
     }
     finding, _ = deciding_words(chunks_with)
-    if not finding:
+    if not finding and not question.phrases:
         return []
+    conditions, parameters = _conditions(question)
+    if not question.phrases:
+        conditions.append("MATCH (content) AGAINST (:finding)")
     # Ids first: with the contents in it the server would sort these too, hundreds of megabytes of them.
     ids = connection.scalars(
         text(
-            "SELECT chunk_id FROM chunk_keywords WHERE MATCH (content) AGAINST (:finding)"
+            f"SELECT chunk_id FROM chunk_keywords WHERE {' AND '.join(conditions)}"
             " ORDER BY MATCH (content) AGAINST (:finding) DESC, chunk_id LIMIT :candidates"
         ),
-        {"finding": " ".join(finding), "candidates": max(limit, CANDIDATES)},
+        {"finding": " ".join(finding), "candidates": max(limit, CANDIDATES), **parameters},
     ).all()
     if not ids:
         return []
@@ -164,13 +168,40 @@ def best(connection: Connection, query: str, *, limit: int) -> list[tuple[int, f
     return bm25(texts, chunks_with, rows=int(chunks), mean_words=mean_words)[:limit]
 
 
+def having(connection: Connection, phrase: str) -> list[int]:
+    """By the FULLTEXT index and, of several words, by the texts that it finds."""
+    (has,), parameters = _conditions(Question("", phrases=(phrase,)))
+    return list(connection.scalars(text(f"SELECT chunk_id FROM chunk_keywords WHERE {has}"), parameters))
+
+
+def _conditions(question: Question) -> tuple[list[str], dict[str, str]]:
+    """What a question demands and excludes, a condition each, and their parameters."""
+    conditions, parameters = [], {}
+    demanded = [("", phrase) for phrase in question.phrases]
+    for at, (sign, phrase) in enumerate(demanded + [("NOT ", phrase) for phrase in question.excluded]):
+        terms = list(map(_indexed, phrase_words(phrase)))
+        has = f"MATCH (content) AGAINST (:all{at} IN BOOLEAN MODE)"
+        parameters[f"all{at}"] = " ".join(f"+{term}" for term in dict.fromkeys(terms))
+        if len(terms) > 1:
+            # The content is these terms and the spaces between them.
+            has = f"({has} AND LOCATE(:next{at}, CONCAT(' ', content, ' ')) > 0)"
+            parameters[f"next{at}"] = f" {' '.join(terms)} "
+        conditions.append(f"{sign}{has}")
+    return conditions, parameters
+
+
 def has_vectors(_: Connection) -> bool:
     """Neither searches vectors in the versions that ragline supports."""
     return False
 
 
 def nearest(
-    connection: Connection, embedder: str, vector: npt.NDArray[np.float32], *, limit: int
+    connection: Connection,
+    embedder: str,
+    vector: npt.NDArray[np.float32],
+    question: Question,
+    *,
+    limit: int,
 ) -> list[tuple[int, float]]:
     """Never called: `has_vectors` is False."""
     raise NotImplementedError

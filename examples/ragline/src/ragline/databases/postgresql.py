@@ -11,8 +11,9 @@ from sqlalchemy import URL, Connection, Engine, Insert, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import DeclarativeBase
 
+from ragline.question import Question
 from ragline.ranking import K1, B, deciding_words, word_weight
-from ragline.words import telling_words, words
+from ragline.words import phrase_words, telling_words, words
 
 if TYPE_CHECKING:  # imported late: commands that need no vectors start without them
     import numpy as np
@@ -136,11 +137,11 @@ def remove(connection: Connection, document_ids: Sequence[int]) -> None:
     """Nothing to do: the foreign keys cascade."""
 
 
-def best(connection: Connection, query: str, *, limit: int) -> list[tuple[int, float]]:
+def best(connection: Connection, question: Question, *, limit: int) -> list[tuple[int, float]]:
     """Found by the GIN index, ranked by BM25 in SQL."""
-    chunks_with = _chunks_with(connection, telling_words(query))
+    chunks_with = _chunks_with(connection, telling_words(question.text))
     finding, ranking = deciding_words(chunks_with)
-    if not finding:
+    if not finding and not question.phrases:
         return []
     chunks, all_words = connection.execute(text("SELECT chunks, words FROM index_state")).one()
     parameters: dict[str, object] = {
@@ -150,8 +151,12 @@ def best(connection: Connection, query: str, *, limit: int) -> list[tuple[int, f
         "shortest": K1 * (1 - B),
         "longer": K1 * B * chunks / max(all_words, 1),
         "limit": limit,
+        **_parameters(question),
     }
-    scores = []
+    conditions = _conditions(question)
+    if not question.phrases:
+        conditions.append("k.content @@ CAST(:found AS tsquery)")
+    scores = ["0"] if question.phrases else []
     for at, word in enumerate(finding + ranking):
         parameters[f"word{at}"] = _quoted(word)
         parameters[f"weight{at}"] = word_weight(chunks_with[word], chunks) * (K1 + 1)
@@ -164,12 +169,35 @@ def best(connection: Connection, query: str, *, limit: int) -> list[tuple[int, f
         text(
             f"SELECT k.chunk_id, {' + '.join(scores)} AS score FROM chunk_keywords AS k,"
             " LATERAL (SELECT :shortest + :longer * length(k.content)) AS l (length)"
-            " WHERE k.content @@ CAST(:found AS tsquery)"
+            f" WHERE {' AND '.join(conditions)}"
             " ORDER BY score DESC, k.chunk_id LIMIT :limit"
         ),
         parameters,
     )
     return [(chunk_id, float(score)) for chunk_id, score in found]
+
+
+def _conditions(question: Question) -> list[str]:
+    """What a question demands and excludes of the keywords `k`, a condition each."""
+    has = "k.content @@ phraseto_tsquery('ragline', :{}{})"
+    demanded = [has.format("phrase", at) for at in range(len(question.phrases))]
+    return demanded + ["NOT " + has.format("excluded", at) for at in range(len(question.excluded))]
+
+
+def _parameters(question: Question) -> dict[str, str]:
+    """The parameters of these conditions."""
+    # Words and not the text, as in the index.
+    named = [(f"phrase{at}", phrase) for at, phrase in enumerate(question.phrases)]
+    named += [(f"excluded{at}", phrase) for at, phrase in enumerate(question.excluded)]
+    return {name: " ".join(phrase_words(phrase)) for name, phrase in named}
+
+
+def having(connection: Connection, phrase: str) -> list[int]:
+    """By the GIN index and the positions in the tsvectors that it finds."""
+    question = Question("", phrases=(phrase,))
+    (has,) = _conditions(question)
+    found = text(f"SELECT k.chunk_id FROM chunk_keywords AS k WHERE {has}")
+    return list(connection.scalars(found, _parameters(question)))
 
 
 def _chunks_with(connection: Connection, words: Sequence[str]) -> dict[str, int]:
@@ -197,18 +225,27 @@ def has_vectors(connection: Connection) -> bool:
 
 
 def nearest(
-    connection: Connection, embedder: str, vector: npt.NDArray[np.float32], *, limit: int
+    connection: Connection,
+    embedder: str,
+    vector: npt.NDArray[np.float32],
+    question: Question,
+    *,
+    limit: int,
 ) -> list[tuple[int, float]]:
     """All vectors compared: an approximate index would give other results after each re-indexing."""
+    conditions = _conditions(question)
+    keywords = " JOIN chunk_keywords AS k ON k.chunk_id = n.chunk_id" if conditions else ""
     found = connection.execute(
         text(
             "SELECT n.chunk_id, -(n.vector <#> CAST(:vector AS vector)) AS similarity"
             " FROM embedding_index AS n"
             " JOIN embedding AS v ON v.chunk_id = n.chunk_id JOIN chunk AS c ON c.id = n.chunk_id"
+            f"{keywords}"
             " WHERE v.embedder = :embedder AND c.document_id IN (SELECT serving_id FROM source)"
+            f"{''.join(f' AND {condition}' for condition in conditions)}"
             " ORDER BY similarity DESC, n.chunk_id LIMIT :limit"
         ),
-        {"vector": _literal(vector), "embedder": embedder, "limit": limit},
+        {"vector": _literal(vector), "embedder": embedder, "limit": limit, **_parameters(question)},
     )
     return [(chunk_id, similarity) for chunk_id, similarity in found]
 

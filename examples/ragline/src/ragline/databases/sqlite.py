@@ -11,8 +11,9 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.pool import StaticPool
 
+from ragline.question import Question
 from ragline.ranking import deciding_words
-from ragline.words import paired, telling_words
+from ragline.words import paired, phrase_words, telling_words
 
 if TYPE_CHECKING:  # imported late: commands that need no vectors start without them
     import numpy as np
@@ -72,20 +73,35 @@ def remove(connection: Connection, document_ids: Sequence[int]) -> None:
     )
 
 
-def best(connection: Connection, query: str, *, limit: int) -> list[tuple[int, float]]:
+def best(connection: Connection, question: Question, *, limit: int) -> list[tuple[int, float]]:
     """Ranked by FTS5's BM25, which takes a microsecond and a half for each chunk that it scores."""
-    chunks_with = {word: _chunks_with(connection, word) for word in telling_words(query)}
-    finding, ranking = map(_any_of, deciding_words(chunks_with))
+    chunks_with = {word: _chunks_with(connection, word) for word in telling_words(question.text)}
+    rare, common = deciding_words(chunks_with)
+    finding, ranking = _any_of(rare), _any_of(common)
+    if question.phrases:
+        finding, ranking = " AND ".join(map(_next_to_each_other, question.phrases)), _any_of(rare + common)
     if not finding:
         return []
+    but = f" NOT ({' OR '.join(map(_next_to_each_other, question.excluded))})" if question.excluded else ""
     if not ranking:
-        return _scored(connection, finding, limit)
+        return _scored(connection, f"({finding}){but}" if but else finding, limit)
     # Between them these find each chunk with a finding word once, and every word of the query counts.
     found = [
-        *_scored(connection, f"({finding}) AND ({ranking})", limit),
-        *_scored(connection, f"({finding}) NOT ({ranking})", limit),
+        *_scored(connection, f"({finding}) AND ({ranking}){but}", limit),
+        *_scored(connection, f"({finding}) NOT ({ranking}){but}", limit),
     ]
     return sorted(found, key=lambda entry: (-entry[1], entry[0]))[:limit]
+
+
+def having(connection: Connection, phrase: str) -> list[int]:
+    """By a phrase of FTS5."""
+    found = text("SELECT rowid FROM chunk_keywords WHERE chunk_keywords MATCH :phrase")
+    return list(connection.scalars(found, {"phrase": _next_to_each_other(phrase)}))
+
+
+def _next_to_each_other(phrase: str) -> str:
+    """An FTS5 expression."""
+    return f'"{" ".join(phrase_words(phrase))}"'
 
 
 def _chunks_with(connection: Connection, word: str) -> int:
@@ -116,7 +132,12 @@ def has_vectors(_: Connection) -> bool:
 
 
 def nearest(
-    connection: Connection, embedder: str, vector: npt.NDArray[np.float32], *, limit: int
+    connection: Connection,
+    embedder: str,
+    vector: npt.NDArray[np.float32],
+    question: Question,
+    *,
+    limit: int,
 ) -> list[tuple[int, float]]:
     """Never called: `has_vectors` is False."""
     raise NotImplementedError

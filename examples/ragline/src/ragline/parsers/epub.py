@@ -47,7 +47,7 @@ def parse_epub(data: bytes, limits: Limits) -> ParsedText:
         if name in encrypted:
             raise archive.encrypted()
         if name in archive.names:
-            writer.insert(parse_html(archive.read(name), limits))
+            writer.insert(parse_html(archive.read(name), limits, is_chapter=True))
     return writer.parsed()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from lxml import etree
 
@@ -12,14 +12,19 @@ from ragline.limits import Limits
 from ragline.parsers.pages import PageWriter
 from ragline.text import ParsedText, clean, decode
 
-_SKIPPED = frozenset(
-    ("script", "style", "noscript", "template", "head", "nav", "svg", "math", "iframe", "object", "select")
+_NO_TEXT = frozenset(
+    ("script", "style", "noscript", "template", "head", "svg", "math", "iframe", "object", "select")
 )
 _SKIPPED_ROLES = frozenset(("navigation", "menu", "menubar", "search", "tablist"))
-# The ¶ or "[edit]" beside each heading, as Sphinx, MkDocs, Jupyter and MediaWiki write them.
-_SKIPPED_CLASSES = frozenset(("headerlink", "anchor-link", "mw-editsection"))
+# The ¶ or "[edit]" beside each heading, as Sphinx, MkDocs, Jupyter and MediaWiki write them; the links to
+# the page before and the next one, as DocBook does.
+_SKIPPED_CLASSES = frozenset(("headerlink", "anchor-link", "mw-editsection", "navheader", "navfooter"))
 # Where a list of links is a menu; elsewhere it may be what the page is about.
 _MARGINS = frozenset(("header", "footer", "aside"))
+_MARGIN_ROLES = frozenset(("banner", "contentinfo", "complementary"))
+_MENU_CLASS = "menu"
+# A margin in one of these is its own, with its title or its notes, and not the page's.
+_SECTIONS = frozenset(("article", "section", "main"))
 _LISTS = frozenset(("ul", "ol", "menu"))
 MENU_LINKS = 3
 MENU_SHARE = 0.9
@@ -34,8 +39,11 @@ _DECLARED = re.compile(
 _DECLARED_WITHIN_BYTES = 4096
 
 
-def parse_html(data: bytes, limits: Limits) -> ParsedText:
-    """The text of a page: of its `<main>`, or its only `<article>`, where it has one; else all of it.
+def parse_html(data: bytes, limits: Limits, *, is_chapter: bool = False) -> ParsedText:
+    """The text of a page: of its `<main>`, or its only `<article>`, where it has one.
+
+    Else all of it but what stands beside it: menus, what is hidden, the page's own header, footer and asides.
+    A page of nothing else keeps all its text. A chapter of a book keeps its margins, which are notes.
 
     Its encoding is told by byte order mark, `<meta charset>` or, failing both, a guess. It may be nested to
     any depth: it is read without recursion.
@@ -51,7 +59,10 @@ def parse_html(data: bytes, limits: Limits) -> ParsedText:
         # An element that Python lets go of walks up to the first ancestor that is held. All are held, and
         # let go of from the leaves: 50,000 nested elements take 45 s otherwise.
         held = list(root.iter())
-        _write_page(root, writer)
+        if not is_chapter:
+            _write_page(root, writer)
+        elif not _write_main(root, writer):
+            _walk(root, writer)
         while held:
             held.pop()
     return writer.parsed(encoding)
@@ -86,16 +97,41 @@ def _tree(text: str) -> etree._Element | None:
 
 
 def _write_page(root: etree._Element, writer: PageWriter) -> None:
-    main = _main(root)
-    if main is not None:
-        titles = [title for title in _shown(root) if title.tag == "h1"]
-        if len(titles) == 1 and not any(title is titles[0] for title in main.iter("h1")):
-            _walk(titles[0], writer)
-        _walk(main, writer)
-        if writer.length >= MAIN_CHARACTERS:
-            return
+    if _write_main(root, writer):
+        return
+    titles = [title for title in _shown(root) if title.tag == "h1"]
+    if len(titles) == 1 and _is_beside(titles[0]):
+        _walk(titles[0], writer)
+    title = writer.length
+    _walk(root, writer, _skips_margins)
+    if writer.length == title:
         writer.clear()
-    _walk(root, writer)
+        _walk(root, writer, _skips_what_is_no_text)
+
+
+def _is_beside(element: etree._Element) -> bool:
+    """Whether an element is in a margin of the page."""
+    for ancestor in reversed(list(element.iterancestors())):
+        if ancestor.tag in _SECTIONS:
+            return False
+        if _is_margin(ancestor):
+            return True
+    return False
+
+
+def _write_main(root: etree._Element, writer: PageWriter) -> bool:
+    """Write the main part of a page; whether it has one that is worth it."""
+    main = _main(root)
+    if main is None:
+        return False
+    titles = [title for title in _shown(root) if title.tag == "h1"]
+    if len(titles) == 1 and not any(title is titles[0] for title in main.iter("h1")):
+        _walk(titles[0], writer)
+    _walk(main, writer)
+    if writer.length >= MAIN_CHARACTERS:
+        return True
+    writer.clear()
+    return False
 
 
 def _main(root: etree._Element) -> etree._Element | None:
@@ -118,17 +154,36 @@ def _shown(root: etree._Element) -> Iterator[etree._Element]:
             stack.extend(reversed(element))
 
 
-def _walk(root: etree._Element, writer: PageWriter) -> None:
+def _skips_menus(element: etree._Element, margins: int, _: int) -> bool:
+    return _is_skipped(element) or (margins > 0 and _is_menu(element))
+
+
+def _skips_margins(element: etree._Element, margins: int, sections: int) -> bool:
+    return _skips_menus(element, margins, sections) or (not sections and _is_margin(element))
+
+
+def _skips_what_is_no_text(element: etree._Element, _: int, __: int) -> bool:
+    return element.tag in _NO_TEXT or not isinstance(element.tag, str)
+
+
+def _walk(
+    root: etree._Element,
+    writer: PageWriter,
+    skips: Callable[[etree._Element, int, int], bool] = _skips_menus,
+) -> None:
+    """Write an element but for what is skipped, given how many margins and sections it is in."""
     stack: list[tuple[etree._Element, bool]] = [(root, False)]
-    margins = 0
+    margins = sections = 0
     while stack:
         element, leaving = stack.pop()
         name = str(element.tag)
         if leaving:
             writer.leave(name)
-            margins -= name in _MARGINS
-        elif not _is_skipped(element) and not (margins and _is_menu(element)):
-            margins += name in _MARGINS
+            margins -= _may_have_menus(element)
+            sections -= name in _SECTIONS
+        elif not skips(element, margins, sections):
+            margins += _may_have_menus(element)
+            sections += name in _SECTIONS
             writer.enter(name)
             writer.write(element.text or "")
             stack.append((element, True))
@@ -141,13 +196,30 @@ def _walk(root: etree._Element, writer: PageWriter) -> None:
 def _is_skipped(element: etree._Element) -> bool:
     # They would be passages of their own, full of the words that people search for, and part of every
     # heading.
-    if element.tag in _SKIPPED or not isinstance(element.tag, str):
+    if element.tag in _NO_TEXT or element.tag == "nav" or not isinstance(element.tag, str):
         return True
     return bool(element.attrib) and (
         element.get("role") in _SKIPPED_ROLES
         or element.get("hidden") is not None
+        or (element.get("aria-hidden") == "true" and not _is_formula(element))
         or not _SKIPPED_CLASSES.isdisjoint(element.get("class", "").split())
     )
+
+
+def _is_formula(element: etree._Element) -> bool:
+    """Whether it is what people see of a formula, beside the MathML that screen readers read."""
+    beside = (element.getprevious(), element.getnext())
+    return any(one is not None and len(one) > 0 and one[0].tag == "math" for one in beside)
+
+
+def _is_margin(element: etree._Element) -> bool:
+    # A role of its own, such as that of a footnote, makes it something else.
+    role = element.get("role")
+    return role in _MARGIN_ROLES or (role is None and element.tag in _MARGINS)
+
+
+def _may_have_menus(element: etree._Element) -> bool:
+    return element.tag in _MARGINS or _is_margin(element) or _MENU_CLASS in element.get("class", "").split()
 
 
 def _is_menu(element: etree._Element) -> bool:

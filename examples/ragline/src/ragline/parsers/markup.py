@@ -55,8 +55,8 @@ def _divide_tables(text: str) -> tuple[str, tuple[Span, ...]]:
     at, start = 0, 0
     fence: str | None = None
     while at < len(lines):
-        fence = _fence_after(fence, lines[at])
-        end = _table_end(lines, at) if fence is None else at + 1
+        fence = fence_after(fence, lines[at])
+        end = table_end(lines, at) if fence is None else at + 1
         header, rows = "\n".join(lines[at : at + 2]), lines[at + 2 : end]
         parts = list(divided(header, rows)) if rows and estimated_tokens(header) <= MAX_HEADER_TOKENS else []
         if len(parts) < 2:
@@ -73,7 +73,7 @@ def _divide_tables(text: str) -> tuple[str, tuple[Span, ...]]:
     return "\n".join(written), tuple(spans)
 
 
-def _table_end(lines: list[str], at: int) -> int:
+def table_end(lines: list[str], at: int) -> int:
     """The line behind the table that begins at a line; the line behind this one, where none begins."""
     end = at + 1
     if end < len(lines) and "|" in lines[at] and "|" in lines[end] and _TABLE_RULE.match(lines[end]):
@@ -83,7 +83,7 @@ def _table_end(lines: list[str], at: int) -> int:
     return end
 
 
-def _fence_after(fence: str | None, line: str) -> str | None:
+def fence_after(fence: str | None, line: str) -> str | None:
     """The mark of the fenced code that one is in behind a line, if any."""
     mark = _FENCE.match(line)
     if mark is None:
@@ -104,7 +104,7 @@ def _markdown_headings(text: str) -> Iterator[Heading]:
     fence: str | None = None
     previous_start, previous = 0, ""
     for start, line in _lines(text):
-        before, fence = fence, _fence_after(fence, line)
+        before, fence = fence, fence_after(fence, line)
         if before is not None or fence is not None:
             previous = ""
             continue

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ragline import __version__
@@ -23,7 +24,7 @@ from ragline.errors import (
     UnsupportedError,
 )
 from ragline.intake import Recipe
-from ragline.web import guard, models
+from ragline.web import guard, missing, models
 from ragline.web.deadlines import Deadlines
 from ragline.web.live import Live
 from ragline.web.routes import UPLOADS_AT_ONCE, api
@@ -71,6 +72,7 @@ def create_web(*, recipe: Recipe, token: str | None = None) -> FastAPI:
     for error in STATUSES:
         web.add_exception_handler(error, _told)
     web.add_exception_handler(ClientDisconnect, _gone)
+    web.add_exception_handler(HTTPException, missing.refused)
     web.add_middleware(guard.Guard, token=token)
     web.add_middleware(Deadlines)
     return web

@@ -8,6 +8,8 @@ from pydantic import BaseModel, Field
 
 from ragline.answers import Part
 from ragline.asking import Answer as Answered
+from ragline.columns import Block as FoundBlock
+from ragline.columns import Kind
 from ragline.intake import Intake
 from ragline.progress import Entry
 from ragline.reading import Detail
@@ -31,6 +33,7 @@ class Document(BaseModel):
     size_bytes: int
     state: State
     is_found: bool = Field(description="Whether searches see it.")
+    is_newer: bool = Field(description="Whether searches see another version of it until it is ready.")
     since: dt.datetime | None = Field(description="When it came into its state.")
     chunks: int = Field(description="Passages so far.")
     embedded: int = Field(description="How many of them have their vector.")
@@ -55,6 +58,14 @@ class DocumentPage(BaseModel):
     has_more: bool = Field(description="Whether there are more: pass `skip`.")
 
 
+class Heading(BaseModel):
+    """A heading of a text."""
+
+    start: int = Field(description="Where it begins, in characters of the whole text.")
+    level: int = Field(description="1 is the highest.")
+    title: str
+
+
 class DocumentDetail(Document):
     """A document with all that is known of it."""
 
@@ -65,6 +76,7 @@ class DocumentDetail(Document):
     pages: int | None
     encoding: str | None
     embedder: str
+    headings: list[Heading]
 
     @classmethod
     def of_detail(cls, detail: Detail) -> DocumentDetail:
@@ -76,6 +88,7 @@ class DocumentDetail(Document):
             pages=detail.pages,
             encoding=detail.encoding,
             embedder=detail.embedder,
+            headings=[Heading.model_validate(one, from_attributes=True) for one in detail.headings],
         )
 
 
@@ -134,6 +147,19 @@ class Update(BaseModel):
     status: Status
 
 
+class Block(BaseModel):
+    """A part of a text that is code or a table, in characters of the whole text."""
+
+    start: int
+    end: int
+    kind: Kind
+
+    @classmethod
+    def of(cls, block: FoundBlock) -> Block:
+        """A block that was found."""
+        return cls.model_validate(block, from_attributes=True)
+
+
 class Place(BaseModel):
     """Where a passage stands."""
 
@@ -152,6 +178,7 @@ class Passage(Place):
     quote: str
     score: float
     also: list[Place] = Field(description="The other places where the same words stand.")
+    blocks: list[Block] = Field(default=[], description="The code and the tables in it.")
 
     @classmethod
     def of(cls, passage: FoundPassage) -> Passage:
@@ -187,6 +214,16 @@ class Excerpt(BaseModel):
     length: int = Field(description="Of the whole text.")
     is_start: bool = Field(description="Whether nothing stands before it that is not here.")
     is_end: bool
+    blocks: list[Block] = Field(description="The code and the tables between `start` and `end`.")
+
+
+class Hits(BaseModel):
+    """Where words stand in a text, in its order."""
+
+    hits: list[tuple[int, int]] = Field(
+        description="Where each begins and ends, in characters of the whole text."
+    )
+    has_more: bool = Field(description="Whether there are more than these.")
 
 
 class Question(BaseModel):

@@ -18,6 +18,7 @@ from ragline.app import alchemy, settings
 from ragline.formats import EXTENSIONS
 from ragline.intake import Recipe
 from ragline.progress import Order, entries
+from ragline.question import SIGNS
 from ragline.searching import Mode
 from ragline.states import State
 from ragline.transactions import in_transaction
@@ -29,6 +30,9 @@ from ragline.words import marked_words
 MAX_ID = 2**31 - 1
 UPLOADS_AT_ONCE = 4
 """Each holds its document's bytes in memory while its transaction lasts."""
+
+MAX_HITS = 1000
+"""Nobody goes through more of them one by one."""
 
 DocumentId = Annotated[int, Path(ge=1, le=MAX_ID)]
 NOT_THERE: dict[int | str, dict[str, Any]] = {404: {"model": models.Problem}}
@@ -210,6 +214,17 @@ def get_excerpt(
     return models.Excerpt.model_validate(found, from_attributes=True)
 
 
+@api.get("/documents/{document_id}/hits", tags=["documents"], responses=NOT_THERE)
+def get_hits(
+    document_id: DocumentId,
+    q: Annotated[str, Query(min_length=1, max_length=200, description="Words as they are written.")],
+) -> models.Hits:
+    """Where words stand in a document's text, in its order; capitals and white space do not matter."""
+    with alchemy.session() as session:
+        found = reading.hits(session, document_id, q, limit=MAX_HITS + 1)
+    return models.Hits(hits=found[:MAX_HITS], has_more=len(found) > MAX_HITS)
+
+
 @api.get(
     "/documents/{document_id}/original",
     tags=["documents"],
@@ -231,21 +246,32 @@ def get_original(document_id: DocumentId) -> Response:
 
 @api.get("/search", tags=["questions"])
 def search(
-    q: Annotated[str, Query(min_length=1, max_length=2000, description="A question, or words.")],
+    q: Annotated[str, Query(min_length=1, max_length=2000, description=SIGNS)],
     limit: Annotated[int, Query(ge=1, le=50)] = 10,
     skip: Annotated[int, Query(ge=0, le=1000, description="Leave out so many.")] = 0,
     mode: Mode = Mode.HYBRID,
 ) -> models.Results:
     """Find passages, each with its document, page, character range and exact quote."""
     found = retrieval.find(q, limit=skip + limit + 1, mode=mode)
-    return models.Results.of(found, marked_words(q), skip=skip, limit=limit)
+    results = models.Results.of(found, marked_words(q), skip=skip, limit=limit)
+    _add_blocks(results.passages)
+    return results
 
 
 @api.post("/ask", tags=["questions"], responses={code: {"model": models.Problem} for code in (501, 502, 503)})
 def ask(body: models.Question) -> models.Answer:
     """Answer a question from the documents; citations and quotations in the answer are checked."""
     words = marked_words(body.question)
-    return models.Answer.of(asking.answer(body.question), words)
+    answer = models.Answer.of(asking.answer(body.question), words)
+    _add_blocks(answer.passages)
+    return answer
+
+
+def _add_blocks(passages: list[models.Passage]) -> None:
+    with alchemy.session() as session:
+        for passage in passages:
+            found = reading.blocks_of(session, passage.document_id, passage.start, passage.end)
+            passage.blocks = [models.Block.of(block) for block in found]
 
 
 # --- the state of things ---------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
-// What is shown as part of the page's address: a search or a document can be kept, sent and gone back to.
+// What is shown as part of the page's address: a search, a document or a list can be kept, sent and gone back to.
 
 const listeners = [];
 // How many of the entries of the browser's history are of a document that was opened here.
 let opened = 0;
 
-/** What the address says: `q`, `ask`, `document`, `start`, `end`; those that are missing are not in it. */
+/** What the address says: `q`, `ask`, `document`, `start`, `end`, `show`, `called`, `order`; those that are missing are not in it. */
 export function read() {
   return Object.fromEntries(new URLSearchParams(location.search));
 }
@@ -14,26 +14,35 @@ export function read() {
  * @param {Object<string, string|number|null>} changes null takes something out
  */
 export function write(changes) {
+  const next = changed(changes);
+  if (next === null) return;
+  if (changes.document) opened += 1;
+  history.pushState({ opened }, "", next);
+}
+
+/** Change the address without a step to go back by: as somebody types, each letter would be one. */
+export function rewrite(changes) {
+  const next = changed(changes);
+  if (next !== null) history.replaceState({ opened }, "", next);
+}
+
+/** The address with changes; null where they change nothing. */
+function changed(changes) {
   const parameters = new URLSearchParams(location.search);
   for (const [name, value] of Object.entries(changes)) {
     if (value === null) parameters.delete(name);
     else parameters.set(name, value);
   }
   const text = parameters.toString();
-  if (text === new URLSearchParams(location.search).toString()) return;
-  if (changes.document) opened += 1;
-  history.pushState({ opened }, "", text ? `?${text}` : location.pathname);
+  if (text === new URLSearchParams(location.search).toString()) return null;
+  return text ? `?${text}` : location.pathname;
 }
 
 /** Take a document out of the address: as "back" does, where it was opened from this page. */
 export function leaveDocument() {
   if (!read().document) return;
   if (opened > 0) history.back();
-  else {
-    const { q = null, ask = null } = read();
-    const rest = new URLSearchParams(Object.entries({ q, ask }).filter(([, value]) => value !== null)).toString();
-    history.replaceState({ opened }, "", rest ? `?${rest}` : location.pathname);
-  }
+  else rewrite({ document: null, start: null, end: null });
 }
 
 /** Be told when the person goes back or forward. */

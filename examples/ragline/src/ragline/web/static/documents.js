@@ -27,16 +27,27 @@ export const rows = new Map();
 export const list = byId("documents");
 let complain = () => {};
 let changed = () => {};
+let lost = () => {};
 let hasWorker = true;
+/** How many documents were ready at the last update, and the newest document then. */
+let readyBefore = null;
+let newestBefore = 0;
 
 /** How many documents are on their way, as the server counts them. */
 export const numberOnTheWay = (status) => STEPS.reduce((sum, state) => sum + status.documents[state], 0);
 /** Whether anybody works, as far as is known: who moves documents on need not have answered yet. */
 export const isAnyoneWorking = (status) => status.is_worked_on || status.workers === null || status.workers.length > 0;
 
-export function start({ whenWrong, whenChanged }) {
+/**
+ * @param {object} told
+ * @param {(text: string) => void} told.whenWrong
+ * @param {() => void} told.whenChanged
+ * @param {(isGone: (id: number) => boolean) => void} told.whenGone
+ */
+export function start({ whenWrong, whenChanged, whenGone }) {
   complain = whenWrong;
   changed = whenChanged;
+  lost = whenGone;
   list.addEventListener("click", async (event) => {
     const id = Number(event.target.closest("li")?.dataset.id);
     const action = event.target.closest("button[data-action]")?.dataset.action;
@@ -46,17 +57,36 @@ export function start({ whenWrong, whenChanged }) {
   list.addEventListener("change", () => changed());
 }
 
-/** Take over what the server tells. */
+/**
+ * Take over what the server tells.
+ * @returns {boolean} whether documents have become ready since the last update
+ */
 export function update({ is_whole: isWhole, documents, removed, status }) {
   const had = hasWorker;
   hasWorker = isAnyoneWorking(status);
+  const becameReady = haveBecomeReady(documents, status);
   if (isWhole) {
     const there = new Set(documents.map((document) => document.id));
     for (const id of [...rows.keys()]) if (!there.has(id)) remove(id);
+    const oldest = there.size < numberOfAll(status) ? Math.min(...there) : 0; // older ones are not told
+    lost((id) => id >= oldest && !there.has(id));
   }
   removed.forEach(remove);
+  if (removed.length) lost((id) => removed.includes(id));
   documents.forEach(put);
   if (had !== hasWorker) rows.forEach(draw);
+  return becameReady;
+}
+
+const numberOfAll = (status) => Object.values(status.documents).reduce((sum, count) => sum + count, 0);
+
+/** By their rows, or by the count where they are too many to be told one by one. */
+function haveBecomeReady(documents, status) {
+  const isNew = ({ id, state }) => state === "ready" && (rows.has(id) ? rows.get(id).document.state !== state : id > newestBefore);
+  const have = readyBefore !== null && (status.documents.ready > readyBefore || documents.some(isNew));
+  readyBefore = status.documents.ready;
+  newestBefore = Math.max(newestBefore, ...documents.map(({ id }) => id));
+  return have;
 }
 
 /** Show a document as it is now. */
@@ -104,11 +134,15 @@ export function remove(id) {
   if (!row) return;
   // Whoever was at this row with the keyboard goes on at the next one.
   if (row.element.contains(document.activeElement)) {
-    const near = row.element.nextElementSibling ?? row.element.previousElementSibling;
-    (near?.querySelector("button.name") ?? byId("choose-files")).focus();
+    goTo(row.element.nextElementSibling ?? row.element.previousElementSibling);
   }
   row.element.remove();
   rows.delete(id);
+}
+
+/** Put the focus on a row, or where documents come from if there is none. */
+export function goTo(element) {
+  (element?.querySelector("button.name") ?? byId("choose-files")).focus();
 }
 
 function draw({ document, element, parts }) {
@@ -130,8 +164,10 @@ function draw({ document, element, parts }) {
 
 function facts(document) {
   const told = [bytes(document.size_bytes)];
-  if (document.chunks) told.push(plural(document.chunks, "passage"));
-  if (document.state !== "ready" && document.is_found) told.push("an older version is found by search");
+  const done = document.state === "embedding" ? `${document.embedded.toLocaleString("en")} of ` : "";
+  if (document.chunks) told.push(`${done}${plural(document.chunks, "passage")}`);
+  const until = ["failed", "cancelled"].includes(document.state) ? "still found" : "found until it is ready";
+  if (document.is_newer) told.push(`a new version; the one before is ${until}`);
   if (document.uris.length > 1) told.push(`in ${document.uris.length} places`);
   return told;
 }
@@ -187,14 +223,19 @@ export async function perform(id, action) {
   try {
     if (action === "delete") {
       await ask("DELETE", `documents/${id}`);
-      remove(id);
+      forget(id);
     } else {
       put(await ask("POST", `documents/${id}/${action}`));
     }
   } catch (error) {
     if (error.status !== 404) throw error;
-    remove(id);
+    forget(id);
   }
+}
+
+function forget(id) {
+  remove(id);
+  lost((other) => other === id);
 }
 
 /** Ask before documents are lost, from every place where they stand. */
@@ -202,13 +243,20 @@ export function isSure(documents) {
   const dialog = byId("confirm");
   const isOne = documents.length === 1;
   setText(byId("confirm-title"), `Delete ${isOne ? documents[0].name : plural(documents.length, "document")}?`);
-  const words = [placesLost(documents), `${isOne ? "Its" : "Their"} passages are no longer found. This cannot be undone.`];
+  const isFound = documents.some((document) => document.is_found);
+  const lost = isFound ? `${isOne ? "Its" : "Their"} passages will no longer be found.` : "";
+  const words = [placesLost(documents), versionsKept(documents), lost, "This cannot be undone."];
   setText(byId("confirm-words"), words.filter(Boolean).join(" "));
   dialog.returnValue = "keep";
   dialog.showModal();
   return new Promise((resolve) => {
     dialog.addEventListener("close", () => resolve(dialog.returnValue === "delete"), { once: true });
   });
+}
+
+function versionsKept(documents) {
+  if (!documents.some((document) => document.is_newer)) return "";
+  return documents.length === 1 ? "The version before it stays." : "Versions before them that are not selected stay.";
 }
 
 function placesLost(documents) {

@@ -2,8 +2,10 @@
 
 import * as address from "./address.js";
 import { ask, follow, whenTokenIsNeeded } from "./api.js";
+import { learnLimits } from "./choosing.js";
 import * as documents from "./documents.js";
 import { byId, plural, setText } from "./elements.js";
+import * as overall from "./overall.js";
 import * as questions from "./questions.js";
 import * as reader from "./reader.js";
 import * as shelf from "./shelf.js";
@@ -15,7 +17,7 @@ let complaint = "";
 let status = null;
 let timer;
 
-documents.start({ whenWrong: complain, whenChanged: shelf.refresh });
+documents.start({ whenWrong: complain, whenChanged: shelf.refresh, whenGone: questions.markLost });
 shelf.start({ whenWrong: complain });
 uploads.start((document) => { documents.put(document); shelf.refresh(); });
 questions.start();
@@ -32,6 +34,26 @@ byId("login-form").addEventListener("submit", async (event) => {
   }
 });
 whenTokenIsNeeded(() => { if (!byId("login").open) byId("login").showModal(); });
+
+for (const link of document.querySelectorAll(".jump a")) {
+  link.addEventListener("click", (event) => {
+    event.preventDefault(); // the address is that of the search, not of a place on the page
+    const title = document.querySelector(link.hash);
+    title.scrollIntoView();
+    title.focus({ preventScroll: true });
+  });
+}
+
+// Who has no mouse scrolls what has the focus: the columns, where they stand beside each other.
+const beside = matchMedia("(min-width: 62rem) and (min-height: 32rem)");
+const makeReachable = () => {
+  for (const column of document.querySelectorAll("main > section")) {
+    if (beside.matches) column.tabIndex = 0;
+    else column.removeAttribute("tabindex");
+  }
+};
+beside.addEventListener("change", makeReachable);
+makeReachable();
 
 /** Say what went wrong with what a person did, for a while. */
 function complain(text) {
@@ -71,21 +93,30 @@ function stepsToDo({ messages, ...rest }) {
 }
 
 async function begin() {
-  if (!await uploads.learnLimits()) return;
+  if (!await learnLimits()) return;
   questions.restore(address.read());
+  shelf.restore(address.read());
   reader.restore(address.read());
   follow((update) => {
     status = update.status;
-    documents.update(update);
+    const becameReady = documents.update(update);
     shelf.update(update);
-    questions.update(status);
+    overall.update(status);
+    questions.update(status, becameReady);
     drawVitals();
     drawBanner();
+    if (update.is_whole) tryAgain();
   }, (isConnected) => {
     if (isThere === isConnected) return;
     isThere = isConnected;
     drawBanner();
   });
+}
+
+/** Who is connected, for the first time or again, is told all there is: what the server did not answer before it can now. */
+function tryAgain() {
+  uploads.tryAgain();
+  questions.tryAgain();
 }
 
 begin();

@@ -1,6 +1,7 @@
 // A passage as a card: clamped around what answers the question, with the words marked and its place told.
 
 import { make, marked, plural } from "./elements.js";
+import { cut, inUnits, laidOut, textOf } from "./layout.js";
 
 const CLAMP_CHARACTERS = 420;
 const WHOLE_CHARACTERS = 560; // what is a little longer than the clamp is shown whole
@@ -18,11 +19,22 @@ export function card(passage, number, { words = [], quoted = [] }, open) {
   const source = make("button", { type: "button", class: "source", "aria-haspopup": "dialog", "aria-label": `${passage.name}, ${place}: read it in its place` }, passage.name);
   source.addEventListener("click", () => open(passage));
   const pieces = quoted.length ? markedQuotes(passage.quote, quoted) : marked(passage.quote, words);
-  return make("li", { id: `passage-${number}`, class: "passage", tabIndex: -1 },
+  const element = make("li", { id: `passage-${number}`, class: "passage", tabIndex: -1 },
     make("div", { class: "line" }, make("span", { class: "number", "aria-hidden": "true" }, String(number)), source, make("span", { class: "fine place" }, place)),
     passage.heading ? make("p", { class: "fine section" }, passage.heading) : null,
     passage.also?.length ? make("p", { class: "fine also" }, also(passage)) : null,
-    ...quotation(pieces));
+    ...quotation(pieces, inUnits(passage.quote, passage.blocks ?? [], passage.start)));
+  element.dataset.document = passage.document_id;
+  return element;
+}
+
+/** Mark a card whose document was deleted, or replaced by a newer one; it keeps its number, which an answer may cite. */
+export function lose(element) {
+  if (element.classList.contains("lost")) return;
+  element.classList.add("lost");
+  const source = element.querySelector(".source");
+  source.setAttribute("aria-label", `${source.getAttribute("aria-label")}; no longer here`);
+  element.querySelector(".place").append(" · no longer here");
 }
 
 /** Where the same words stand: what repeats them is one place, however often it does. */
@@ -51,17 +63,20 @@ export function placeOf({ pages, start, end }, separator = " · ") {
   return [told, `characters ${start.toLocaleString("en")}–${end.toLocaleString("en")}`].filter(Boolean).join(separator);
 }
 
-function quotation(pieces) {
+function quotation(pieces, blocks) {
   const length = pieces.reduce((sum, piece) => sum + textOf(piece).length, 0);
   const quote = make("blockquote");
   if (length <= WHOLE_CHARACTERS) {
-    quote.append(...pieces);
+    quote.append(...laidOut(pieces, blocks));
     return [quote];
   }
   const [start, end] = clamped(pieces, length);
+  const moved = blocks.map((one) => ({ ...one, start: one.start - start, end: one.end - start }));
   const more = make("button", { type: "button", class: "quiet more", "aria-expanded": "false" }, "Show more");
   const draw = (isWhole) => {
-    quote.replaceChildren(...(isWhole ? pieces : [start ? "… " : "", ...cut(pieces, start, end), end < length ? " …" : ""]));
+    quote.replaceChildren(...(isWhole
+      ? laidOut(pieces, blocks)
+      : [start ? "… " : "", ...laidOut(cut(pieces, start, end), moved), end < length ? " …" : ""]));
     more.textContent = isWhole ? "Show less" : "Show more";
     more.setAttribute("aria-expanded", String(isWhole));
   };
@@ -69,8 +84,6 @@ function quotation(pieces) {
   draw(false);
   return [quote, more];
 }
-
-const textOf = (piece) => (typeof piece === "string" ? piece : piece.textContent);
 
 /** The part with the most marks, begun where a sentence or at least a word begins. */
 function clamped(pieces, length) {
@@ -111,18 +124,6 @@ function ends(text, to) {
 
 /** Not in the middle of a character of two code units. */
 const whole = (text, at) => (/[\uDC00-\uDFFF]/.test(text[at] ?? "") ? at - 1 : at);
-
-function cut(pieces, start, end) {
-  const shown = [];
-  let at = 0;
-  for (const piece of pieces) {
-    const text = textOf(piece);
-    const part = text.slice(Math.max(0, start - at), Math.max(0, end - at));
-    if (part) shown.push(typeof piece === "string" ? part : make("mark", {}, part));
-    at += text.length;
-  }
-  return shown;
-}
 
 function markedQuotes(text, quoted) {
   const ranges = quoted.map((quote) => [text.indexOf(quote), quote.length]).filter(([at]) => at >= 0)

@@ -3,26 +3,34 @@
 import * as address from "./address.js";
 import { ask } from "./api.js";
 import { numberOnTheWay } from "./documents.js";
-import { byId, make, plural, setText } from "./elements.js";
-import { card } from "./passages.js";
+import { announce, byId, make, plural, setText } from "./elements.js";
+import { card, lose } from "./passages.js";
 import * as reader from "./reader.js";
 
 const passages = byId("passages");
 const answer = byId("answer");
 const note = byId("search-note");
 const more = byId("more-passages");
+const again = byId("search-again");
 const key = (query, isAsked) => `${isAsked ? "ask" : "search"} ${query}`;
 let working = 0;
 let isEmpty = false;
 let latest = 0; // answers of questions that were overtaken are not shown
 let shown = key("", null); // what the page begins with
 let showMore = async () => {};
+let made = null; // what was asked last, once it is answered, and how
+let hasNew = false; // whether documents have become ready since it was asked
+let failed = null; // asks again what the server did not answer
 let tell = () => {}; // says in the note what was found, again when more is known of the documents
 
 export function start() {
   byId("search").addEventListener("submit", (event) => { event.preventDefault(); begin(search); });
   byId("ask").addEventListener("click", () => begin(question));
   more.addEventListener("click", () => showMore());
+  again.addEventListener("click", () => {
+    note.focus({ preventScroll: true }); // the button goes
+    run(made.what, made.query);
+  });
   address.whenGone(restore);
 }
 
@@ -32,10 +40,11 @@ export function restore({ q = "", ask: isAsked = null }) {
   byId("query").value = cut(q);
   if (q) run(isAsked ? question : search, q);
   else {
-    latest += 1;
+    forget();
     clear();
     shown = key("", null);
-    tell = () => {};
+    made = null;
+    drawAgain();
     setText(note, "");
     byId("search-empty").hidden = false;
     document.body.classList.remove("busy");
@@ -43,19 +52,50 @@ export function restore({ q = "", ask: isAsked = null }) {
   }
 }
 
-export function update(status) {
+/** Take over what the server tells of all documents, and whether some have become ready. */
+export function update(status, becameReady) {
   const { is_keyword_only: isKeywordOnly, can_ask: canAsk } = status;
   working = numberOnTheWay(status);
   isEmpty = !Object.values(status.documents).some(Boolean);
   byId("ask").hidden = !canAsk;
   byId("search-hint").hidden = !isKeywordOnly || isEmpty;
   setText(byId("search-hint"), "Keyword search only: there is no embedding model, so ask in the words of the documents.");
+  hasNew ||= becameReady;
+  drawAgain();
+  beLoud(false);
   tell();
+}
+
+/** Who listens is told what a search found, and not again whenever a document moves on. */
+const beLoud = (isLoud) => note.setAttribute("aria-live", isLoud ? "polite" : "off");
+
+/** Mark the passages of documents that are gone. */
+export function markLost(isGone) {
+  for (const one of passages.children) if (isGone(Number(one.dataset.document))) lose(one);
+}
+
+/** Ask again what the server did not answer, now that it is back. */
+export function tryAgain() {
+  failed?.();
+}
+
+/** A button for who wants to see what is new: passages do not change under the eyes of who reads them. */
+function drawAgain() {
+  const wasHidden = again.hidden;
+  again.hidden = !hasNew || !made;
+  if (again.hidden) return;
+  setText(again, `New results: ${made.what === question ? "ask" : "search"} again`);
+  if (wasHidden) announce("There may be new results.");
 }
 
 function begin(what) {
   const query = byId("query").value.trim();
-  if (!query) { byId("query").focus(); return; }
+  if (!query) {
+    address.write({ q: null, ask: null });
+    restore({});
+    byId("query").focus();
+    return;
+  }
   address.write({ q: query, ask: what === question ? 1 : null });
   run(what, query);
 }
@@ -66,34 +106,60 @@ const cut = (query) => [...query].slice(0, byId("query").maxLength).join("");
 function refuse(query) {
   const [length, limit] = [[...query].length, byId("query").maxLength].map((count) => count.toLocaleString("en"));
   clear();
-  tell = () => {};
   document.body.classList.remove("busy");
   setText(note, `The question is too long: it has ${length} characters, and at most ${limit} are taken. The field has the first ${limit} of them.`);
   note.classList.add("error");
 }
 
+/** What is asked from now on is all that counts. */
+function forget() {
+  tell = () => {};
+  failed = null;
+  hasNew = false;
+  return ++latest;
+}
+
 async function run(what, query) {
-  const number = ++latest;
+  const number = forget();
+  const before = made;
+  made = null;
+  drawAgain();
   shown = key(query, what === question);
   if (query !== cut(query)) { refuse(query); return; }
   document.title = `${query} · ragline`;
   document.body.classList.add("busy");
-  tell = () => {};
   note.classList.remove("error");
+  beLoud(true);
   setText(note, what === question ? "Asking the model…" : "Searching…");
   try {
     const show = await what(query);
-    if (number === latest) show();
+    if (number !== latest) return;
+    made = { what, query };
+    beLoud(true);
+    show();
+    drawAgain();
   } catch (error) {
-    if (number === latest) {
-      clear();
-      shown = "";
-      setText(note, error.message);
-      note.classList.add("error");
-    }
+    if (number === latest) fail(error, what, query, before);
   } finally {
     if (number === latest) document.body.classList.remove("busy");
   }
+}
+
+/** Say what went wrong; where that may pass, what was found before stays, and the search is made again by itself. */
+function fail(error, what, query, before) {
+  const isAway = error.status === 0 || (what === search && error.status >= 500);
+  if (isAway) failed = () => run(what, query);
+  else clear();
+  made = isAway ? before : null;
+  hasNew = false;
+  shown = "";
+  beLoud(true);
+  setText(note, sentences(
+    error.message,
+    isAway && before && passages.children.length > 0 && `What is below was found for “${before.query}”.`,
+    isAway && `“${query}” is asked again when the server is back.`,
+  ));
+  note.classList.add("error");
 }
 
 function clear() {
@@ -103,6 +169,7 @@ function clear() {
   answer.replaceChildren();
   answer.hidden = true;
   byId("search-empty").hidden = true;
+  byId("search").closest("section").scrollTop = 0; // what comes is read from its beginning
 }
 
 const open = (passage) => reader.open(passage.document_id, passage);
@@ -114,15 +181,26 @@ async function search(query) {
     clear();
     append(results);
     showMore = () => goOn(find);
-    tell = () => {
-      const count = passages.children.length;
-      const none = isEmpty ? "There are no documents to search yet: add some first." : `Nothing found for “${query}”.`;
-      const found = count ? `${more.hidden ? "" : "The first "}${plural(count, "passage")}` : isEmpty || !results.note ? none : "";
-      const soon = !count && working ? `${plural(working, "document is", "documents are")} still on the way.` : "";
-      setText(note, [found, soon, isEmpty ? "" : results.note].filter(Boolean).join(" "));
-    };
+    tell = () => setText(note, told(query, results.note));
     tell();
   };
+}
+
+/** What was found, as true as it still is: the server's note is of the documents that there were. */
+function told(query, said) {
+  const count = passages.children.length;
+  if (isEmpty) return count ? howMany(count) : "There are no documents to search yet: add some first.";
+  const soon = working ? `${plural(working, "document is", "documents are")} still on the way.` : "";
+  if (hasNew) return sentences(`${count ? `${howMany(count)} found` : `Nothing was found for “${query}”`} before the last documents were ready.`, soon);
+  return sentences(count ? howMany(count) : !said && `Nothing found for “${query}”.`, soon, said);
+}
+
+const howMany = (count) => `${more.hidden ? "" : "The first "}${plural(count, "passage")}`;
+
+/** Sentences beside each other; one that stands alone may be a few words. */
+function sentences(...some) {
+  const given = some.filter(Boolean);
+  return given.length === 1 ? given[0] : given.map((one) => (/[.!?…]$/.test(one) ? one : `${one}.`)).join(" ");
 }
 
 function append({ passages: some, words, has_more: hasMore }) {
@@ -136,7 +214,7 @@ async function goOn(find) {
   const before = passages.children.length;
   more.disabled = true;
   try {
-    const results = await find(before);
+    const results = await find(passages.querySelectorAll(":scope > :not(.lost)").length);
     if (number !== latest) return;
     append(results);
     tell();

@@ -3,11 +3,17 @@
 import * as address from "./address.js";
 import { ask } from "./api.js";
 import { bytes, byId, make, plural, setText } from "./elements.js";
+import * as finder from "./finder.js";
+import { inUnits, laidOut, unitsOf } from "./layout.js";
+import * as outline from "./outline.js";
 
 const PIECE_CHARACTERS = 6000;
+const AROUND_CHARACTERS = 3000;
+const TOLD_CHARACTERS = 60;
 const dialog = byId("reader");
 const text = byId("reader-text");
 let latest = 0; // a document that was opened since is the one that is shown
+/** Which part of which document: its text, the code and tables in it, and the piece of it that is marked. */
 let shown = null;
 
 export function start() {
@@ -15,6 +21,8 @@ export function start() {
   byId("reader-close").addEventListener("click", () => dialog.close());
   byId("reader-before").addEventListener("click", () => go(-1));
   byId("reader-after").addEventListener("click", () => go(1));
+  finder.start(async (place) => { await goTo(place); return around(); }, () => shown?.start ?? 0);
+  outline.start(goToHeading);
   address.whenGone(restore);
 }
 
@@ -39,32 +47,105 @@ async function show(id, passage) {
   clear(id);
   if (!dialog.open) dialog.showModal();
   try {
-    const range = passage ?? { start: 0, end: 0 };
+    const range = passage ? { start: passage.start, end: passage.end } : { start: 0, end: PIECE_CHARACTERS, around: 0 };
     const [detail, found] = await Promise.all([
       ask("GET", `documents/${id}`),
-      ask("GET", `documents/${id}/excerpt?${new URLSearchParams({ ...range, ...(passage ? {} : { end: PIECE_CHARACTERS, around: 0 }) })}`)
+      ask("GET", `documents/${id}/excerpt?${new URLSearchParams(range)}`)
         .catch((error) => { if (error.status === 404) return null; throw error; }),
     ]);
     if (number !== latest) return;
     describe(detail);
     if (!found) { text.replaceChildren(make("p", { class: "fine" }, reasonWhyThereIsNoText(detail))); return; }
-    shown = { id, start: found.start, end: found.end, length: found.length };
-    const mark = passage ? make("mark", {}, found.quote) : found.quote;
-    text.replaceChildren(found.before, mark, found.after);
-    drawEnds();
-    if (passage) mark.scrollIntoView({ block: "center" });
+    take(id, found, Boolean(passage));
+    outline.show(detail.headings);
+    finder.show(id);
+    if (passage) text.querySelector("mark").scrollIntoView({ block: "center" });
     else text.scrollTop = 0;
     text.focus({ preventScroll: true });
   } catch (error) {
-    if (number === latest) text.replaceChildren(make("p", { class: "error" }, error.message));
+    if (number === latest) refuse(error);
   }
+}
+
+/** Show a part of a document, with what was asked for marked or not. */
+function take(id, { before, quote, after, start, end, length, blocks }, isMarked) {
+  const mark = isMarked ? [before.length, before.length + quote.length] : null;
+  shown = { id, start, end, length, blocks, text: before + quote + after, mark };
+  draw();
+}
+
+/** Show a place of the document that is open, fetched with what is around it where it is not here yet. */
+async function goTo({ start, end }) {
+  if (!shown) return;
+  const number = ++latest;
+  if (start >= shown.start && end <= shown.end) {
+    const unit = unitsOf(shown.text);
+    shown.mark = [unit(start - shown.start), unit(end - shown.start)];
+    draw();
+  } else {
+    const { id } = shown;
+    const range = new URLSearchParams({ start, end, around: AROUND_CHARACTERS });
+    const found = await ask("GET", `documents/${id}/excerpt?${range}`);
+    if (number !== latest) return;
+    take(id, found, true);
+  }
+  text.querySelector("mark").scrollIntoView({ block: "center" });
+}
+
+/** Read on at a heading: the focus goes there too. */
+async function goToHeading({ start, title }) {
+  try {
+    await goTo({ start, end: start + [...title].length });
+  } catch (error) {
+    setText(byId("reader-facts"), error.message);
+    return;
+  }
+  if (!shown?.mark) return; // another document was opened meanwhile
+  // It is marked to the end of its line: what stands there besides its title is its author's.
+  const behind = shown.text.indexOf("\n", shown.mark[0]);
+  shown.mark[1] = behind < 0 ? shown.text.length : behind;
+  draw();
+  const mark = text.querySelector("mark");
+  mark.tabIndex = -1;
+  mark.scrollIntoView({ block: "start" });
+  mark.focus({ preventScroll: true });
+}
+
+/** What is marked, and a few words before and after it. */
+function around() {
+  if (!shown?.mark) return "";
+  const { text: all, mark: [start, end] } = shown;
+  return all.slice(Math.max(0, start - TOLD_CHARACTERS), end + TOLD_CHARACTERS);
+}
+
+/** Draw the text anew, so that a line or a block that was divided between two pieces is one again. */
+function draw() {
+  const { text: all, mark } = shown;
+  const pieces = mark ? [all.slice(0, mark[0]), make("mark", {}, all.slice(...mark)), all.slice(mark[1])] : [all];
+  const blocks = inUnits(all, shown.blocks, shown.start);
+  const isCode = blocks.length === 1 && blocks[0].kind === "code" && blocks[0].start === 0 && blocks[0].end >= all.length;
+  text.classList.toggle("code", isCode); // what is nothing else scrolls as a whole, and needs no block of its own
+  text.replaceChildren(...laidOut(pieces, isCode ? [] : blocks));
+  drawEnds();
+}
+
+/** Say why there is nothing to read: most often the document is gone since it was found. */
+function refuse(error) {
+  const isGone = error.status === 404;
+  setText(byId("reader-title"), isGone ? "This document is no longer here" : "This document cannot be shown");
+  const reason = isGone ? "It was deleted, or a newer version has replaced it." : error.message;
+  text.replaceChildren(make("p", { class: isGone ? "fine" : "error" }, reason));
 }
 
 function clear(id) {
   shown = null;
-  for (const part of ["title", "facts", "places"]) setText(byId(`reader-${part}`), "");
+  for (const part of ["facts", "places"]) setText(byId(`reader-${part}`), "");
+  setText(byId("reader-title"), "Document"); // until its name is known
   byId("reader-download").href = `/api/documents/${id}/original`;
   byId("reader-download").hidden = true;
+  outline.show([]);
+  finder.show(null);
+  text.classList.remove("code");
   text.replaceChildren("…");
   drawEnds();
 }
@@ -100,24 +181,41 @@ async function go(direction) {
   try {
     const found = await ask("GET", `documents/${id}/excerpt?${new URLSearchParams({ start, end, around: 0 })}`);
     if (shown?.id !== id) return;
-    if (direction < 0) {
-      // The passage stays where it is. Heights do not tell: all lines break anew.
-      const mark = text.querySelector("mark");
-      const top = mark.getClientRects()[0].top;
-      text.prepend(found.quote);
-      text.scrollTop += mark.getClientRects()[0].top - top;
-      shown.start = found.start;
-    } else {
-      text.append(found.quote);
-      shown.end = found.end;
-    }
-    drawEnds();
+    if (direction < 0) prepend(found);
+    else append(found);
     text.focus({ preventScroll: true });
   } catch (error) {
     setText(byId("reader-facts"), error.message);
   } finally {
     button.disabled = false;
   }
+}
+
+/** What was read stays where it is. Heights do not tell: all lines break anew. */
+function prepend(found) {
+  const place = () => text.querySelector("mark").getClientRects()[0].top;
+  const [top, scrolled] = [place(), text.scrollTop];
+  const { length } = found.quote;
+  const { mark: [start, end] } = shown;
+  Object.assign(shown, { start: found.start, text: found.quote + shown.text, mark: [start + length, end + length] });
+  shown.blocks = joined(found.blocks, shown.blocks);
+  draw();
+  text.scrollTop = scrolled;
+  text.scrollTop += place() - top;
+}
+
+function append(found) {
+  const scrolled = text.scrollTop;
+  Object.assign(shown, { end: found.end, text: shown.text + found.quote, blocks: joined(shown.blocks, found.blocks) });
+  draw();
+  text.scrollTop = scrolled;
+}
+
+/** The blocks of two pieces of a text that follow each other; one that was divided between them is one. */
+function joined(before, after) {
+  const [last, first] = [before.at(-1), after[0]];
+  if (!last || last.kind !== first?.kind || last.end !== first.start) return [...before, ...after];
+  return [...before.slice(0, -1), { ...last, end: first.end }, ...after.slice(1)];
 }
 
 function drawEnds() {

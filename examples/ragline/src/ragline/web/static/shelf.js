@@ -1,7 +1,8 @@
 // Which of the documents are shown and in which order: filtered, sorted, selected, and older ones fetched.
 
+import * as address from "./address.js";
 import { ask } from "./api.js";
-import { ACTIONS, FILTERS, canBe, isAnyoneWorking, isSelected, isSure, list, perform, put, rows } from "./documents.js";
+import { ACTIONS, FILTERS, canBe, goTo, isAnyoneWorking, isSelected, isSure, list, perform, put, rows } from "./documents.js";
 import { announce, byId, make, plural, setText } from "./elements.js";
 import { shownUri } from "./reader.js";
 
@@ -30,6 +31,8 @@ let newestListed = 0;
 /** All documents from this one on are known; of older ones those that the server listed for something else. */
 let floor = 0;
 let latest = 0;
+/** Whether something else than the plain list is wanted, since before it is known what there is. */
+let isAwaited = false;
 /** How many of those that are wanted are shown. */
 let limit = FIRST_SHOWN;
 let typing;
@@ -40,9 +43,9 @@ export function start({ whenWrong }) {
   byId("called").addEventListener("input", (event) => {
     called = event.target.value.trim().toLowerCase();
     clearTimeout(typing);
-    typing = setTimeout(change, 150);
+    typing = setTimeout(choose, 150);
   });
-  byId("order").addEventListener("change", (event) => { order = event.target.value; change(); });
+  byId("order").addEventListener("change", (event) => { order = event.target.value; choose(); });
   byId("older").addEventListener("click", showMore);
   byId("select-all").addEventListener("change", (event) => {
     for (const { parts } of shown()) parts.check.checked = event.target.checked;
@@ -58,14 +61,46 @@ export function start({ whenWrong }) {
     if (action) actOnSelected(action);
   });
   byId("retry-failed").addEventListener("click", retryFailed);
+  address.whenGone(restore);
 }
+
+/** Show what the address says, as far as there is such a thing. */
+export function restore({ show = "", called: words = "", order: by = "newest" }) {
+  const before = [filter, called, order].join();
+  filter = Object.keys(FILTERS).find((name) => name.toLowerCase() === show) ?? "All";
+  order = Object.hasOwn(ORDERS, by) ? by : "newest";
+  const name = words.slice(0, byId("called").maxLength);
+  called = name.trim().toLowerCase();
+  if (before === [filter, called, order].join()) return;
+  byId("called").value = name;
+  byId("order").value = order;
+  if (isKnown()) change();
+  else isAwaited = true;
+}
+
+/** Somebody wants something else: the address says so from now on. */
+function choose() {
+  tell();
+  change();
+}
+
+function tell() {
+  address.rewrite({
+    show: filter === "All" ? null : filter.toLowerCase(),
+    called: byId("called").value.trim() || null,
+    order: order === "newest" ? null : order,
+  });
+}
+
+/** Whether the server has said yet what there is. */
+const isKnown = () => Object.keys(counts).length > 0;
 
 export function update({ is_whole: isWhole, documents, status }) {
   counts = status.documents;
   hasWorker = isAnyoneWorking(status);
   retryable = status.retryable;
   if (isWhole) floor = Math.min(...documents.map(({ id }) => id), Infinity);
-  if (isWhole && listed) change();
+  if (isWhole && (listed || isAwaited)) change();
   else {
     keepInHand();
     refresh();
@@ -83,6 +118,7 @@ const number = (name) => FILTERS[name].reduce((sum, state) => sum + (counts[stat
 /** Something else is wanted: from what is known, or from the server where that is not all. */
 async function change() {
   clearTimeout(typing);
+  isAwaited = false;
   listed = null;
   hasMore = false;
   limit = FIRST_SHOWN;
@@ -151,13 +187,17 @@ const shown = () => [...list.children].map((element) => rows.get(Number(element.
 
 /** Draw what changed: the rows in their order, and what stands around them. */
 export function refresh() {
-  if (filter !== "All" && !number(filter)) filter = "All";
+  if (filter !== "All" && isKnown() && !number(filter)) {
+    filter = "All";
+    tell();
+  }
   const all = wanted();
   const now = all.slice(0, limit);
   place(now.map((row) => row.element));
   const total = number("All");
   document.body.classList.toggle("bare", total === 0);
   byId("shelf").hidden = total === 0;
+  setText(byId("documents-count"), total.toLocaleString("en"));
   drawFilters();
   drawOlder(all.length, now.length);
   byId("no-match").hidden = now.length > 0 || total === 0 || !byId("older").hidden;
@@ -198,7 +238,7 @@ function drawFilters() {
     if (!button) {
       button = make("button", { type: "button" }, make("span"), make("b"));
       button.dataset.filter = name;
-      button.addEventListener("click", () => { filter = name; change(); });
+      button.addEventListener("click", () => { filter = name; choose(); });
       filters.insertBefore(button, filters.children[at] ?? null);
     }
     button.setAttribute("aria-pressed", String(name === filter));
@@ -218,7 +258,7 @@ function drawSelection(now) {
   all.disabled = now.length === 0;
   byId("selection").hidden = selected.length === 0;
   byId("unselected").hidden = selected.length > 0;
-  setText(byId("selected-count"), `${selected.length.toLocaleString("en")} selected`);
+  drawNumbers(selected.length, now.length);
   const actions = byId("selected-actions");
   const names = Object.keys(ACTIONS).filter((name) => selected.some(({ document }) => canBe(name, document)));
   for (const button of [...actions.children]) if (!names.includes(button.dataset.action)) button.remove();
@@ -230,9 +270,31 @@ function drawSelection(now) {
   });
 }
 
+/** Nobody takes those that are shown for all that there are. */
+function drawNumbers(selected, shownNow) {
+  const hasOthers = !byId("older").hidden;
+  const number = shownNow.toLocaleString("en");
+  byId("select-all").setAttribute("aria-label", `Select all ${hasOthers ? `${number} ` : ""}that are shown`);
+  setText(byId("unselected"), hasOthers ? `Select all ${number} that are shown` : "Select all");
+  const isAllShown = hasOthers && selected === shownNow;
+  setText(byId("selected-count"), isAllShown ? `The ${number} that are shown are selected` : `${selected.toLocaleString("en")} selected`);
+}
+
+/** The row that comes after some that go, or the one before them. */
+function neighbour(going) {
+  const all = [...list.children];
+  const goes = (element) => going.has(Number(element.dataset.id));
+  const first = Math.max(0, all.findIndex(goes));
+  return all.slice(first).find((element) => !goes(element)) ?? all[first - 1];
+}
+
+/** What had the focus is gone with what it was for. */
+const isFocusLost = () => document.activeElement === document.body || !document.activeElement.checkVisibility();
+
 async function actOnSelected(action) {
   const chosen = wanted().filter((row) => isSelected(row) && canBe(action, row.document)).map(({ document }) => document);
   if (action === "delete" && !(await isSure(chosen))) return;
+  const near = neighbour(new Set(chosen.map(({ id }) => id)));
   const errors = [];
   const waiting = [...chosen];
   const work = async () => {
@@ -248,6 +310,9 @@ async function actOnSelected(action) {
   announce(`${ACTIONS[action].label}: ${plural(chosen.length - errors.length, "document")} done.`);
   if (errors.length) complain(errors.length === 1 ? errors[0] : `${errors[0]} ${plural(errors.length - 1, "more document")} could not be done either.`);
   refresh();
+  if (!isFocusLost()) return;
+  if (action === "delete") goTo(near?.isConnected ? near : null);
+  else byId("select-all").focus();
 }
 
 async function retryFailed(event) {

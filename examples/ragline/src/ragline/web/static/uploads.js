@@ -1,156 +1,153 @@
-// Files and folders on their way to the server, a few at a time, and those that it refused.
+// Files on their way to the server, a few at a time, and those that it refused.
 
-import { ask, send } from "./api.js";
+import { send } from "./api.js";
+import * as choosing from "./choosing.js";
 import { announce, bytes, byId, make, plural, setText } from "./elements.js";
+import { Notes, dismiss, say } from "./notes.js";
 
 const AT_ONCE = 3;
+const ROWS_SHOWN = 5;
 const tray = byId("uploads");
-const drop = byId("drop");
 const waiting = [];
-let running = 0;
-// Until the server has said them it is the one that refuses.
-let limits = { max_bytes: Infinity, extensions: [""] };
-let areLimitsKnown = false;
+const running = new Set();
+const failed = new Set(); // for a reason that may pass
+let total = 0; // how many files have come since none was on its way
 let added = () => {};
-let here = null;
+
+const summary = {
+  text: make("span", { class: "name" }),
+  progress: make("progress", { max: 1, value: 0, "aria-label": "Uploads" }),
+};
+summary.element = make("li", { class: "document" }, summary.text, summary.progress);
 
 export function start(whenAdded) {
   added = whenAdded;
-  for (const [button, input] of [["choose-files", "files"], ["choose-folder", "folder"]]) {
-    byId(button).addEventListener("click", () => byId(input).click());
-    byId(input).addEventListener("change", async (event) => {
-      const files = [...event.target.files].map((file) => ({ file, name: file.webkitRelativePath || file.name }));
-      event.target.value = "";
-      await learnLimits();
-      offer(input === "folder" ? files.filter(isWanted) : files, input === "folder" ? files.filter((one) => !isWanted(one)).length : 0);
-    });
-  }
-  // The whole page takes what is dropped: a file that misses the field would replace the page.
-  addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
-  addEventListener("dragleave", (event) => { if (!event.relatedTarget) drop.classList.remove("over"); });
-  addEventListener("drop", async (event) => {
-    event.preventDefault();
-    drop.classList.remove("over");
-    const { files, skipped } = await dropped(event.dataTransfer);
-    offer(files, skipped);
-  });
+  choosing.start(offer);
 }
 
-/**
- * Ask for what the server takes, unless it has said it: at the beginning, and again when files come before it could.
- * @returns {Promise<boolean>} false if the server wants a token first
- */
-export async function learnLimits() {
-  if (areLimitsKnown) return true;
-  try {
-    limits = await ask("GET", "limits");
-  } catch (error) {
-    return error.status !== 401;
-  }
-  areLimitsKnown = true;
-  setText(byId("drop-limits"), `PDF, Word, PowerPoint, Excel, OpenDocument, EPUB, HTML, Markdown, text, mail, tables and code, up to ${bytes(limits.max_bytes)} each.`);
-  return true;
+/** Upload again what failed for a reason that may have passed. */
+export function tryAgain() {
+  const again = [...failed];
+  again.forEach(forget);
+  begin(again);
 }
 
-/** Of a folder only documents are taken, as `ragline ingest FOLDER` does: not what programs keep beside them. */
-function isWanted({ name }) {
-  const lower = name.toLowerCase();
-  return !name.split("/").some((part) => part.startsWith(".")) && limits.extensions.some((end) => lower.endsWith(end));
-}
-
-async function dropped(transfer) {
-  // Both must be read before the first wait: the browser empties the list then.
-  const entries = [...transfer.items].filter((item) => item.kind === "file").map((item) => item.webkitGetAsEntry?.());
-  const plain = [...transfer.files].map((file) => ({ file, name: file.name }));
-  await learnLimits();
-  if (!entries.length || entries.includes(null) || entries.includes(undefined)) return { files: plain, skipped: 0 };
-  const files = [];
-  let skipped = 0;
-  const visit = async (entry, path, isNamed) => {
-    const name = path ? `${path}/${entry.name}` : entry.name;
-    if (entry.isFile) {
-      if (isNamed || isWanted({ name })) files.push({ file: await new Promise((resolve, reject) => entry.file(resolve, reject)), name });
-      else skipped += 1;
-      return;
-    }
-    const reader = entry.createReader();
-    for (;;) { // a reader gives a hundred at a time, and none at the end
-      const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
-      if (!some.length) return;
-      for (const one of some) await visit(one, name, false);
-    }
-  };
-  for (const entry of entries) await visit(entry, "", true);
-  return { files, skipped };
-}
-
-function offer(files, skipped) {
-  if (skipped) note(`${plural(skipped, "file")} of other kinds ${skipped === 1 ? "was" : "were"} left out.`);
+function offer(files, leftOut) {
+  const notes = new Notes();
+  notes.add("leftOut", leftOut);
   if (files.length) announce(`${plural(files.length, "file")} to upload.`);
-  for (const { file, name } of files) {
-    const row = line(name);
-    if (file.size > limits.max_bytes) refuse(row, file, name, `It is larger than the limit of ${bytes(limits.max_bytes)}.`, false);
-    else waiting.push({ file, name, row });
+  begin(files.map(({ file, name }) => ({ file, name, notes, row: null })));
+}
+
+function begin(uploads) {
+  for (const upload of uploads) {
+    if (upload.file.size > choosing.maxBytes()) refuse(upload, `It is larger than the limit of ${bytes(choosing.maxBytes())}.`, false);
+    else {
+      upload.share = 0;
+      waiting.push(upload);
+      total += 1;
+    }
   }
   go();
 }
 
 function go() {
-  while (running < AT_ONCE && waiting.length) {
-    running += 1;
-    upload(waiting.shift()).finally(() => { running -= 1; go(); });
+  while (running.size < AT_ONCE && waiting.length) {
+    const upload = waiting.shift();
+    running.add(upload);
+    carry(upload).finally(() => { running.delete(upload); go(); });
+  }
+  draw();
+  if (running.size) {
+    addEventListener("beforeunload", askToStay);
+    return;
+  }
+  removeEventListener("beforeunload", askToStay);
+  total = 0;
+  say();
+}
+
+/** What is not sent yet would be lost without a word when the page is left. */
+function askToStay(event) {
+  event.preventDefault();
+  event.returnValue = true; // for browsers that do not go by the line above
+}
+
+async function carry(upload) {
+  try {
+    const { outcome, document } = await send(upload.file, upload.name, (share) => { upload.share = share; drawShare(upload); });
+    forget(upload);
+    if (outcome === "unchanged" || outcome === "duplicate") upload.notes.add("here", [nameHere(upload.name, document.name)]);
+    if (outcome === "replaced") upload.notes.add("replaced", [upload.name]);
+    added(document);
+  } catch (error) {
+    refuse(upload, error.message, error.status === 0 || error.status >= 500);
   }
 }
 
-async function upload({ file, name, row }) {
-  try {
-    const { outcome, document } = await send(file, name, (share) => { row.progress.value = share; });
-    row.element.remove();
-    if (outcome === "unchanged" || outcome === "duplicate") noteHere(document.name);
-    added(document);
-  } catch (error) {
-    refuse(row, file, name, error.message, error.status === 0 || error.status >= 500);
+/** The name of a file that is here, and the one that it has here if that is another. */
+function nameHere(name, known) {
+  const [own, other] = [name, known].map((path) => path.split("/").at(-1));
+  return own === other ? name : `${name} (as ${known})`;
+}
+
+/** A row for each of a few files, one line for many. */
+function draw() {
+  const isMany = total > ROWS_SHOWN;
+  for (const upload of [...running, ...waiting]) {
+    if (isMany) forget(upload);
+    else setText((upload.row ??= line(upload.name)).state, running.has(upload) ? "Uploading" : "Waiting");
   }
+  drawSummary();
+}
+
+function drawShare(upload) {
+  if (upload.row) upload.row.progress.value = upload.share;
+  else drawSummary();
+}
+
+function drawSummary() {
+  const left = running.size + waiting.length;
+  if (total <= ROWS_SHOWN || !left) {
+    summary.element.remove();
+    return;
+  }
+  if (!summary.element.isConnected) tray.prepend(summary.element);
+  const done = total - left;
+  setText(summary.text, `Uploading ${(done + 1).toLocaleString("en")} of ${total.toLocaleString("en")}`);
+  summary.progress.value = [...running].reduce((sum, { share }) => sum + share, done) / total;
 }
 
 function line(name) {
   const progress = make("progress", { max: 1, value: 0, "aria-label": `Upload of ${name}` });
-  const state = make("span", { class: "state" }, "Uploading");
+  const state = make("span", { class: "state" });
   const element = make("li", { class: "document" }, make("div", { class: "line" }, make("span", { class: "name", title: name }, name), state), progress);
   tray.append(element);
   return { element, progress, state };
 }
 
-function refuse(row, file, name, reason, mayPass) {
+function forget(upload) {
+  failed.delete(upload);
+  if (!upload.row) return;
+  if (upload.row.element.contains(document.activeElement)) byId("choose-files").focus();
+  upload.row.element.remove();
+  upload.row = null;
+}
+
+function refuse(upload, reason, mayPass) {
+  const { name } = upload;
+  const row = upload.row ??= line(name);
   row.element.dataset.state = "failed";
   row.progress.remove();
-  row.state.textContent = "Not taken";
+  setText(row.state, "Not taken");
   announce(`${name} was not taken: ${reason}`);
   const actions = make("p", { class: "actions" });
   if (mayPass) {
+    failed.add(upload);
     actions.append(make("button", {
-      type: "button", class: "quiet", "aria-label": `Upload ${name} again`,
-      onclick: () => { row.element.remove(); offer([{ file, name }], 0); },
+      type: "button", class: "quiet", "aria-label": `Upload ${name} again`, onclick: () => { forget(upload); begin([upload]); },
     }, "Again"));
   }
-  actions.append(dismiss(row.element, name));
+  actions.append(dismiss(row.element, name, () => failed.delete(upload)));
   row.element.append(make("div", { class: "line" }, make("p", { class: "reason" }, reason), actions));
-}
-
-function note(text) {
-  const element = make("li", { class: "document note" }, make("span", {}, text));
-  element.append(make("p", { class: "actions" }, dismiss(element, text)));
-  tray.append(element);
-  announce(text);
-  return element;
-}
-
-/** One line for all that were here, or a folder that is dropped again would fill the page with them. */
-function noteHere(name) {
-  if (!here?.element.isConnected) here = { element: note(`${name} is here already.`), count: 1 };
-  else setText(here.element.firstChild, `${plural(here.count += 1, "file")} are here already.`);
-}
-
-function dismiss(element, what) {
-  return make("button", { type: "button", class: "quiet", "aria-label": `Dismiss ${what}`, onclick: () => { element.remove(); byId("choose-files").focus(); } }, "Dismiss");
 }

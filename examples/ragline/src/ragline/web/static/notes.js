@@ -1,0 +1,63 @@
+// What is to be known of files that were chosen together: a line for each thing that became of some, with their names.
+
+import { isHidden } from "./choosing.js";
+import { announce, byId, make, plural } from "./elements.js";
+
+const NAMED = 3;
+const tray = byId("uploads");
+const unsaid = new Set();
+
+const WORDS = {
+  here: (names) => (names.length === 1
+    ? `${names[0]} is here already.`
+    : `${plural(names.length, "file")} are here already: ${listed(names)}.`),
+  replaced: (names) => (names.length === 1
+    ? `${names[0]} replaces the version that was here.`
+    : `${plural(names.length, "file")} replace the versions that were here: ${listed(names)}.`),
+  leftOut: (names) => `${plural(names.length, "file was", "files were")} left out (${listed(kinds(names))}): ${listed(names)}.`,
+};
+
+/** The notes of one choice of files: each choice is counted anew. */
+export class Notes {
+  #lines = new Map();
+
+  /** Count some more files in the line of what became of them. */
+  add(became, names) {
+    if (!names.length) return;
+    let line = this.#lines.get(became);
+    if (!line?.element.isConnected) {
+      line = { names: [], element: make("li", { class: "document note" }, make("span")) };
+      line.element.append(make("p", { class: "actions" }, dismiss(line.element, "this note")));
+      this.#lines.set(became, line);
+      tray.append(line.element);
+    }
+    line.names = line.names.concat(names);
+    const text = WORDS[became](line.names);
+    line.element.firstChild.textContent = text;
+    line.element.querySelector("button").setAttribute("aria-label", `Dismiss ${text}`);
+    unsaid.add(line.element);
+  }
+}
+
+/** Tell the notes, as they are when all files are done, to people who listen. */
+export function say() {
+  for (const element of unsaid) announce(element.firstChild.textContent);
+  unsaid.clear();
+}
+
+/** A button that puts a line away. */
+export function dismiss(element, what, whenGone = () => {}) {
+  const putAway = () => { whenGone(); element.remove(); byId("choose-files").focus(); };
+  return make("button", { type: "button", class: "quiet", "aria-label": `Dismiss ${what}`, onclick: putAway }, "Dismiss");
+}
+
+function listed(names) {
+  const more = names.length - NAMED;
+  return `${names.slice(0, NAMED).join(", ")}${more > 0 ? ` and ${more.toLocaleString("en")} more` : ""}`;
+}
+
+/** Why files were left out, each reason once: hidden, or the endings of their names. */
+function kinds(names) {
+  const endings = names.map((name) => (isHidden(name) ? "hidden" : name.match(/\.[^./]+$/)?.[0].toLowerCase() ?? "no ending"));
+  return [...new Set(endings)];
+}

@@ -1,0 +1,201 @@
+"""The page in a real browser: what it says of a search stays true, whatever happens afterwards."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra `web` is not installed")
+pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+
+from playwright.sync_api import Page, expect
+
+from pages import (
+    PATIENT_MS,
+    Service,
+    Told,
+    add,
+    browser,
+    is_in_state,
+    page,
+    search,
+    service,
+    told_document,
+    told_passage,
+)
+
+__all__ = ["browser", "page", "service"]  # fixtures
+
+ONLY_NEAR = "No passage has a word of the query; these are the nearest in meaning."
+
+
+def answer(page: Page, number: int = 1, note: str | None = None, *, has_more: bool = False) -> None:
+    """What the server finds from now on, in its place."""
+    passages = [told_passage(at, document_id=at + 1) for at in range(number)]
+    found = {"passages": passages, "words": [], "note": note, "has_more": has_more}
+    page.unroute("**/api/search?*")
+    page.route("**/api/search?*", lambda route: route.fulfill(json=found))
+
+
+def test_a_search_says_how_many_documents_are_on_the_way(page: Page) -> None:
+    """Also where something was found: it may not be all."""
+    told = Told(page)
+    told.tell([told_document(1), told_document(2, "parsing"), told_document(3, "queued")])
+    answer(page)
+    search(page, "heron")
+
+    expect(page.locator("#search-note")).to_have_text("1 passage. 2 documents are still on the way.")
+    expect(page.locator("#search-again")).to_be_hidden()
+    expect(page.locator("#search-note")).to_have_attribute("aria-live", "polite")
+    told.tell([told_document(1), told_document(2, "parsing")])
+    expect(page.locator("#search-note")).to_have_text("1 passage. 1 document is still on the way.")
+    expect(page.locator("#search-note")).to_have_attribute("aria-live", "off")
+
+
+def test_new_results_are_offered_when_documents_have_become_ready(page: Page) -> None:
+    """They come when they are asked for, and the focus is not lost."""
+    told = Told(page)
+    told.tell([told_document(1), told_document(2, "embedding")])
+    answer(page)
+    search(page, "heron")
+    expect(page.locator("#passages > li")).to_have_count(1)
+    answer(page, 2)
+
+    told.tell([told_document(1), told_document(2)])
+
+    again = page.get_by_role("button", name="New results: search again")
+    expect(again).to_be_visible()
+    assert again.evaluate("(one) => one.getBoundingClientRect().height") >= 44
+    expect(page.locator("#passages > li")).to_have_count(1)
+    again.press("Enter")
+    expect(page.locator("#passages > li")).to_have_count(2)
+    expect(again).to_be_hidden()
+    expect(page.locator("#search-note")).to_have_text("2 passages")
+    expect(page.locator("#search-note")).to_be_focused()
+
+
+@pytest.mark.parametrize(
+    ("number", "note", "now", "later"),
+    [
+        (
+            0,
+            "Nothing found: no passage has a word of the query.",
+            "1 document is still on the way. Nothing found: no passage has a word of the query.",
+            "Nothing was found for “heron” before the last documents were ready.",
+        ),
+        (
+            2,
+            ONLY_NEAR,
+            f"2 passages. 1 document is still on the way. {ONLY_NEAR}",
+            "2 passages found before the last documents were ready.",
+        ),
+    ],
+)
+def test_what_is_said_of_a_search_stays_true(
+    page: Page, number: int, note: str, now: str, later: str
+) -> None:
+    """That nothing has the words was true of the documents that there were."""
+    told = Told(page)
+    told.tell([told_document(1), told_document(2, "embedding")])
+    answer(page, number, note)
+    search(page, "heron")
+    expect(page.locator("#search-note")).to_have_text(now)
+
+    told.tell([told_document(1), told_document(2)])
+
+    expect(page.locator("#search-note")).to_have_text(later)
+    expect(page.locator("#search-again")).to_be_visible()
+
+
+def test_sentences_about_passages_end(page: Page) -> None:
+    """The count and what the server has to say are two sentences."""
+    Told(page).tell([told_document(1)])
+    expect(page.locator("#documents > li")).to_have_count(1)
+    answer(page, 10, ONLY_NEAR, has_more=True)
+    search(page, "heron")
+
+    expect(page.locator("#search-note")).to_have_text(f"The first 10 passages. {ONLY_NEAR}")
+
+
+def test_a_search_that_the_server_does_not_answer_is_made_again(page: Page) -> None:
+    """What was found before stays until then, and is told from what was asked."""
+    told = Told(page)
+    told.tell([told_document(1)])
+    answer(page)
+    search(page, "heron")
+    expect(page.locator("#passages > li")).to_have_count(1)
+    page.unroute("**/api/search?*")
+    page.route("**/api/search?*", lambda route: route.abort())
+    search(page, "egret")
+
+    expect(page.locator("#search-note")).to_have_text(
+        "The server does not answer. What is below was found for “heron”."
+        " “egret” is asked again when the server is back."
+    )
+    expect(page.locator("#passages > li")).to_have_count(1)
+    answer(page, 2)
+    told.tell([told_document(1)])
+
+    expect(page.locator("#passages > li")).to_have_count(2)
+    expect(page.locator("#search-note")).to_have_text("2 passages")
+    expect(page.locator("#search-note")).not_to_have_class("note error")
+
+
+def test_passages_of_a_document_that_goes_are_marked(page: Page) -> None:
+    """Whoever deletes it; and who opens one all the same is told so, in a dialog that has a name."""
+    told = Told(page)
+    told.tell([told_document(1), told_document(2)])
+    answer(page, 2)
+    search(page, "heron")
+    passages = page.locator("#passages > li")
+    expect(passages).to_have_count(2)
+
+    told.tell([told_document(2)])
+
+    expect(passages.first).to_contain_text("no longer here")
+    expect(passages.last).not_to_contain_text("no longer here")
+    page.route(
+        "**/api/documents/1**", lambda route: route.fulfill(status=404, json={"detail": "It is gone."})
+    )
+    passages.first.locator(".source").click()
+    expect(page.get_by_role("dialog", name="This document is no longer here")).to_be_visible()
+    expect(page.locator("#reader-text")).to_have_text("It was deleted, or a newer version has replaced it.")
+
+
+def test_a_document_that_is_replaced_leaves_results_that_say_so(page: Page) -> None:
+    """From the upload, which tells what goes, to the passages of the newer version."""
+    add(page, "CHANGES.md", "The heron is of the first version.")
+    is_in_state(page, "CHANGES.md", "Ready")
+    search(page, "heron")
+    passage = page.locator("#passages > li")
+    expect(passage).to_contain_text("first version")
+
+    add(page, "CHANGES.md", "The heron is of the second version.")
+
+    expect(page.locator("#uploads > li > span")).to_have_text(
+        "CHANGES.md replaces the version that was here."
+    )
+    expect(passage).to_contain_text("no longer here", timeout=PATIENT_MS)
+    page.get_by_role("button", name="New results: search again").click()
+    expect(passage).to_contain_text("second version")
+    expect(passage).not_to_contain_text("no longer here")
+
+
+def test_an_empty_search_goes_back_to_the_beginning(page: Page, service: Service) -> None:
+    """As the cross in the field empties it, which can be seen."""
+    answer(page)
+    search(page, "heron")
+    expect(page.locator("#passages > li")).to_have_count(1)
+    field = page.locator("#query")
+    box = field.bounding_box()
+    assert box is not None
+
+    page.mouse.click(box["x"] + box["width"] - 20, box["y"] + box["height"] / 2)
+    expect(field).to_have_value("")
+    field.press("Enter")
+
+    expect(page.locator("#passages > li")).to_have_count(0)
+    expect(page.locator("#search-empty")).to_be_visible()
+    expect(page).to_have_url(service.url)
+    expect(field).to_be_focused()
+    page.go_back()
+    expect(page.locator("#passages > li")).to_have_count(1)
