@@ -183,6 +183,9 @@ def test_a_folder_that_is_dropped_is_walked(page: Page, tmp_path: Path) -> None:
     tools = page.context.new_cdp_session(page)
     dropped = {"items": [], "files": [str(folder), str(tmp_path / "alone.log")], "dragOperationsMask": 1}
     for kind in ("dragEnter", "dragOver", "drop"):
+        if kind == "drop":
+            # The browser calls it off unless the page has answered what was dragged over it.
+            expect(page.locator("#drop")).to_have_class(re.compile(r"\bover\b"))
         tools.send("Input.dispatchDragEvent", {"type": kind, "x": 200, "y": 200, "data": dropped})
 
     is_in_state(page, "lynx.md", "Ready")
