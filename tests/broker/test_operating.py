@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -21,6 +25,7 @@ from celery_alchemy.operations.command_line import alchemy as command_line
 from tests.broker.lines import Line, OpenLine
 from tests.cost.test_query_plans import _ANALYZE, _NUMBERS, Plans
 from tests.services.databases import Database
+from tests.waiting import eventually
 
 MANY = 50_000
 _COLUMNS = "id, task_name, once, created_at, due_at, completed_at, queue, priority, body, envelope, sends, failures, deliveries"
@@ -107,6 +112,72 @@ def test_consumer_without_room_hardly_looks_at_the_file(database: Database, open
         event.remove(Engine, "connect", trace)
 
     assert 0 < looks_a_second < 20
+
+
+@contextmanager
+def before_each_look(act: Callable[[], object]) -> Iterator[None]:
+    """Do something in the thread that looks at the number of SQLite's commits, with its connection in the middle of the look."""
+
+    class Watched(sqlite3.Connection):
+        def execute(self, statement: str, *args: Any) -> sqlite3.Cursor:
+            cursor = super().execute(statement, *args)
+            if "data_version" in statement:
+                try:
+                    act()
+                except sqlite3.OperationalError:
+                    # The log keeps the error, and what is on its stack.
+                    cursor.close()
+                    raise
+            return cursor
+
+    def watch(dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> None:
+        options["factory"] = Watched
+
+    event.listen(Engine, "do_connect", watch)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "do_connect", watch)
+
+
+@pytest.mark.databases("sqlite")
+def test_message_is_got_while_the_thread_looks_at_the_file(database: Database, open_line: OpenLine) -> None:
+    """Both use one connection, on which nothing can begin while it reads what another connection has changed since."""
+    looks = threading.Event()
+
+    def look_for_long() -> None:
+        looks.set()
+        time.sleep(0.3)
+
+    with before_each_look(look_for_long):
+        line = open_line()
+        for _ in range(3):
+            line.send("jobs")
+        got = [line.take("jobs", no_ack=True)]
+        for _ in range(2):
+            looks.clear()
+            assert looks.wait(5)
+            database.execute("UPDATE celery_queues SET expires_at = NULL")
+            got.append(line.take("jobs", no_ack=True))
+
+    assert None not in got
+
+
+@pytest.mark.databases("sqlite")
+def test_look_at_the_file_that_fails_is_done_again(open_line: OpenLine) -> None:
+    """The thread that takes messages goes on."""
+    failures = [sqlite3.OperationalError("disk I/O error") for _ in range(2)]
+
+    def fail() -> None:
+        if failures:
+            raise failures.pop()
+
+    with before_each_look(fail):
+        line = open_line()
+        with line.consuming(Queue("jobs")) as heard:
+            eventually(lambda: not failures, what="both looks have failed")
+            line.send("jobs")
+            heard.wait_for(1)
 
 
 def test_status_shows_queues_and_workers(database: Database, line: Line) -> None:

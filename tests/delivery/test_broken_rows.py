@@ -14,6 +14,7 @@ from celery_alchemy.messages.message import Message
 from celery_alchemy.operations import dead_tasks as upkeep
 from celery_alchemy.outbox import outbox as outbox_module
 from celery_alchemy.outbox import relay as relay_module
+from tests.collecting import without_collector
 from tests.delivery.conftest import MakeStand
 from tests.delivery.outbox_stand import OutboxStand
 from tests.services.brokers import Broker
@@ -91,7 +92,8 @@ def test_row_that_cannot_be_read_is_set_aside_alone(stand: OutboxStand, changes:
     readable = changes.get("sends") is not None
     broken(stand, **changes)
 
-    stand.relay_all()
+    with without_collector():
+        stand.relay_all()
 
     assert names_sent(stand) - {"broken"} == {"first", "last"}
     assert len(upkeep.dead(stand.alchemy.engine)) == (0 if readable else 1)

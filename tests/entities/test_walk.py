@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 import time
@@ -13,6 +12,7 @@ import pytest
 
 from celery_alchemy import task as task_module
 from celery_alchemy.signatures.entities import encoded
+from tests.collecting import without_collector
 from tests.entities.conftest import MakeLibrary
 
 VECTORS = [[float(number) / 7 for number in range(1536)] for _ in range(50)]
@@ -24,13 +24,10 @@ def ratio(arguments: Any) -> float:
     The two take turns, because the processor's speed changes with what else runs.
     """
     walks, dumps = [], []
-    gc.disable()
-    try:
+    with without_collector():
         for _ in range(20):
             walks.append(_own_seconds(lambda: encoded(arguments, lambda class_: True)))
             dumps.append(_own_seconds(lambda: json.dumps(arguments)))
-    finally:
-        gc.enable()
     return min(walks) / min(dumps)
 
 
@@ -76,7 +73,7 @@ def test_arguments_that_hold_themselves_are_refused() -> None:
     circle: list[Any] = []
     circle += [circle, circle]
 
-    with pytest.raises(RecursionError):
+    with without_collector(), pytest.raises(RecursionError):
         encoded(circle, lambda class_: True)
 
 

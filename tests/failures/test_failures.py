@@ -7,7 +7,6 @@ the same function shows that the promise can fail.
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -23,6 +22,7 @@ from sqlalchemy import event, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
+from tests.collecting import without_collector
 from tests.failures import by_hand
 from tests.failures.by_hand import ByHand, Ours
 from tests.services.databases import Database
@@ -581,13 +581,3 @@ def test_reported_failure_happens_by_hand_and_not_with_ours(
     else:
         with without_collector(), pytest.raises(Exception):  # noqa: B017, PT011 - each pattern breaks in its own way
             check(kit)
-
-
-@contextlib.contextmanager
-def without_collector() -> Iterator[None]:
-    """Keep what a pattern leaks from being found in time, as it is now and then."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

@@ -199,9 +199,11 @@ class Taker:
                 if self._down:
                     logger.info("The broker's database is back")
                 self._down = False
+                self._rest()
             except Exception as exc:  # noqa: BLE001 - every error must be seen here.
                 self._note_failure(exc)
-            self._rest()
+                # Without a connection, which is closed: this asks the database nothing.
+                self._rest()
 
     def _note_failure(self, exc: Exception) -> None:
         if is_transient(exc) and not is_lost_connection(exc):
@@ -349,21 +351,29 @@ class Taker:
             threading.Event().wait(OUTAGE_SECONDS)
             return
         hears = self._heart is not None and self._heart.hears
-        changes = self._line.changes
-        seconds = IDLE_SECONDS if hears or changes is not None else self._pause
+        before = self._changes()
+        seconds = self._pause if before is None and not hears else IDLE_SECONDS
         seconds = min(seconds, self._line.floors.seconds_left())
         if self._begun:
             seconds = min(seconds, COUNTED_AFTER_SECONDS)
         if self._has_skipped:
             seconds = min(seconds, max(0.0, self._read_at + READ_SECONDS - monotonic()))
-        if changes is None:
+        if before is None:
             if self._wake.wait(seconds):
                 self._gather()
             return
-        until, before = monotonic() + seconds, changes()
+        until = monotonic() + seconds
         while not self._wake.wait(min(self._look_seconds, seconds)) and monotonic() < until:
-            if changes() != before:
+            if self._changes() != before:
                 return
+
+    def _changes(self) -> int | None:
+        """Return the number that SQLite changes with each commit; None elsewhere.
+
+        In turn with ``take_now()``: nothing begins on a connection that is read at the same time.
+        """
+        with self._working:
+            return None if self._line.changes is None else self._line.changes()
 
     def _gather(self) -> None:
         """Have one transaction end several deliveries, while there is work left meanwhile."""

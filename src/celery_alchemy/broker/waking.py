@@ -270,7 +270,8 @@ class _SomebodyWaits:
 
     def note(self) -> None:
         """Note that somebody has just said so."""
-        struct.pack_into("d", self._until, 0, monotonic() + WAITS_SECONDS)
+        # In one piece: ``pack_into`` clears shared memory first, which others would read.
+        self._until[:] = struct.pack("d", monotonic() + WAITS_SECONDS)
 
     def __bool__(self) -> bool:
         # The clock is the same in all processes of a machine.
