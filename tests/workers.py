@@ -27,8 +27,8 @@ ROOT = Path(__file__).parent.parent
 STOP_SECONDS = 60.0
 """How long a worker may take to end.
 
-Celery's prefork pool takes 30 s more where it forgot a task that had just begun: the child waits for its main process to see the end of
-a task that is not known there (`GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT` of billiard).
+Celery's prefork pool takes 30 s more where it forgot a task that had just begun: the child waits for its main process to see the
+end of one that is unknown there (`GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT` of billiard).
 """
 
 
