@@ -24,7 +24,7 @@ from typing import IO, Any
 from ragline.errors import CrashedError, DocumentError, ParserError, TooSlowError
 from ragline.limits import Limits
 from ragline.parsers.confined import CLOCK_FACTOR, FRAME, LENGTH
-from ragline.text import Heading, ParsedText
+from ragline.text import Block, Heading, Kind, ParsedText
 
 GRACE_SECONDS = 10
 """Beyond the process's own limit of the clock: only one that is stopped takes so long."""
@@ -239,4 +239,5 @@ def _text(answer: dict[str, Any]) -> ParsedText:
         page_starts=tuple(answer["page_starts"]),
         encoding=answer["encoding"],
         table_parts=tuple((start, end) for start, end in answer["table_parts"]),
+        blocks=tuple(Block(one["start"], one["end"], Kind(one["kind"])) for one in answer["blocks"]),
     )

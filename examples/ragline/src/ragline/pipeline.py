@@ -89,6 +89,7 @@ def parse(
             page_starts=list(parsed.page_starts),
             encoding=parsed.encoding,
             table_parts=list(parsed.table_parts),
+            blocks=[(block.start, block.end, block.kind.value) for block in parsed.blocks],
         )
     )
     return True

@@ -11,19 +11,15 @@ from itertools import islice
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from ragline.columns import Block, blocks, is_told_by_text
 from ragline.errors import NoSuchDocumentError
 from ragline.places import file_name
 from ragline.progress import Entry, entries
 from ragline.states import WORKING, State
 from ragline.tables import Document, DocumentText, Original
-from ragline.text import Heading, Span
+from ragline.text import Block, Heading, Kind, Span
 
 AROUND_CHARACTERS = 700
 """How much text a person needs to see where a passage stands."""
-MAX_LOOK_BACK_CHARACTERS = 1_000_000
-"""What is code is told by all that stands before it: further on in a text nobody waits for that."""
-_AFTER_CHARACTERS = 2000
 _STAMPS = [getattr(Document, f"{state.value}_at") for state in State]
 
 
@@ -150,19 +146,12 @@ def excerpt(
 
 def blocks_of(session: Session, document_id: int, start: int, end: int) -> list[Block]:
     """The code and the tables between two places of a document's text; none of one that is gone."""
-    row = session.execute(
-        select(Document.name, DocumentText.table_parts)
-        .join(DocumentText, DocumentText.document_id == Document.id)
-        .where(Document.id == document_id)
-    ).one_or_none()
-    if row is None:
-        return []
-    name, table_parts = row
-    text = ""
-    if is_told_by_text(name) and end <= MAX_LOOK_BACK_CHARACTERS:
-        piece = func.substr(DocumentText.text, 1, end + _AFTER_CHARACTERS)
-        text = session.scalar(select(piece).where(DocumentText.document_id == document_id)) or ""
-    return blocks(name, (start, end), text=text, table_parts=table_parts)
+    kept = session.scalar(select(DocumentText.blocks).where(DocumentText.document_id == document_id)) or []
+    return [
+        Block(max(first, start), min(last, end), Kind(kind))
+        for first, last, kind in kept
+        if first < end and start < last
+    ]
 
 
 def hits(session: Session, document_id: int, words: str, *, limit: int) -> list[Span]:

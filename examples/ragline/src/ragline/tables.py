@@ -150,6 +150,7 @@ class DocumentText(Base):
     page_starts: Mapped[list[int]] = mapped_column(JSON)
     encoding: Mapped[str | None] = mapped_column(String(32))
     table_parts: Mapped[list[tuple[int, int]]] = mapped_column(JSON)
+    blocks: Mapped[list[tuple[int, int, str]]] = mapped_column(JSON)
 
 
 class Chunk(Base):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import enum
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from charset_normalizer import from_bytes
@@ -23,6 +25,24 @@ class Heading:
     title: str
 
 
+class Kind(str, enum.Enum):
+    """What a part of a text is, other than prose."""
+
+    CODE = "code"
+    """Written character below character, and shown so."""
+    TABLE = "table"
+    """A row a line, its cells apart by `|`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A part of a text that is no prose, in characters of the whole text."""
+
+    start: int
+    end: int
+    kind: Kind
+
+
 @dataclass(frozen=True, slots=True)
 class ParsedText:
     """What a parser makes of a document.
@@ -34,6 +54,7 @@ class ParsedText:
         encoding: the encoding found, for formats that are plain text.
         table_parts: ascending ranges that are kept whole where they fit: each part of a table begins with the
             table's header row.
+        blocks: what is code or a table, ascending and apart: whoever shows them lets their columns line up.
     """
 
     text: str
@@ -41,6 +62,12 @@ class ParsedText:
     page_starts: tuple[int, ...] = ()
     encoding: str | None = None
     table_parts: tuple[Span, ...] = ()
+    blocks: tuple[Block, ...] = ()
+
+
+def moved(blocks: Iterable[Block], by: int) -> list[Block]:
+    """Blocks of a text that has become part of another one, behind so many characters."""
+    return [Block(block.start + by, block.end + by, block.kind) for block in blocks]
 
 
 # C0 controls but tab and newline, DEL, and the lone surrogates that no database can store as UTF-8.

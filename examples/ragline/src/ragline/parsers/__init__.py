@@ -12,8 +12,8 @@ from ragline.limits import DEFAULT_LIMITS, Limits
 from ragline.parsers.messages import parse_message
 from ragline.text import ParsedText
 
-PARSER_VERSION = "4"
-"""Raised whenever a parser gives other text for the same bytes: documents are then parsed again."""
+PARSER_VERSION = "5"
+"""Raised whenever a parser says something else of the same bytes: documents are then parsed again."""
 MAX_MESSAGES = 4
 """An e-mail attached to an e-mail is read, and so on, but not for ever."""
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from ragline.limits import Limits
-from ragline.text import Heading, ParsedText, decode
+from ragline.text import Block, Heading, Kind, ParsedText, decode
 
 _INDENT_LEVELS = 4
 # What most languages begin a definition with. Of each line only its beginning is looked at.
@@ -30,7 +30,12 @@ def parse_code(data: bytes, limits: Limits) -> ParsedText:
     """
     text, encoding = decode(data)
     limits.check("characters", len(text))
-    return ParsedText(text=text, headings=tuple(_definitions(text)), encoding=encoding)
+    return ParsedText(
+        text=text,
+        headings=tuple(_definitions(text)),
+        encoding=encoding,
+        blocks=(Block(0, len(text), Kind.CODE),),
+    )
 
 
 def _definitions(text: str) -> Iterator[Heading]:

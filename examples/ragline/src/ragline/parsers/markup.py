@@ -6,13 +6,12 @@ import re
 from collections.abc import Iterator
 
 from ragline.limits import Limits
+from ragline.parsers.layout import fence_after, markdown_blocks, restructuredtext_blocks, table_end
 from ragline.parsers.writer import MAX_HEADER_TOKENS, divided, estimated_tokens
 from ragline.text import Heading, ParsedText, Span, decode
 
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]+(.*?))?(?:[ \t]+#+)?[ \t]*$")
 _SETEXT = re.compile(r" {0,3}(=+|-+)[ \t]*$")
-_TABLE_RULE = re.compile(r" {0,3}\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$")
 # An adornment is a line of one repeated punctuation character (Source: reStructuredText specification,
 # "Sections").
 _ADORNMENT = re.compile(r"([!-/:-@\[-`{-~])\1*[ \t]*$")
@@ -31,14 +30,20 @@ def parse_markdown(data: bytes, limits: Limits) -> ParsedText:
     """
     text, encoding = _decode(data, limits)
     text, table_parts = _divide_tables(text)
-    headings = tuple(_markdown_headings(text))
-    return ParsedText(text=text, headings=headings, encoding=encoding, table_parts=table_parts)
+    return ParsedText(
+        text=text,
+        headings=tuple(_markdown_headings(text)),
+        encoding=encoding,
+        table_parts=table_parts,
+        blocks=markdown_blocks(text),
+    )
 
 
 def parse_restructuredtext(data: bytes, limits: Limits) -> ParsedText:
     """reStructuredText as written, with its headings, ranked in the order in which styles first appear."""
     text, encoding = _decode(data, limits)
-    return ParsedText(text=text, headings=tuple(_restructuredtext_headings(text)), encoding=encoding)
+    headings = tuple(_restructuredtext_headings(text))
+    return ParsedText(text=text, headings=headings, encoding=encoding, blocks=restructuredtext_blocks(text))
 
 
 def _decode(data: bytes, limits: Limits) -> tuple[str, str]:
@@ -71,26 +76,6 @@ def _divide_tables(text: str) -> tuple[str, tuple[Span, ...]]:
             start += len(part) + 1
         at = end
     return "\n".join(written), tuple(spans)
-
-
-def table_end(lines: list[str], at: int) -> int:
-    """The line behind the table that begins at a line; the line behind this one, where none begins."""
-    end = at + 1
-    if end < len(lines) and "|" in lines[at] and "|" in lines[end] and _TABLE_RULE.match(lines[end]):
-        end += 1
-        while end < len(lines) and "|" in lines[end]:
-            end += 1
-    return end
-
-
-def fence_after(fence: str | None, line: str) -> str | None:
-    """The mark of the fenced code that one is in behind a line, if any."""
-    mark = _FENCE.match(line)
-    if mark is None:
-        return fence
-    if fence is None:
-        return mark[1]
-    return None if mark[1].startswith(fence) and not line[mark.end() :].strip() else fence
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from ragline.limits import Limits
 from ragline.parsers.writer import MAX_HEADER_TOKENS, MAX_PART_TOKENS, divided, estimated_tokens
-from ragline.text import Heading, ParsedText, Span, clean
+from ragline.text import Block, Heading, Kind, ParsedText, Span, clean
 
 _BLOCKS = frozenset(
     """
@@ -29,6 +29,7 @@ class _Table:
         self.part, self.start, self.headings = part, start, headings
         self.rows: list[int] = []
         self.cells: dict[str, int] = {"th": 0, "td": 0}
+        self.holds_tables = False
 
 
 class PageWriter:
@@ -51,17 +52,21 @@ class PageWriter:
         self._wanted = 0
         self._space = False
         self._preformatted = 0
+        self._code_from = 0  # the first part of the code that is being written
         self._heading: tuple[int, int, int] | None = None  # level, offset, index of its first part
         self._heading_level: int | None = None
         self._cells = 0
         self._tables: list[_Table] = []
         self._table_parts: list[Span] = []
+        self._blocks: list[Block] = []
 
     def enter(self, name: str) -> None:
         """An element begins."""
         if name in _BLOCKS:
             self._break(name)
         if name == "pre":
+            if not self._preformatted:
+                self._code_from = len(self._parts)
             self._preformatted += 1
         elif name == "br":
             self._want(1)
@@ -86,6 +91,8 @@ class PageWriter:
         """An element ends."""
         if name == "pre":
             self._preformatted -= 1
+            if not self._preformatted:
+                self._note_block(self._code_from, Kind.CODE)
         if name in _HEADINGS:
             if self._heading is not None:
                 level, start, part = self._heading
@@ -119,34 +126,50 @@ class PageWriter:
             headings=tuple(self.headings),
             encoding=encoding,
             table_parts=tuple(self._table_parts),
+            blocks=tuple(self._blocks),
         )
 
     def _end_table(self, table: _Table) -> None:
         """Divide a long table into parts that each begin with its header row."""
-        # A table around other tables, or with headings, is a layout; one without `<th>` names no column.
         if self._tables:
-            self._tables[-1].cells["td"] += 1
-        is_data = table.cells["th"] > 1 and not table.cells["td"] and len(self.headings) == table.headings
-        if not is_data or len(table.rows) < 3:
+            self._tables[-1].holds_tables = True
+        # A table around other tables, or with headings, is a layout.
+        if table.holds_tables or len(self.headings) > table.headings or len(table.rows) < 2:
             return
         bounds = [*table.rows, len(self._parts)]
         rows = ["".join(self._parts[first:last]).strip("\n") for first, last in pairwise(bounds)]
         rows = [row for row in rows if row.strip()]
-        own = sum(map(estimated_tokens, rows))
-        if own <= MAX_PART_TOKENS or not rows or estimated_tokens(rows[0]) > MAX_HEADER_TOKENS:
-            return
-        self._rewrite_from(table.rows[0], list(divided(rows[0], rows[1:])))
+        names_columns = table.cells["th"] > 1 and not table.cells["td"] and len(table.rows) > 2
+        if names_columns and _is_long(rows):
+            self._rewrite_from(table.rows[0], list(divided(rows[0], rows[1:])))
+        elif all("\n" not in row for row in rows) and sum("|" in row for row in rows) > len(rows) / 2:
+            self._note_block(table.rows[0], Kind.TABLE)
+
+    def _note_block(self, part: int, kind: Kind) -> None:
+        """Note that what was written from a part on is code, or a table."""
+        written = "".join(self._parts[part:])
+        start = self.length - len(written.lstrip("\n"))
+        end = self.length - len(written) + len(written.rstrip())
+        self._forget_blocks(start)
+        if start < end:
+            self._blocks.append(Block(start, end, kind))
+
+    def _forget_blocks(self, start: int) -> None:
+        while self._blocks and self._blocks[-1].start >= start:
+            self._blocks.pop()
 
     def _rewrite_from(self, part: int, texts: list[str]) -> None:
         dropped = self._parts[part:]
         del self._parts[part:]
         self.length -= sum(map(len, dropped))
+        self._forget_blocks(self.length)
         ended = "".join(self._parts[-2:])
         self._newlines = len(ended) - len(ended.rstrip("\n")) if self._parts else 2
         for text in texts:
             self._want(2)
             self._append(text)
             self._table_parts.append((self.length - len(text), self.length))
+            self._blocks.append(Block(*self._table_parts[-1], Kind.TABLE))
 
     def _break(self, name: str) -> None:
         self._want(1 if name in _TIGHT else 2)
@@ -171,3 +194,9 @@ class PageWriter:
         self._parts.append(text)
         self.length += len(text)
         self._limits.check("characters", self.length)
+
+
+def _is_long(rows: list[str]) -> bool:
+    """Whether a table, given by its header and its other rows, is to be divided."""
+    own = sum(map(estimated_tokens, rows))
+    return own > MAX_PART_TOKENS and estimated_tokens(rows[0]) <= MAX_HEADER_TOKENS

@@ -56,10 +56,10 @@ def parse_notebook(data: bytes, limits: Limits) -> ParsedText:
         if cell.get("cell_type") == "markdown":
             writer.insert(parse_markdown(source.encode("utf-8", "replace"), limits))
         else:
-            writer.block(source)
+            writer.block(source, is_code=cell.get("cell_type") == "code")
         outputs = cell.get("outputs")
         for output in outputs if isinstance(outputs, list) else []:
-            writer.block(_output(output)[:_MAX_OUTPUT_CHARACTERS])
+            writer.block(_output(output)[:_MAX_OUTPUT_CHARACTERS], is_code=True)
     return writer.parsed(encoding)
 
 

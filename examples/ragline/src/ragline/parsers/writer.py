@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from ragline.limits import Limits
-from ragline.text import Heading, ParsedText, Span, clean
+from ragline.text import Block, Heading, Kind, ParsedText, Span, clean, moved
 from ragline.tokens import EstimatedTokens
 
 SEPARATOR = "\n\n"
@@ -36,20 +36,23 @@ class TextWriter:
         self._cells = 0
         self._page_starts: list[int] = []
         self._table_parts: list[Span] = []
+        self._blocks: list[Block] = []
 
     def page(self) -> None:
         """Begin a page."""
         self._page_starts.append(self._next_start())
         self._limits.check("pages", len(self._page_starts))
 
-    def block(self, text: str, *, level: int | None = None) -> None:
-        """Write a paragraph, or a heading of a level; nothing where there is only white space."""
+    def block(self, text: str, *, level: int | None = None, is_code: bool = False) -> None:
+        """Write a paragraph, code, or a heading of a level; nothing where there is only white space."""
         text = clean(text).strip("\n").rstrip()
         if text.strip():
             start = self._append(text)
             if level is not None:
                 title = " ".join(text.split())
                 self.headings.append(Heading(start=start, level=level, title=title))
+            if is_code:
+                self._blocks.append(Block(start, start + len(text), Kind.CODE))
 
     def table(self, rows: Iterable[Row]) -> None:
         """Write a table; its first row names the columns, and is there again where the table is divided."""
@@ -63,6 +66,7 @@ class TextWriter:
         for part in table_parts(filled):
             start = self._append(part)
             self._table_parts.append((start, start + len(part)))
+            self._blocks.append(Block(start, start + len(part), Kind.TABLE))
 
     def insert(self, parsed: ParsedText, *, level: int = 0) -> None:
         """Write another document's text, its headings `level` levels lower."""
@@ -71,9 +75,10 @@ class TextWriter:
             return
         start = self._append(text)
         for heading in parsed.headings:
-            moved = Heading(heading.start + start, heading.level + level, heading.title)
-            self.headings.append(moved)
+            own = Heading(heading.start + start, heading.level + level, heading.title)
+            self.headings.append(own)
         self._table_parts.extend((first + start, last + start) for first, last in parsed.table_parts)
+        self._blocks.extend(moved(parsed.blocks, start))
 
     def parsed(self, encoding: str | None = None) -> ParsedText:
         """The document."""
@@ -83,6 +88,7 @@ class TextWriter:
             page_starts=tuple(self._page_starts),
             encoding=encoding,
             table_parts=tuple(self._table_parts),
+            blocks=tuple(self._blocks),
         )
 
     def _next_start(self) -> int:

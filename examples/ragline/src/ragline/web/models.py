@@ -8,14 +8,14 @@ from pydantic import BaseModel, Field
 
 from ragline.answers import Part
 from ragline.asking import Answer as Answered
-from ragline.columns import Block as FoundBlock
-from ragline.columns import Kind
 from ragline.intake import Intake
 from ragline.progress import Entry
 from ragline.reading import Detail
 from ragline.retrieval import Found
 from ragline.searching import Passage as FoundPassage
 from ragline.states import State
+from ragline.text import Block as FoundBlock
+from ragline.text import Kind
 
 
 class Problem(BaseModel):
