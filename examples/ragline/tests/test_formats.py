@@ -284,7 +284,10 @@ def test_a_notebook_is_its_prose_its_code_and_what_that_printed() -> None:
         ),
         ("a.rs", "pub async fn run() {\n}\nimpl Foo {\n", [(1, "pub async fn run()"), (1, "impl Foo")]),
         ("a.ts", "export default class X {\n", [(1, "export default class X")]),
-        ("a.sql", "CREATE TABLE book (\n  id int\n);\n", [(1, "CREATE TABLE book (")]),
+        ("a.sql", "CREATE TABLE book (\n  id int\n);\n", [(1, "CREATE TABLE book")]),
+        ("a.php", "namespace app\\models;\n", [(1, "namespace app\\models;")]),
+        ("a.cpp", "class EXPORT Foo : public Bar {\n", [(1, "class EXPORT Foo : public Bar")]),
+        ("a.go", "func (r *Row) Name(a int) error {\n", [(1, "func (r *Row) Name(a int) error")]),
         ("a.yaml", "class: none\nkey: value\n", []),
     ],
 )
@@ -295,6 +298,22 @@ def test_source_code_stays_as_written_and_its_definitions_are_headings(
     parsed = parse(source.encode(), name)
 
     assert (parsed.text, headings_of(parsed)) == (source, titles)
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("a.py", 'def a(\n    b,\n):\n    """About\n\n    class and\n    def c(d):\n    """\n'),
+        ("a.pyi", "# it's\n# here\ndef a(\n): ...\nb = '''\nclass X:\n'''\n"),
+        ("b.py", "fn = tmp / 'a'\nfunc = b(fn)\nsub = c[0]\ndef a(\n): ...\n"),
+        ("a.js", "/*\nfunction is called when\nobject with the key\n*/\nfunction a(\nb) {\n}\n"),
+    ],
+)
+def test_sentences_of_source_code_define_nothing(name: str, source: str) -> None:
+    """Nor do names that are keywords of other languages."""
+    (title,) = [title for _, title in headings_of(parse(source.encode(), name))]
+
+    assert title in ("def a", "function a")
 
 
 COMPOUND = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 600

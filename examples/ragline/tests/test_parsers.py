@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+from email.message import EmailMessage
 from io import BytesIO
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from office import ebook
 from ragline.errors import (
     DamagedError,
     DocumentError,
@@ -173,6 +175,32 @@ def test_html_is_recognised_by_its_content_and_read_in_its_declared_encoding() -
     source = '<!DOCTYPE html><meta charset="windows-1251"><p>Транзакция завершена'.encode("cp1251")
 
     assert parse(source, "download").text == "Транзакция завершена"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        '<html xmlns="http://www.w3.org/1999/xhtml" xml:lang="en"><body>{}',
+        '<html xmlns:o="urn:schemas-microsoft-com:office:office"><body>{}<o:p></o:p>',
+        '<svg xlink:href="#a"/>{}',
+        '<div @click="go" :class="x" v-on:key.up="y">{}</div>',
+        "<jane@example.org>{}",
+        '<p "x">{}</p>',
+        "<fb:like>{}</fb:like>",
+        '<p 1="2" v:foo="bar">{}',
+    ],
+)
+def test_names_that_xml_does_not_know_are_read(page: str) -> None:
+    """As browsers do: of pages that Word, Vue or a person has written, of mail and of books."""
+    text = "Whales sing in the sea."
+    page = page.format(text)
+    message = EmailMessage()
+    message["Subject"] = "Whales"
+    message.set_content(page, subtype="html")
+
+    assert parse(page.encode(), "a.html").text == text
+    assert text in parse(message.as_bytes(), "a.eml").text
+    assert text in parse(ebook({"one": page}), "a.epub").text
 
 
 def test_deeply_nested_html_is_read_without_recursion() -> None:

@@ -17,7 +17,7 @@ PARSER_VERSION = "5"
 MAX_MESSAGES = 4
 """An e-mail attached to an e-mail is read, and so on, but not for ever."""
 
-Parser = Callable[[bytes, Limits], ParsedText]
+Parser = Callable[..., ParsedText]
 
 # By name: importing all of them takes a second of CPU, and most folders hold two or three formats.
 _PARSERS = {
@@ -69,7 +69,8 @@ def _parse(data: bytes, name: str, limits: Limits, messages: int) -> ParsedText:
         inner = partial(_parse, limits=limits, messages=messages - 1)
         parsed = parse_message(data, limits, inner)
     else:
-        parsed = _parser(found)(data, limits)
+        parser = _parser(found)
+        parsed = parser(data, limits, name=name) if found is Format.CODE else parser(data, limits)
     if not parsed.text.strip():
         raise EmptyError("The document holds no text.")
     return parsed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from lxml import etree
 
@@ -31,6 +31,8 @@ MENU_SHARE = 0.9
 MAIN_CHARACTERS = 200
 """A `<main>` with less text than this is no reason to leave the rest of the page out."""
 
+_ATTRIBUTES = ("role", "class", "hidden", "aria-hidden")
+_NAME = re.compile("[a-z][a-z0-9-]*")
 _DECLARED = re.compile(
     rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]+)"
     rb"|<\?xml[^>]{0,100}?encoding\s*=\s*[\"']([\w.:-]+)",
@@ -85,15 +87,45 @@ def _decode(data: bytes) -> tuple[str, str]:
 
 def _tree(text: str) -> etree._Element | None:
     # A builder of its own: the one inside libxml2 ends at a depth of 2,048, silently.
-    parser = etree.HTMLParser(encoding="utf-8", target=etree.TreeBuilder(), huge_tree=True)
+    parser = etree.HTMLParser(encoding="utf-8", target=_Builder(), huge_tree=True)
     try:
         root: etree._Element | None = etree.fromstring(text.encode(), parser)
-    except (etree.XMLSyntaxError, AssertionError) as error:
-        if "missing toplevel element" in str(error):
-            return None
+    except etree.XMLSyntaxError as error:
         # Any page can be read as HTML; here it was the memory that ended, and `error` knows.
         raise DamagedError("The page cannot be read.") from error
     return root
+
+
+class _Builder:
+    """Builds the tree of a page, of elements and of what is asked of their attributes.
+
+    Names are what people write: `o:p`, `@click`, an address in angle brackets. lxml refuses those that XML
+    does not know.
+    """
+
+    def __init__(self) -> None:
+        self._builder = etree.TreeBuilder()
+        self._is_empty = True
+
+    def start(self, tag: str, attributes: Mapping[str, str]) -> None:
+        self._is_empty = False
+        self._builder.start(
+            _named(tag), {name: attributes[name] for name in _ATTRIBUTES if name in attributes}
+        )
+
+    def end(self, tag: str) -> None:
+        self._builder.end(_named(tag))
+
+    def data(self, text: str) -> None:
+        if not self._is_empty:
+            self._builder.data(text)
+
+    def close(self) -> etree._Element | None:
+        return None if self._is_empty else self._builder.close()
+
+
+def _named(tag: str) -> str:
+    return tag if _NAME.fullmatch(tag) else "unknown"
 
 
 def _write_page(root: etree._Element, writer: PageWriter) -> None:
