@@ -189,7 +189,11 @@ def told_document(number: int, state: str = "ready", **values: object) -> dict[s
 def told_passage(number: int, **values: object) -> dict[str, object]:
     """A passage as the server tells it."""
     place = {"document_id": 1, "name": "a.md", "heading": "", "pages": None, "start": 0, "end": 20}
-    return place | {"citation": "a.md", "quote": f"Passage {number}.", "score": 1.0, "also": []} | values
+    return (
+        place
+        | {"citation": "a.md", "quote": f"Passage {number}.", "score": 1.0, "also": [], "marks": []}
+        | values
+    )
 
 
 CONTRAST = """

@@ -18,7 +18,7 @@ def fill(page: Page) -> None:
     """Many documents, and as many passages as a search gives."""
     Told(page).tell([told_document(number) for number in range(60, 0, -1)])
     passages = [told_passage(number, quote="A heron is long. " * 25) for number in range(10)]
-    found = {"passages": passages, "words": [], "note": None, "has_more": True}
+    found = {"passages": passages, "note": None, "has_more": True}
     page.route("**/api/search?*", lambda route: route.fulfill(json=found))
     expect(page.locator("#documents > li")).to_have_count(50)
 

@@ -151,7 +151,7 @@ def test_more_passages_are_shown_when_asked_for(page: Page) -> None:
         skip = int(parse_qs(urlsplit(route.request.url).query).get("skip", ["0"])[0])
         some = passages[skip : skip + 10]
         has_more = skip + 10 < len(passages)
-        route.fulfill(json={"passages": some, "words": [], "note": None, "has_more": has_more})
+        route.fulfill(json={"passages": some, "note": None, "has_more": has_more})
 
     page.route("**/api/search?*", answer)
     search(page, "heron")
@@ -201,7 +201,7 @@ def found_also(page: Page, *also: dict[str, object]) -> Locator:
     """What is said of the other places of a passage of a.md."""
     Told(page).tell([told_document(1), told_document(2)])
     passage = told_passage(1, start=0, end=1015, also=list(also))
-    answer = {"passages": [passage], "words": [], "note": None, "has_more": False}
+    answer = {"passages": [passage], "note": None, "has_more": False}
     page.route("**/api/search?*", lambda route: route.fulfill(json=answer))
     search(page, "heron")
     return page.locator("#passages .also")

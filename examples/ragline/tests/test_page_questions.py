@@ -31,7 +31,7 @@ ONLY_NEAR = "No passage has a word of the query; these are the nearest in meanin
 def answer(page: Page, number: int = 1, note: str | None = None, *, has_more: bool = False) -> None:
     """What the server finds from now on, in its place."""
     passages = [told_passage(at, document_id=at + 1) for at in range(number)]
-    found = {"passages": passages, "words": [], "note": note, "has_more": has_more}
+    found = {"passages": passages, "note": note, "has_more": has_more}
     page.unroute("**/api/search?*")
     page.route("**/api/search?*", lambda route: route.fulfill(json=found))
 

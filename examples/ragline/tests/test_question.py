@@ -20,7 +20,7 @@ from ragline.endpoints import Endpoint
 from ragline.question import ONLY_EXCLUDED, TOO_MANY, Question, question_of
 from ragline.retrieval import find
 from ragline.searching import Mode, load_index, passages, rank
-from ragline.words import marked_words, words
+from ragline.words import marked_spans, words
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,9 @@ def test_any_text_is_a_question(asked: str) -> None:
 
 def test_words_that_are_left_out_are_not_marked() -> None:
     """They are in no passage; those in quotation marks are."""
-    assert marked_words('the "blue whale" sings -dancing') == ["blue", "whale", "sings"]
+    text = "The blue whale sings, dancing."
+    spans = marked_spans(text, 'the "blue whale" sings -dancing')
+    assert [text[start:end] for start, end in spans] == ["blue", "whale", "sings"]
 
 
 TEXTS = (
@@ -267,3 +269,29 @@ def test_a_question_of_exclusions_only_is_refused(asked: str) -> None:
 
     assert (find(asked, limit=3).passages, find(asked, limit=3).note) == ([], ONLY_EXCLUDED)
     assert answered.notes == [ONLY_EXCLUDED, "Nothing was found, so no model was asked."]
+
+
+@pytest.mark.parametrize(
+    ("query", "text", "marked"),
+    [
+        (
+            "C++ templates",
+            "C can check templates; a template is templated.",
+            "C templates template templated",
+        ),
+        ("how are locks released", "LockNotOwnedError: a lock releases.", "lock releases"),
+        ("cafe", "Cafés, cafe\u0301 and cafeteria", "Cafés cafe\u0301"),
+        ("use of art", "The use of arts by artists", "use arts"),
+        ("running dances", "run, runner; dance, dancing; rundown", "run runner dance dancing"),
+        ("queries class boxes", "query classes box boxcar clasp", "query classes box"),
+        ("migrate parsing", "migrations, parser; migrant", "migrations parser"),
+        ("vacuum", "vacuum_cost vacuuming", "vacuum vacuuming"),
+        ("SELECT * FROM t", "a tsquery: SELECT t", "SELECT t"),
+        ("蜜蜂舞蹈", "关于蜜蜂的舞蹈", "蜜蜂 舞蹈"),
+        ("the of", "of the sea", "of the"),
+        ("-sea bees", "bees at sea", "bees"),
+    ],
+)
+def test_whole_words_are_marked_in_all_their_forms(query: str, text: str, marked: str) -> None:
+    """And nothing that only begins like one."""
+    assert " ".join(text[start:end] for start, end in marked_spans(text, query)) == marked

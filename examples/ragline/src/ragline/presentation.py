@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -21,8 +21,9 @@ from ragline.app import alchemy, app, create_tables, reading_session, settings
 from ragline.excerpts import excerpt
 from ragline.progress import Failure, Progress, entries, failures, measure, number_of_documents
 from ragline.states import NO_EMBEDDER, State
+from ragline.text import Span
 from ragline.transactions import in_transaction
-from ragline.words import is_unspaced, marked_words
+from ragline.words import marked_spans
 from ragline.workers import running_workers
 
 if TYPE_CHECKING:  # imported late: lists need neither vectors nor parsers
@@ -64,7 +65,7 @@ def print_passages(found: list[Passage], query: str, console: Console, *, is_ful
             none the quotes are exact.
         is_full: show whole passages in a terminal too.
     """
-    marks = _marks(query)
+    marks = partial(marked_spans, query=query)
     for number, passage in enumerate(found, start=1):
         heading = Text(f"{number}. ", style="bold").append(passage.citation, style="bold cyan")
         if passage.heading:
@@ -79,36 +80,21 @@ def print_passages(found: list[Passage], query: str, console: Console, *, is_ful
 
 
 def print_quote(
-    quote: str, marks: re.Pattern[str] | None, console: Console, *, indent: int, is_full: bool
+    quote: str, marks: Callable[[str], Sequence[Span]], console: Console, *, indent: int, is_full: bool
 ) -> None:
     """Print a quote, the part around the first mark unless it is wanted in full; exactly for programs."""
     if not console.is_terminal:
         console.file.write(f"{quote}\n\n")  # rich would make spaces of tabs
         return
-    hit = marks.search(quote) if marks else None
-    shown = Text(quote if is_full else excerpt(quote, hit.start() if hit else 0))
-    if marks:
-        shown.highlight_regex(marks, "bold yellow")
+    found = marks(quote)
+    shown = Text(quote if is_full else excerpt(quote, found[0][0] if found else 0))
+    for start, end in marks(shown.plain):
+        shown.stylize("bold yellow", start, end)
     console.print(Padding(shown, (0, 0, 1, indent)))
 
 
 MAX_ALSO = 3
 """How many of the other places of a passage are named."""
-
-_ENDING = re.compile(r"(?<=\w{3})(?:ing|ed|es|s|e)$")
-
-
-def _marks(query: str) -> re.Pattern[str] | None:
-    """The words of a query in a text, also in their other forms: "savepoints" marks SAVEPOINT."""
-    words = marked_words(query)
-    stems = [re.escape(_ENDING.sub("", word)) for word in words if not is_unspaced(word)]
-    alone = [re.escape(word) for word in words if is_unspaced(word)]
-    parts = []
-    if stems:
-        parts.append(rf"\b(?:{'|'.join(stems)})\w*")
-    if alone:
-        parts.append(f"(?:{'|'.join(alone)})+")
-    return re.compile("|".join(parts), re.IGNORECASE) if parts else None
 
 
 def print_answer(answer: Answer, console: Console, *, is_full: bool = False) -> None:
@@ -123,11 +109,16 @@ def print_answer(answer: Answer, console: Console, *, is_full: bool = False) -> 
         for number in answer.checked.cited:
             passage = answer.passages[number - 1]
             console.print(Text(f"[{number}] ", style="bold cyan").append(passage.citation), soft_wrap=True)
-            quoted = [re.escape(one.text) for one in answer.checked.quoted if one.passage == number]
-            marks = re.compile("|".join(quoted)) if quoted else None
+            quoted = [one.text for one in answer.checked.quoted if one.passage == number]
+            marks = partial(_quotations, quoted=quoted)
             print_quote(passage.quote, marks, console, indent=4, is_full=is_full)
     for note in answer.notes:
         console.print(Text(note, style="yellow"), soft_wrap=True)
+
+
+def _quotations(text: str, quoted: Sequence[str]) -> list[Span]:
+    found = [(text.find(one), len(one)) for one in quoted]
+    return sorted((start, start + length) for start, length in found if start >= 0)
 
 
 def read_status() -> Status:

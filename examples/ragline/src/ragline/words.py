@@ -8,6 +8,7 @@ import unicodedata
 from functools import lru_cache
 
 from ragline.question import question_of
+from ragline.text import Span
 
 STOP_WORDS = frozenset(
     """
@@ -32,6 +33,13 @@ _CJK = (
 )
 _CJK_RUN = re.compile(f"[{_CJK}]+")
 _WORD = re.compile(f"[{_CJK}]+|[^\\W_{_CJK}]+")
+# A word in a text as it is, whose accents may be characters of their own.
+_MARKABLE = re.compile(f"(?:[^\\W_{_CJK}][\u0300-\u036f]*)+")
+
+MIN_STEMMED_CHARACTERS = 4
+_PLURAL = re.compile(r"(?<=s|x|z)es$|(?<=ch|sh)es$|(?<![sui])s$")
+_ENDING = re.compile(r"(?:ing|ed|ers?|ors?|(?<=[st])ions?|ly|e)$")
+_DOUBLED = re.compile(r"([bdgmnprt])\1$")
 
 
 def paired(text: str) -> str:
@@ -69,13 +77,33 @@ def phrase_words(phrase: str) -> list[str]:
     return words(phrase)[:MAX_PHRASE_WORDS]
 
 
-def marked_words(query: str) -> list[str]:
-    """The words of a query that are to be marked in quotes: those that tell what it is about.
+def marked_spans(text: str, query: str) -> list[Span]:
+    """Where the words of a query that tell what it is about stand in a text, in its order.
 
-    Pairs of characters where there are no spaces, as in the index; all others as they were typed.
+    Whole words, also in their other forms: "dances" marks "dance" and "dancing", "cafe" marks "Cafés". Where
+    there are no spaces, what the text shares with the query.
     """
-    text = question_of(query).text
-    return [word for word in re.findall(r"\w+", paired(text).lower()) if word not in STOP_WORDS]
+    wanted = telling_words(question_of(query).text)
+    pairs = [re.escape(word) for word in wanted if is_unspaced(word)]
+    forms = {form for word in wanted if not is_unspaced(word) for form in (word, _stem(word))}
+    runs = re.finditer(f"(?:{'|'.join(pairs)})+", text) if pairs else ()
+    marks = [run.span() for run in runs]
+    for found in _MARKABLE.finditer(text) if forms else ():
+        word = _folded(unicodedata.normalize("NFC", found[0]))
+        if word in forms or _stem(word) in forms:
+            marks.append(found.span())
+    return sorted(marks)
+
+
+def _stem(word: str) -> str:
+    """What the forms of a word have in common, by its English endings; short words have no other forms."""
+    if len(word) < MIN_STEMMED_CHARACTERS:
+        return word
+    plain = _PLURAL.sub("", word)
+    if plain.endswith(("ie", "y")):
+        return f"{plain.removesuffix('ie').removesuffix('y')}i"
+    stem = _ENDING.sub("", plain) if len(plain) > MIN_STEMMED_CHARACTERS else plain
+    return stem[:-1] if stem != plain and _DOUBLED.search(stem) else stem
 
 
 def _pairs(run: str) -> list[str]:

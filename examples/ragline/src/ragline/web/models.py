@@ -16,6 +16,7 @@ from ragline.searching import Passage as FoundPassage
 from ragline.states import State
 from ragline.text import Block as FoundBlock
 from ragline.text import Kind
+from ragline.words import marked_spans
 
 
 class Problem(BaseModel):
@@ -179,27 +180,33 @@ class Passage(Place):
     score: float
     also: list[Place] = Field(description="The other places where the same words stand.")
     blocks: list[Block] = Field(default=[], description="The code and the tables in it.")
+    marks: list[tuple[int, int]] = Field(
+        default=[],
+        description="Where the words of the query stand in it, in characters of the whole text.",
+    )
 
     @classmethod
-    def of(cls, passage: FoundPassage) -> Passage:
+    def of(cls, passage: FoundPassage, query: str) -> Passage:
         """A passage that was found."""
-        return cls.model_validate(passage, from_attributes=True)
+        found = cls.model_validate(passage, from_attributes=True)
+        spans = marked_spans(passage.quote, query)
+        found.marks = [(passage.start + start, passage.start + end) for start, end in spans]
+        return found
 
 
 class Results(BaseModel):
     """What a search finds."""
 
     passages: list[Passage]
-    words: list[str] = Field(description="The words of the query that tell what it is about.")
     note: str | None
     has_more: bool = Field(description="Whether there are more: pass `skip`.")
 
     @classmethod
-    def of(cls, found: Found, words: list[str], *, skip: int, limit: int) -> Results:
+    def of(cls, found: Found, query: str, *, skip: int, limit: int) -> Results:
         """A piece of what was found."""
-        piece = [Passage.of(passage) for passage in found.passages[skip : skip + limit]]
+        piece = [Passage.of(passage, query) for passage in found.passages[skip : skip + limit]]
         has_more = len(found.passages) > skip + limit
-        return cls(passages=piece, words=words, note=found.note, has_more=has_more)
+        return cls(passages=piece, note=found.note, has_more=has_more)
 
 
 class Excerpt(BaseModel):
@@ -258,19 +265,17 @@ class Answer(BaseModel):
     parts: list[AnswerPart]
     passages: list[Passage]
     quoted: list[Quoted]
-    words: list[str] = Field(description="The words of the question that tell what it is about.")
     notes: list[str]
 
     @classmethod
-    def of(cls, answered: Answered, words: list[str]) -> Answer:
+    def of(cls, answered: Answered, question: str) -> Answer:
         """A checked answer."""
         parts = () if answered.checked is None else answered.checked.parts
         quoted = () if answered.checked is None else answered.checked.quoted
         return cls(
             parts=[AnswerPart.of(part) for part in parts],
             quoted=[Quoted(passage=one.passage, text=one.text) for one in quoted],
-            words=words,
-            passages=[Passage.of(passage) for passage in answered.passages],
+            passages=[Passage.of(passage, question) for passage in answered.passages],
             notes=answered.notes,
         )
 

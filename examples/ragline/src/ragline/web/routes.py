@@ -25,7 +25,6 @@ from ragline.transactions import in_transaction
 from ragline.web import models
 from ragline.web.live import Live
 from ragline.web.uploads import MAX_NAME_CHARACTERS, Received, received
-from ragline.words import marked_words
 
 MAX_ID = 2**31 - 1
 UPLOADS_AT_ONCE = 4
@@ -253,7 +252,7 @@ def search(
 ) -> models.Results:
     """Find passages, each with its document, page, character range and exact quote."""
     found = retrieval.find(q, limit=skip + limit + 1, mode=mode)
-    results = models.Results.of(found, marked_words(q), skip=skip, limit=limit)
+    results = models.Results.of(found, q, skip=skip, limit=limit)
     _add_blocks(results.passages)
     return results
 
@@ -261,8 +260,7 @@ def search(
 @api.post("/ask", tags=["questions"], responses={code: {"model": models.Problem} for code in (501, 502, 503)})
 def ask(body: models.Question) -> models.Answer:
     """Answer a question from the documents; citations and quotations in the answer are checked."""
-    words = marked_words(body.question)
-    answer = models.Answer.of(asking.answer(body.question), words)
+    answer = models.Answer.of(asking.answer(body.question), body.question)
     _add_blocks(answer.passages)
     return answer
 

@@ -23,31 +23,6 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-const UNSPACED = /^[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Hangul}]/u;
-
-/** Text with the words marked, also in their other forms: "dances" marks "dance" and "dancing". */
-export function marked(text, words) {
-  const any = (some) => some.map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).join("|");
-  const stems = any(words.filter((word) => !UNSPACED.test(word)).map(stem));
-  const pairs = any(words.filter((word) => UNSPACED.test(word)));
-  // Scripts without spaces have no word to begin at.
-  const patterns = stems ? [`(?<![\\p{L}\\p{N}])(?:${stems})[\\p{L}\\p{N}]{0,6}`, `(?:${stems})(?=\\p{Lo})`] : [];
-  if (pairs) patterns.push(`(?:${pairs})+`);
-  if (!patterns.length) return [text];
-  const pattern = new RegExp(patterns.join("|"), "giu");
-  const pieces = [];
-  let end = 0;
-  for (const match of text.matchAll(pattern)) {
-    pieces.push(text.slice(end, match.index), make("mark", {}, match[0]));
-    end = match.index + match[0].length;
-  }
-  return [...pieces, text.slice(end)].filter((piece) => piece !== "");
-}
-
-function stem(word) {
-  return word.length > 4 ? word.replace(/(?:ing|ed|es|s|e)$/u, "") : word;
-}
-
 export function bytes(count) {
   if (count < 1000) return `${count} B`;
   if (count < 1e6) return `${Math.round(count / 1000)} kB`;

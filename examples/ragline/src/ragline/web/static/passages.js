@@ -1,7 +1,7 @@
 // A passage as a card: clamped around what answers the question, with the words marked and its place told.
 
-import { make, marked, plural } from "./elements.js";
-import { cut, inUnits, laidOut, textOf } from "./layout.js";
+import { make, plural } from "./elements.js";
+import { cut, inUnits, laidOut, textOf, unitsOf } from "./layout.js";
 
 const CLAMP_CHARACTERS = 420;
 const WHOLE_CHARACTERS = 560; // what is a little longer than the clamp is shown whole
@@ -11,14 +11,14 @@ const PLACES_NAMED = 3;
  * A card.
  * @param {object} passage as the API gives it
  * @param {number} number its place among those that are shown
- * @param {{words?: string[], quoted?: string[]}} marks what to mark: exact quotations, or else words
+ * @param {string[]} quoted what to mark: exact quotations; if there are none, the words of the query
  * @param {(passage: object) => void} open reads the passage in its document
  */
-export function card(passage, number, { words = [], quoted = [] }, open) {
+export function card(passage, number, quoted, open) {
   const place = placeOf(passage);
   const source = make("button", { type: "button", class: "source", "aria-haspopup": "dialog", "aria-label": `${passage.name}, ${place}: read it in its place` }, passage.name);
   source.addEventListener("click", () => open(passage));
-  const pieces = quoted.length ? markedQuotes(passage.quote, quoted) : marked(passage.quote, words);
+  const pieces = marked(passage.quote, quoted.length ? quotations(passage.quote, quoted) : marks(passage));
   const element = make("li", { id: `passage-${number}`, class: "passage", tabIndex: -1 },
     make("div", { class: "line" }, make("span", { class: "number", "aria-hidden": "true" }, String(number)), source, make("span", { class: "fine place" }, place)),
     passage.heading ? make("p", { class: "fine section" }, passage.heading) : null,
@@ -125,9 +125,19 @@ function ends(text, to) {
 /** Not in the middle of a character of two code units. */
 const whole = (text, at) => (/[\uDC00-\uDFFF]/.test(text[at] ?? "") ? at - 1 : at);
 
-function markedQuotes(text, quoted) {
-  const ranges = quoted.map((quote) => [text.indexOf(quote), quote.length]).filter(([at]) => at >= 0)
+/** Where the words of the query stand in the quote, in code units of it. */
+function marks({ quote, start, marks: spans }) {
+  const unit = unitsOf(quote);
+  return spans.map(([from, to]) => [unit(from - start), unit(to - start)]);
+}
+
+function quotations(text, quoted) {
+  return quoted.map((quote) => [text.indexOf(quote), quote.length]).filter(([at]) => at >= 0)
     .map(([at, length]) => [at, at + length]).sort((one, other) => one[0] - other[0]);
+}
+
+/** The text in pieces, of which what is in a range is marked; ranges ascend and may overlap. */
+function marked(text, ranges) {
   const pieces = [];
   let end = 0;
   for (const [from, to] of ranges) {

@@ -203,9 +203,9 @@ function sentences(...some) {
   return given.length === 1 ? given[0] : given.map((one) => (/[.!?…]$/.test(one) ? one : `${one}.`)).join(" ");
 }
 
-function append({ passages: some, words, has_more: hasMore }) {
+function append({ passages: some, has_more: hasMore }) {
   const before = passages.children.length;
-  passages.append(...some.map((passage, at) => card(passage, before + at + 1, { words }, open)));
+  passages.append(...some.map((passage, at) => card(passage, before + at + 1, [], open)));
   more.hidden = !hasMore;
 }
 
@@ -235,7 +235,7 @@ async function question(query) {
     const cited = new Set(given.parts.map((one) => one.citation));
     const listed = given.passages.map((passage, at) => ({ passage, number: at + 1 })).filter(({ number }) => cited.has(number));
     const quotedIn = (number) => given.quoted.filter((one) => one.passage === number).map((one) => one.text);
-    passages.append(...listed.map(({ passage, number }) => card(passage, number, { words: given.words, quoted: quotedIn(number) }, open)));
+    passages.append(...listed.map(({ passage, number }) => card(passage, number, quotedIn(number), open)));
     setText(note, given.parts.length ? `${plural(listed.length, "passage")} cited` : given.notes.join(" "));
   };
 }
