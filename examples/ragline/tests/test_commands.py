@@ -74,6 +74,26 @@ def test_a_folder_is_ingested_and_searched_with_one_command_each(tmp_path: Path)
     assert report["search"] == "keywords only"
 
 
+def test_a_document_that_failed_is_told_once_with_all_its_places(tmp_path: Path) -> None:
+    """After `ingest` of some files, only where they are."""
+    home = tmp_path / "home"
+    files = [tmp_path / name for name in ("one.txt", "two.txt", "three.txt")]
+    for file in files:
+        file.write_bytes(b"\x7fELF" + bytes(range(256)))
+
+    first = ragline(home, "ingest", str(files[0]), str(files[1]))
+    second = ragline(home, "ingest", str(files[2]))
+    status = ragline(home, "status")
+
+    assert first.stdout.count("  failed ") == 2
+    assert [line for line in second.stdout.splitlines() if "  failed " in line] == [
+        "  failed three.txt: This is a program, which holds no text that ragline can read."
+    ]
+    assert [line for line in status.stdout.splitlines() if "  failed " in line] == [
+        "  failed one.txt, also three.txt and 1 more: This is a program, which holds no text that ragline can read."
+    ]
+
+
 def test_a_document_is_listed_paused_resumed_and_deleted_from_the_command_line(tmp_path: Path) -> None:
     """By path or id; what cannot be done is told in one line, and nothing of it is done."""
     home, file, other = tmp_path / "home", tmp_path / "whale.md", tmp_path / "bee.md"

@@ -205,8 +205,10 @@ def print_summary(outcomes: dict[str, Outcome], console: Console) -> int:
     Returns:
         How many documents failed.
     """
+    uris = {file_uri(Path(file)) for file in outcomes}
     with alchemy.session() as session:
-        failed = failures(session, document_ids(outcomes.values()))
+        # Those of other places that hold the same are no news.
+        failed = [one for one in failures(session, document_ids(outcomes.values())) if one.uri in uris]
     # A document that failed on its way was added or replaced first: each file is counted once, by how it
     # ended.
     failed_uris = {failure.uri for failure in failed}

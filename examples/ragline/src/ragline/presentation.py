@@ -157,11 +157,16 @@ def print_status(status: Status, console: Console) -> None:
     else:
         names = ", ".join(status.workers) or "none is running (`ragline worker` starts one)"
         console.print(f"Workers: {names}.")
+    places: dict[int, list[Failure]] = {}
     for failure in status.failures:
+        places.setdefault(failure.document_id, []).append(failure)
+    for first, *others in places.values():
         # One that cannot be read as it is wants no attention every day.
-        style = "dim" if failure.is_permanent else "red"
-        line = Text("  failed ", style=style).append(failure.name, style="bold").append(f": {failure.reason}")
-        console.print(line, soft_wrap=True)
+        style = "dim" if first.is_permanent else "red"
+        line = Text("  failed ", style=style).append(first.name, style="bold")
+        if others:
+            line.append(f", also {others[0].name}" + (f" and {len(others) - 1} more" if others[1:] else ""))
+        console.print(line.append(f": {first.reason}"), soft_wrap=True)
 
 
 def list_documents(state: State | None, limit: int, console: Console, *, as_json: bool) -> None:

@@ -46,8 +46,9 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A document that failed, with the place it came from, its name as in lists, and the reason."""
+    """A place whose document failed, with its name as in lists and the reason."""
 
+    document_id: int
     uri: str
     name: str
     reason: str
@@ -219,20 +220,20 @@ def measure(session: Session, document_ids: Sequence[int] | None = None) -> Prog
 
 
 def failures(session: Session, document_ids: Sequence[int] | None = None) -> list[Failure]:
-    """The documents that failed, in the order of their sources."""
-    found: list[tuple[str, str | None, bool]] = []
+    """The places of the documents that failed, in order."""
+    found: list[tuple[int, str, str | None, bool]] = []
     for some in _portions(document_ids):
         query = (
-            select(Source.uri, Document.reason, Document.is_permanent)
+            select(Document.id, Source.uri, Document.reason, Document.is_permanent)
             .join(Document, Document.id == Source.pending_id)
             .where(Document.state == State.FAILED)
             .order_by(Source.uri)
         )
         if some is not None:
             query = query.where(Document.id.in_(some))
-        found.extend((uri, reason, permanent) for uri, reason, permanent in session.execute(query))
-    names = labels(session, [uri for uri, _, _ in found])
-    return [Failure(uri, names[uri], reason or "", is_permanent) for uri, reason, is_permanent in found]
+        found.extend((id_, uri, reason, lasts) for id_, uri, reason, lasts in session.execute(query))
+    names = labels(session, [uri for _, uri, _, _ in found])
+    return [Failure(id_, uri, names[uri], reason or "", lasts) for id_, uri, reason, lasts in found]
 
 
 def _portions(ids: Sequence[int] | None) -> list[Sequence[int] | None]:
