@@ -93,6 +93,57 @@ def delete_selected(page: Page) -> None:
     page.locator("#confirm").get_by_role("button", name="Delete").press("Enter")
 
 
+def test_the_focus_stays_in_the_list_when_one_document_is_deleted(page: Page) -> None:
+    """By its own button: at the next document."""
+    Told(page).tell([told_document(number) for number in (3, 2, 1)])
+    page.route("**/api/documents/*", lambda route: route.fulfill(status=204))
+
+    document(page, "2.md").get_by_role("button", name="Delete").press("Enter")
+    page.locator("#confirm").get_by_role("button", name="Delete").press("Enter")
+
+    names = page.locator("#documents .name")
+    expect(names).to_have_text(["3.md", "1.md"])
+    expect(names.last).to_be_focused()
+
+
+def test_the_focus_stays_at_the_list_when_the_last_document_leaves_it(page: Page) -> None:
+    """At the filter that is empty now, and then at the one that is shown instead of it."""
+    told = Told(page)
+    told.tell([told_document(2), told_document(1, "paused")])
+    filters = page.locator("#filters")
+    filters.get_by_role("button", name="Stopped").click()
+    page.route("**/api/documents/1/resume", lambda route: route.fulfill(json=told_document(1, "queued")))
+
+    document(page, "1.md").get_by_role("button", name="Resume").press("Enter")
+
+    expect(page.locator("#documents > li")).to_have_count(0)
+    expect(filters.get_by_role("button", name="Stopped")).to_be_focused()
+    told.tell([told_document(2), told_document(1, "queued")])
+    expect(page.locator("#documents > li")).to_have_count(2)
+    expect(filters.get_by_role("button", name="All")).to_be_focused()
+
+
+def test_the_focus_stays_where_a_button_has_nothing_left_to_do(page: Page) -> None:
+    """At the document that is ready now, at its selection, and at the title where no document has failed any more."""
+    told = Told(page)
+    told.tell([told_document(1, "embedding"), told_document(2, "failed")], retryable=1)
+    row = document(page, "1.md")
+    row.get_by_role("button", name="Pause").focus()
+    told.tell([told_document(1), told_document(2, "failed")], retryable=1)
+    expect(row.locator(".name")).to_be_focused()
+
+    page.get_by_label("Select 2.md").check()
+    page.locator("#selected-actions").get_by_role("button", name="Retry").focus()
+    told.tell([told_document(1), told_document(2, "ready"), told_document(3, "failed")], retryable=1)
+    expect(page.get_by_role("button", name="Clear")).to_be_focused()
+
+    page.route("**/api/documents/retry-failed", lambda route: route.fulfill(json={"ids": [3]}))
+    page.get_by_role("button", name="Retry failed").press("Enter")
+    expect(page.get_by_role("button", name="Retry failed")).to_be_focused()
+    told.tell([told_document(1), told_document(2), told_document(3, "queued")])
+    expect(page.get_by_role("heading", name="Documents")).to_be_focused()
+
+
 def test_who_selects_all_is_told_how_many_are_shown(page: Page) -> None:
     """Where there are more than that, nobody takes the ones for the others."""
     told = Told(page)

@@ -2,7 +2,7 @@
 
 import * as address from "./address.js";
 import { ask } from "./api.js";
-import { bytes, byId, make, plural, setText } from "./elements.js";
+import { bytes, byId, isFocusLost, make, plural, setText } from "./elements.js";
 import * as finder from "./finder.js";
 import { inUnits, laidOut, unitsOf } from "./layout.js";
 import * as outline from "./outline.js";
@@ -15,9 +15,11 @@ const text = byId("reader-text");
 let latest = 0; // a document that was opened since is the one that is shown
 /** Which part of which document: its text, the code and tables in it, and the piece of it that is marked. */
 let shown = null;
+/** What was asked for last: the id of the document, and where its passage begins. */
+let wanted = {};
 
 export function start() {
-  dialog.addEventListener("close", () => { shown = null; latest += 1; address.leaveDocument(); });
+  dialog.addEventListener("close", () => { shown = null; latest += 1; address.leaveDocument(); goBack(); });
   byId("reader-close").addEventListener("click", () => dialog.close());
   byId("reader-before").addEventListener("click", () => go(-1));
   byId("reader-after").addEventListener("click", () => go(1));
@@ -44,6 +46,7 @@ export function open(id, passage = null) {
 
 async function show(id, passage) {
   const number = ++latest;
+  wanted = { id, start: passage?.start };
   clear(id);
   if (!dialog.open) dialog.showModal();
   try {
@@ -65,6 +68,15 @@ async function show(id, passage) {
   } catch (error) {
     if (number === latest) refuse(error);
   }
+}
+
+/** Whoever opened it with the address, and not with a button, goes on where that leads: at its passage or its row. */
+function goBack() {
+  if (!isFocusLost()) return;
+  const { id, start } = wanted;
+  const passage = document.querySelector(`#passages [data-document="${id}"][data-start="${start}"] .source`);
+  const row = document.querySelector(`#documents [data-id="${id}"] .name`);
+  (passage ?? row ?? byId("questions-title")).focus({ preventScroll: true });
 }
 
 /** Show a part of a document, with what was asked for marked or not. */

@@ -3,7 +3,7 @@
 import * as address from "./address.js";
 import { ask } from "./api.js";
 import { ACTIONS, FILTERS, canBe, goTo, isAnyoneWorking, isSelected, isSure, list, perform, put, rows } from "./documents.js";
-import { announce, byId, make, plural, setText } from "./elements.js";
+import { announce, byId, isFocusLost, make, plural, setText, take } from "./elements.js";
 import { shownUri } from "./reader.js";
 
 const PAGE = 100;
@@ -36,6 +36,7 @@ let isAwaited = false;
 /** How many of those that are wanted are shown. */
 let limit = FIRST_SHOWN;
 let typing;
+let isRetrying = false;
 let complain = () => {};
 
 export function start({ whenWrong }) {
@@ -202,8 +203,14 @@ export function refresh() {
   drawOlder(all.length, now.length);
   byId("no-match").hidden = now.length > 0 || total === 0 || !byId("older").hidden;
   setText(byId("no-match"), called ? `No document is called “${called}”.` : "No document is in this state.");
-  byId("retry-failed").hidden = !retryable;
+  drawRetry();
   drawSelection(now);
+}
+
+function drawRetry() {
+  const button = byId("retry-failed");
+  if (!retryable && document.activeElement === button) byId("documents-title").focus({ preventScroll: true });
+  button.hidden = !retryable;
 }
 
 function drawOlder(known, shownNow) {
@@ -214,13 +221,17 @@ function drawOlder(known, shownNow) {
   setText(byId("older"), `Show more documents${isAll || !called ? ` (${left.toLocaleString("en")} left)` : ""}`);
 }
 
+/** Put the focus above the list: on what selects all of it, or on the filter of a list that is empty. */
+function goToTop(number) {
+  (number ? byId("select-all") : byId("filters").querySelector("[aria-pressed=true]")).focus();
+}
+
 /** Move as few elements as need be: one that moves loses the focus. */
 function place(elements) {
   const keep = new Set(elements);
   for (const element of [...list.children]) {
     if (keep.has(element)) continue;
-    if (element.contains(document.activeElement)) byId("select-all").focus();
-    element.remove();
+    take(element, () => goToTop(elements.length));
   }
   let next = list.firstElementChild;
   for (const element of elements) {
@@ -232,7 +243,8 @@ function place(elements) {
 function drawFilters() {
   const names = Object.keys(FILTERS).filter((name) => name === "All" || name === filter || number(name));
   const filters = byId("filters");
-  for (const button of [...filters.children]) if (!names.includes(button.dataset.filter)) button.remove();
+  const gone = [...filters.children].filter((button) => !names.includes(button.dataset.filter));
+  for (const button of gone) take(button, () => filters.firstElementChild.focus());
   names.forEach((name, at) => {
     let button = [...filters.children].find((one) => one.dataset.filter === name);
     if (!button) {
@@ -261,7 +273,7 @@ function drawSelection(now) {
   drawNumbers(selected.length, now.length);
   const actions = byId("selected-actions");
   const names = Object.keys(ACTIONS).filter((name) => selected.some(({ document }) => canBe(name, document)));
-  for (const button of [...actions.children]) if (!names.includes(button.dataset.action)) button.remove();
+  for (const button of [...actions.children]) if (!names.includes(button.dataset.action)) take(button, () => byId("unselect").focus());
   names.forEach((name, at) => {
     if (actions.children[at]?.dataset.action === name) return;
     const button = make("button", { type: "button", class: "quiet" }, ACTIONS[name].label);
@@ -288,9 +300,6 @@ function neighbour(going) {
   return all.slice(first).find((element) => !goes(element)) ?? all[first - 1];
 }
 
-/** What had the focus is gone with what it was for. */
-const isFocusLost = () => document.activeElement === document.body || !document.activeElement.checkVisibility();
-
 async function actOnSelected(action) {
   const chosen = wanted().filter((row) => isSelected(row) && canBe(action, row.document)).map(({ document }) => document);
   if (action === "delete" && !(await isSure(chosen))) return;
@@ -312,17 +321,18 @@ async function actOnSelected(action) {
   refresh();
   if (!isFocusLost()) return;
   if (action === "delete") goTo(near?.isConnected ? near : null);
-  else byId("select-all").focus();
+  else goToTop(list.children.length);
 }
 
-async function retryFailed(event) {
-  event.target.disabled = true;
+async function retryFailed() {
+  if (isRetrying) return;
+  isRetrying = true; // a button that is disabled loses the focus
   try {
     const { ids } = await ask("POST", "documents/retry-failed");
     announce(`${plural(ids.length, "document")} tried again.`);
   } catch (error) {
     complain(error.message);
   } finally {
-    event.target.disabled = false;
+    isRetrying = false;
   }
 }
