@@ -84,8 +84,8 @@ function drawAgain() {
   const wasHidden = again.hidden;
   again.hidden = !hasNew || !made;
   if (again.hidden) return;
-  setText(again, `New results: ${made.what === question ? "ask" : "search"} again`);
-  if (wasHidden) announce("There may be new results.");
+  setText(again, `${made.what === question ? "Ask" : "Search"} again: documents were added`);
+  if (wasHidden) announce("Documents were added since.");
 }
 
 function begin(what) {
@@ -191,8 +191,8 @@ function told(query, said) {
   const count = passages.children.length;
   if (isEmpty) return count ? howMany(count) : "There are no documents to search yet: add some first.";
   const soon = working ? `${plural(working, "document is", "documents are")} still on the way.` : "";
-  if (hasNew) return sentences(`${count ? `${howMany(count)} found` : `Nothing was found for “${query}”`} before the last documents were ready.`, soon);
-  return sentences(count ? howMany(count) : !said && `Nothing found for “${query}”.`, soon, said);
+  const since = hasNew && "Documents have become ready since then.";
+  return sentences(count ? howMany(count) : !said && `Nothing found for “${query}”.`, said, since, soon);
 }
 
 const howMany = (count) => `${more.hidden ? "" : "The first "}${plural(count, "passage")}`;
