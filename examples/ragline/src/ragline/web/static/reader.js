@@ -23,7 +23,7 @@ export function start() {
   byId("reader-close").addEventListener("click", () => dialog.close());
   byId("reader-before").addEventListener("click", () => go(-1));
   byId("reader-after").addEventListener("click", () => go(1));
-  finder.start(async (place) => { await goTo(place); return around(); }, () => shown?.start ?? 0);
+  finder.start(async (place) => { await goTo(place); return around(); }, () => shown?.start ?? 0, unmark);
   outline.start(goToHeading);
   address.whenGone(restore);
 }
@@ -102,6 +102,14 @@ async function goTo({ start, end }) {
     take(id, found, true);
   }
   text.querySelector("mark").scrollIntoView({ block: "center" });
+}
+
+function unmark() {
+  if (!shown) return;
+  const scrolled = text.scrollTop;
+  shown.mark = null;
+  draw();
+  text.scrollTop = scrolled;
 }
 
 /** Read on at a heading: the focus goes there too. */
@@ -205,15 +213,27 @@ async function go(direction) {
 
 /** What was read stays where it is. Heights do not tell: all lines break anew. */
 function prepend(found) {
-  const place = () => text.querySelector("mark").getClientRects()[0].top;
-  const [top, scrolled] = [place(), text.scrollTop];
+  const { mark } = shown;
+  const from = mark ? mark[0] : 0;
+  const place = from + Math.max(0, shown.text.slice(from).search(/\S/)); // a line end has no place of its own
+  const [top, scrolled] = [topOf(place), text.scrollTop];
   const { length } = found.quote;
-  const { mark: [start, end] } = shown;
-  Object.assign(shown, { start: found.start, text: found.quote + shown.text, mark: [start + length, end + length] });
+  Object.assign(shown, { start: found.start, text: found.quote + shown.text, mark: mark?.map((at) => at + length) ?? null });
   shown.blocks = joined(found.blocks, shown.blocks);
   draw();
   text.scrollTop = scrolled;
-  text.scrollTop += place() - top;
+  text.scrollTop += topOf(place + length) - top;
+}
+
+/** How high a place of the text stands in the window. */
+function topOf(place) {
+  const walker = document.createTreeWalker(text, NodeFilter.SHOW_TEXT);
+  let at = 0;
+  while (walker.nextNode() && at + walker.currentNode.length <= place) at += walker.currentNode.length;
+  const range = document.createRange();
+  range.setStart(walker.currentNode, place - at);
+  range.setEnd(walker.currentNode, place - at + 1);
+  return range.getClientRects()[0].top;
 }
 
 function append(found) {
