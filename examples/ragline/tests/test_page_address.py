@@ -12,7 +12,19 @@ pytest.importorskip("playwright.sync_api", reason="the package playwright is not
 from playwright.sync_api import Browser, Page, expect
 from test_page_reading import seed
 
-from pages import PATIENT_MS, Service, Told, browser, contrast, page, search, service, told_document
+from pages import (
+    PATIENT_MS,
+    Service,
+    Told,
+    add,
+    browser,
+    contrast,
+    is_in_state,
+    page,
+    search,
+    service,
+    told_document,
+)
 
 __all__ = ["browser", "page", "service"]  # fixtures
 
@@ -86,6 +98,22 @@ def test_what_an_address_says_that_does_not_exist_is_left_out(page: Page, servic
 
     expect(names).to_have_count(1)
     expect(page).to_have_url(service.url)
+
+
+def test_a_place_that_a_document_does_not_have_opens_it_from_its_beginning(
+    page: Page, service: Service
+) -> None:
+    """A range that begins behind the end, is empty or is none: the document is there all the same."""
+    add(page, "plover.md", "The plover nests on the ground.")
+    is_in_state(page, "plover.md", "Ready")
+    number = page.locator("#documents > li").first.get_attribute("data-id")
+
+    for start, end in ((999999, 9999999), (5, 5), (5, 2), (3, 99999999999)):
+        page.goto(f"{service.url}?document={number}&start={start}&end={end}")
+
+        expect(page.locator("#reader-title")).to_have_text("plover.md")
+        expect(page.locator("#reader-text")).to_have_text("The plover nests on the ground.")
+        expect(page.locator("#reader-text mark")).to_have_count(0)
 
 
 def test_an_address_lists_documents_that_the_page_does_not_know(browser: Browser, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ export function restore({ document: id, start: from, end }) {
     if (dialog.open) dialog.close();
     return;
   }
-  const isPassage = [from, end].every((one) => /^\d+$/.test(one ?? ""));
+  const isPassage = [from, end].every((one) => /^\d{1,9}$/.test(one ?? ""));
   show(Number(id), isPassage ? { start: Number(from), end: Number(end) } : null);
 }
 
@@ -57,6 +57,10 @@ async function show(id, passage) {
         .catch((error) => { if (error.status === 404) return null; throw error; }),
     ]);
     if (number !== latest) return;
+    if (passage && found?.quote === "") { // the range is empty, or begins behind the end
+      await show(id, null);
+      return;
+    }
     describe(detail);
     if (!found) { text.replaceChildren(make("p", { class: "fine" }, reasonWhyThereIsNoText(detail))); return; }
     take(id, found, Boolean(passage));
