@@ -84,6 +84,24 @@ def test_back_leads_to_the_list_that_was_there(page: Page, service: Service) -> 
     expect(page).to_have_url(f"{service.url}?show=ready")
 
 
+def test_back_leads_on_after_a_document_that_was_reloaded_is_closed(page: Page, service: Service) -> None:
+    """It was opened from here before: closing it is a step back, and leaves none that changes nothing."""
+    add(page, "avocet.md", "The avocet sweeps its bill.")
+    is_in_state(page, "avocet.md", "Ready")
+    search(page, "avocet")
+    page.locator(".source").first.click()
+    expect(page.locator("#reader-text mark")).to_be_visible()
+
+    page.reload()
+    expect(page.locator("#reader-text mark")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page).to_have_url(f"{service.url}?q=avocet")
+    page.go_back()
+
+    expect(page).to_have_url(service.url)
+    expect(page.locator("#passages > li")).to_have_count(0)
+
+
 def test_what_an_address_says_that_does_not_exist_is_left_out(page: Page, service: Service) -> None:
     """No such filter, no such order, and a filter whose last document is gone: all are shown, and the address says so."""
     page.goto(f"{service.url}?show=constructor&order=toString")

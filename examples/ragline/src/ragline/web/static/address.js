@@ -1,8 +1,8 @@
 // What is shown as part of the page's address: a search, a document or a list can be kept, sent and gone back to.
 
 const listeners = [];
-// How many of the entries of the browser's history are of a document that was opened here.
-let opened = 0;
+// How many of the entries of the browser's history are of a document that was opened here; a reload keeps them.
+let opened = history.state?.opened ?? 0;
 
 /** What the address says: `q`, `ask`, `document`, `start`, `end`, `show`, `called`, `order`; those that are missing are not in it. */
 export function read() {
