@@ -79,12 +79,35 @@ def test_the_focus_stays_in_the_list_when_a_selection_is_deleted(page: Page) -> 
     names = page.locator("#documents .name")
     expect(names).to_have_text(["4.md", "1.md"])
     expect(names.last).to_be_focused()
+    expect(page.locator("#announcer")).to_have_text("2 documents deleted.")
     told.tell([told_document(number) for number in (4, 1)])
     expect(names.last).to_be_focused()
     page.get_by_label("Select all that are shown").check()
     delete_selected(page)
     expect(names).to_have_count(0)
     expect(page.locator("#choose-files")).to_be_focused()
+
+
+@pytest.mark.parametrize(
+    ("label", "state", "said"),
+    [
+        ("Pause", "queued", "2 documents paused."),
+        ("Resume", "paused", "2 documents resumed."),
+        ("Retry", "failed", "2 documents tried again."),
+        ("Cancel", "paused", "2 documents cancelled."),
+    ],
+)
+def test_what_was_done_with_a_selection_is_said_in_a_sentence(
+    page: Page, label: str, state: str, said: str
+) -> None:
+    """To those who listen, in the words of the action."""
+    Told(page).tell([told_document(2, state), told_document(1, state)])
+    page.route("**/api/documents/*/*", lambda route: route.fulfill(json=told_document(1, "queued")))
+    page.get_by_label("Select all that are shown").check()
+
+    page.locator("#selected-actions").get_by_role("button", name=label).press("Enter")
+
+    expect(page.locator("#announcer")).to_have_text(said)
 
 
 def delete_selected(page: Page) -> None:

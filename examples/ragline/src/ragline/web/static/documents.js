@@ -13,11 +13,11 @@ export const FILTERS = {
   All: Object.keys(WORDS), Working: STEPS, Ready: ["ready"], Failed: ["failed"], Stopped: ["paused", "cancelled"],
 };
 export const ACTIONS = {
-  pause: { label: "Pause", states: STEPS },
-  resume: { label: "Resume", states: ["paused"] },
-  retry: { label: "Retry", states: ["failed", "cancelled"] },
-  cancel: { label: "Cancel", states: [...STEPS, "paused"] },
-  delete: { label: "Delete", states: ["ready", "failed", "paused", "cancelled"] },
+  pause: { label: "Pause", done: "paused", states: STEPS },
+  resume: { label: "Resume", done: "resumed", states: ["paused"] },
+  retry: { label: "Retry", done: "tried again", states: ["failed", "cancelled"] },
+  cancel: { label: "Cancel", done: "cancelled", states: [...STEPS, "paused"] },
+  delete: { label: "Delete", done: "deleted", states: ["ready", "failed", "paused", "cancelled"] },
 };
 
 const PLACES_NAMED = 3;

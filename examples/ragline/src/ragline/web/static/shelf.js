@@ -316,7 +316,7 @@ async function actOnSelected(action) {
     }
   };
   await Promise.all(Array.from({ length: ACTS_AT_ONCE }, work));
-  announce(`${ACTIONS[action].label}: ${plural(chosen.length - errors.length, "document")} done.`);
+  announce(`${plural(chosen.length - errors.length, "document")} ${ACTIONS[action].done}.`);
   if (errors.length) complain(errors.length === 1 ? errors[0] : `${errors[0]} ${plural(errors.length - 1, "more document")} could not be done either.`);
   refresh();
   if (!isFocusLost()) return;
