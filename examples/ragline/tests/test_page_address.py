@@ -47,7 +47,7 @@ def test_filter_and_order_of_documents_are_in_the_address(page: Page, service: S
     Told(page).tell(SOME)  # to the page as it opens at this address
 
     expect(names).to_have_text(["2.md", "3.md"])
-    expect(page.locator("#filters [aria-pressed=true]")).to_have_text("Failed2")
+    expect(page.locator("#filters [aria-pressed=true]")).to_have_text("Failed2 of 2")
     expect(page.get_by_label("Sort by")).to_have_value("oldest")
     expect(page.get_by_label("Filter by name or folder")).to_have_value(".md")
     page.get_by_label("Sort by").select_option("Newest first")

@@ -203,6 +203,27 @@ def test_many_documents_are_shown_piece_by_piece(page: Page) -> None:
     expect(more).to_be_hidden()
 
 
+def test_documents_are_filtered_by_words_in_any_order_and_counted(page: Page) -> None:
+    """Each word stands in the path; the filter that is chosen tells how many of all that are."""
+    paths = ["docs/pg15/wal.html", "docs/pg16/wal.html", "docs/pg15/wal.md", "notes.html"]
+    told = Told(page)
+    told.tell([told_document(at, name=path, uris=[f"upload:///{path}"]) for at, path in enumerate(paths)])
+    field, chosen = (
+        page.get_by_label("Filter by name or folder"),
+        page.locator("#filters [aria-pressed=true]"),
+    )
+    expect(chosen).to_have_text("All4")
+
+    field.fill("html  DOC")
+
+    expect(page.locator("#documents .name")).to_have_text(["docs/pg16/wal.html", "docs/pg15/wal.html"])
+    expect(chosen).to_have_text("All2 of 4")
+    page.locator("#filters").get_by_role("button", name="Ready").click()
+    expect(page.locator("#filters")).to_have_text("All4Ready2 of 4")
+    field.fill("")
+    expect(chosen).to_have_text("Ready4")
+
+
 def test_what_is_selected_stays_when_newer_documents_come(page: Page) -> None:
     """The last row that is shown is not pushed off the list while somebody is at it."""
     told = Told(page)

@@ -172,7 +172,9 @@ async function fetchMore() {
 
 function isWanted({ document }) {
   if (!FILTERS[filter].includes(document.state)) return false;
-  return !called || [document.name, ...document.uris.map(shownUri)].some((text) => text.toLowerCase().includes(called));
+  const words = called.split(/\s+/);
+  const isCalled = (text) => words.every((word) => text.toLowerCase().includes(word));
+  return !called || [document.name, ...document.uris.map(shownUri)].some(isCalled);
 }
 
 function wanted() {
@@ -199,7 +201,7 @@ export function refresh() {
   document.body.classList.toggle("bare", total === 0);
   byId("shelf").hidden = total === 0;
   setText(byId("documents-count"), total.toLocaleString("en"));
-  drawFilters();
+  drawFilters(all.length);
   drawOlder(all.length, now.length);
   byId("no-match").hidden = now.length > 0 || total === 0 || !byId("older").hidden;
   setText(byId("no-match"), called ? `No document is called “${called}”.` : "No document is in this state.");
@@ -240,7 +242,8 @@ function place(elements) {
   }
 }
 
-function drawFilters() {
+/** The filter that is chosen tells how many of its documents have the name that is wanted, as far as they are listed. */
+function drawFilters(known) {
   const names = Object.keys(FILTERS).filter((name) => name === "All" || name === filter || number(name));
   const filters = byId("filters");
   const gone = [...filters.children].filter((button) => !names.includes(button.dataset.filter));
@@ -255,7 +258,8 @@ function drawFilters() {
     }
     button.setAttribute("aria-pressed", String(name === filter));
     setText(button.firstChild, name === "Working" && !hasWorker ? "Waiting" : name);
-    setText(button.lastChild, number(name).toLocaleString("en"));
+    const named = called && name === filter ? `${known.toLocaleString("en")}${isAllListed() ? "" : "+"} of ` : "";
+    setText(button.lastChild, `${named}${number(name).toLocaleString("en")}`);
   });
 }
 
