@@ -182,6 +182,20 @@ def test_who_selects_all_is_told_how_many_are_shown(page: Page) -> None:
     expect(page.locator("#unselected")).to_have_text("Select all")
 
 
+def test_the_shift_key_selects_all_between_two_documents(page: Page) -> None:
+    """Both ways, and out of the selection as well; without one before it, the document alone."""
+    Told(page).tell([told_document(number) for number in range(6, 0, -1)])
+    selected = page.locator("#documents > li:has(:checked) .name")
+
+    page.get_by_label("Select 5.md").click(modifiers=["Shift"])
+    expect(selected).to_have_text(["5.md"])
+    page.get_by_label("Select 2.md").click(modifiers=["Shift"])
+    expect(selected).to_have_text(["5.md", "4.md", "3.md", "2.md"])
+    expect(page.locator("#selected-count")).to_have_text("4 selected")
+    page.get_by_label("Select 4.md").click(modifiers=["Shift"])
+    expect(selected).to_have_text(["5.md"])
+
+
 def test_many_documents_are_shown_piece_by_piece(page: Page) -> None:
     """The page stays short, says how many more there are, and is filtered and sorted as a whole."""
     told = Told(page)

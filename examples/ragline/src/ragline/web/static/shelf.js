@@ -37,6 +37,8 @@ let isAwaited = false;
 let limit = FIRST_SHOWN;
 let typing;
 let isRetrying = false;
+/** The row that was selected, or taken out of the selection, last. */
+let selectedLast = null;
 let complain = () => {};
 
 export function start({ whenWrong }) {
@@ -51,6 +53,9 @@ export function start({ whenWrong }) {
   byId("select-all").addEventListener("change", (event) => {
     for (const { parts } of shown()) parts.check.checked = event.target.checked;
     refresh();
+  });
+  list.addEventListener("click", ({ target, shiftKey }) => {
+    if (target.matches(".check input")) select(target.closest("li"), target.checked, shiftKey);
   });
   byId("unselect").addEventListener("click", () => {
     for (const { parts } of rows.values()) parts.check.checked = false;
@@ -294,6 +299,16 @@ function drawNumbers(selected, shownNow) {
   setText(byId("unselected"), hasOthers ? `Select all ${number} that are shown` : "Select all");
   const isAllShown = hasOthers && selected === shownNow;
   setText(byId("selected-count"), isAllShown ? `The ${number} that are shown are selected` : `${selected.toLocaleString("en")} selected`);
+}
+
+/** With the shift key all rows go with it, from the one that was selected last. */
+function select(element, isChosen, isRange) {
+  const all = [...list.children];
+  const before = isRange ? all.indexOf(selectedLast) : -1;
+  selectedLast = element;
+  if (before < 0) return;
+  const [from, to] = [before, all.indexOf(element)].sort((one, other) => one - other);
+  for (const { parts } of shown().slice(from, to + 1)) parts.check.checked = isChosen;
 }
 
 /** The row that comes after some that go, or the one before them. */
