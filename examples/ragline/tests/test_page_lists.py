@@ -251,18 +251,51 @@ def test_what_is_selected_stays_when_newer_documents_come(page: Page) -> None:
     expect(page.locator("#older")).to_have_text("Show more documents (10 left)")
 
 
-def test_more_passages_are_shown_when_asked_for(page: Page) -> None:
-    """Numbered on, the first of the new ones at hand; and no more is offered than there is."""
-    passages = [told_passage(number) for number in range(13)]
-    Told(page).tell([told_document(1)])
+def find(page: Page, number: int) -> None:
+    """Find so many passages, in the place of the server."""
+    passages = [told_passage(at) for at in range(number)]
 
     def answer(route: Route) -> None:
-        skip = int(parse_qs(urlsplit(route.request.url).query).get("skip", ["0"])[0])
-        some = passages[skip : skip + 10]
-        has_more = skip + 10 < len(passages)
+        query = parse_qs(urlsplit(route.request.url).query)
+        skip, limit = (
+            int(query.get(name, [default])[0]) for name, default in (("skip", "0"), ("limit", "10"))
+        )
+        some = passages[skip : skip + limit]
+        has_more = skip + limit < len(passages)
         route.fulfill(json={"passages": some, "words": [], "note": None, "has_more": has_more})
 
     page.route("**/api/search?*", answer)
+
+
+def test_as_many_passages_are_shown_again_as_were_shown_before(page: Page) -> None:
+    """Whoever comes back to a search, also with a reload; another search begins anew."""
+    Told(page).tell([told_document(1)])
+    find(page, 75)
+    search(page, "heron")
+    shown = page.locator("#passages > li")
+    for number in range(10, 70, 10):
+        expect(shown).to_have_count(number)
+        page.locator("#more-passages").click()
+    expect(shown).to_have_count(70)
+
+    page.go_back()
+    expect(shown).to_have_count(0)
+    page.go_forward()
+    expect(shown).to_have_count(70)
+    expect(page.locator("#search-note")).to_have_text("The first 70 passages")
+    page.locator(".source").first.click()
+    expect(page.locator("#reader")).to_be_visible()
+    page.reload()
+    expect(shown).to_have_count(70)
+    page.keyboard.press("Escape")
+    search(page, "egret")
+    expect(shown).to_have_count(10)
+
+
+def test_more_passages_are_shown_when_asked_for(page: Page) -> None:
+    """Numbered on, the first of the new ones at hand; and no more is offered than there is."""
+    Told(page).tell([told_document(1)])
+    find(page, 13)
     search(page, "heron")
     shown, more = page.locator("#passages > li"), page.locator("#more-passages")
     expect(shown).to_have_count(10)

@@ -13,6 +13,8 @@ const note = byId("search-note");
 const more = byId("more-passages");
 const again = byId("search-again");
 const key = (query, isAsked) => `${isAsked ? "ask" : "search"} ${query}`;
+const PIECE = 10;
+const MOST_AT_ONCE = 50; // the server gives no more
 let working = 0;
 let isEmpty = false;
 let latest = 0; // answers of questions that were overtaken are not shown
@@ -175,8 +177,8 @@ function clear() {
 const open = (passage) => reader.open(passage.document_id, passage);
 
 async function search(query) {
-  const find = (skip) => ask("GET", `search?${new URLSearchParams({ q: query, skip })}`);
-  const results = await find(0);
+  const find = (skip, limit = PIECE) => ask("GET", `search?${new URLSearchParams({ q: query, skip, limit })}`);
+  const results = await findFirst(find, Math.max(PIECE, address.passagesShown()));
   return () => {
     clear();
     append(results);
@@ -184,6 +186,17 @@ async function search(query) {
     tell = () => setText(note, told(query, results.note));
     tell();
   };
+}
+
+/** The first passages, as many as are wanted and there are. */
+async function findFirst(find, wanted) {
+  const results = await find(0, Math.min(wanted, MOST_AT_ONCE));
+  while (results.has_more && results.passages.length < wanted) {
+    const { passages: some, has_more: hasMore } = await find(results.passages.length, Math.min(wanted - results.passages.length, MOST_AT_ONCE));
+    results.passages.push(...some);
+    results.has_more = hasMore && some.length > 0;
+  }
+  return results;
 }
 
 /** What was found, as true as it still is: the server's note is of the documents that there were. */
@@ -217,6 +230,7 @@ async function goOn(find) {
     const results = await find(passages.querySelectorAll(":scope > :not(.lost)").length);
     if (number !== latest) return;
     append(results);
+    address.keepPassagesShown(passages.children.length);
     tell();
     passages.children[before]?.focus({ preventScroll: true });
   } catch (error) {
