@@ -12,7 +12,19 @@ pytest.importorskip("playwright.sync_api", reason="the package playwright is not
 from playwright.sync_api import Browser, Page, expect
 from test_page_reading import seed
 
-from pages import PATIENT_MS, Service, Told, browser, contrast, page, search, service, told_document
+from pages import (
+    PATIENT_MS,
+    Service,
+    Told,
+    add,
+    browser,
+    contrast,
+    is_in_state,
+    page,
+    search,
+    service,
+    told_document,
+)
 
 __all__ = ["browser", "page", "service"]  # fixtures
 
@@ -35,7 +47,7 @@ def test_filter_and_order_of_documents_are_in_the_address(page: Page, service: S
     Told(page).tell(SOME)  # to the page as it opens at this address
 
     expect(names).to_have_text(["2.md", "3.md"])
-    expect(page.locator("#filters [aria-pressed=true]")).to_have_text("Failed2")
+    expect(page.locator("#filters [aria-pressed=true]")).to_have_text("Failed2 of 2")
     expect(page.get_by_label("Sort by")).to_have_value("oldest")
     expect(page.get_by_label("Filter by name or folder")).to_have_value(".md")
     page.get_by_label("Sort by").select_option("Newest first")
@@ -72,6 +84,24 @@ def test_back_leads_to_the_list_that_was_there(page: Page, service: Service) -> 
     expect(page).to_have_url(f"{service.url}?show=ready")
 
 
+def test_back_leads_on_after_a_document_that_was_reloaded_is_closed(page: Page, service: Service) -> None:
+    """It was opened from here before: closing it is a step back, and leaves none that changes nothing."""
+    add(page, "avocet.md", "The avocet sweeps its bill.")
+    is_in_state(page, "avocet.md", "Ready")
+    search(page, "avocet")
+    page.locator(".source").first.click()
+    expect(page.locator("#reader-text mark")).to_be_visible()
+
+    page.reload()
+    expect(page.locator("#reader-text mark")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page).to_have_url(f"{service.url}?q=avocet")
+    page.go_back()
+
+    expect(page).to_have_url(service.url)
+    expect(page.locator("#passages > li")).to_have_count(0)
+
+
 def test_what_an_address_says_that_does_not_exist_is_left_out(page: Page, service: Service) -> None:
     """No such filter, no such order, and a filter whose last document is gone: all are shown, and the address says so."""
     page.goto(f"{service.url}?show=constructor&order=toString")
@@ -86,6 +116,22 @@ def test_what_an_address_says_that_does_not_exist_is_left_out(page: Page, servic
 
     expect(names).to_have_count(1)
     expect(page).to_have_url(service.url)
+
+
+def test_a_place_that_a_document_does_not_have_opens_it_from_its_beginning(
+    page: Page, service: Service
+) -> None:
+    """A range that begins behind the end, is empty or is none: the document is there all the same."""
+    add(page, "plover.md", "The plover nests on the ground.")
+    is_in_state(page, "plover.md", "Ready")
+    number = page.locator("#documents > li").first.get_attribute("data-id")
+
+    for start, end in ((999999, 9999999), (5, 5), (5, 2), (3, 99999999999)):
+        page.goto(f"{service.url}?document={number}&start={start}&end={end}")
+
+        expect(page.locator("#reader-title")).to_have_text("plover.md")
+        expect(page.locator("#reader-text")).to_have_text("The plover nests on the ground.")
+        expect(page.locator("#reader-text mark")).to_have_count(0)
 
 
 def test_an_address_lists_documents_that_the_page_does_not_know(browser: Browser, tmp_path: Path) -> None:

@@ -19,6 +19,21 @@ LONG = "\n\n".join(
     for number in range(12)
 )
 
+PLACE = """
+(text) => {
+    const walker = document.createTreeWalker(text, NodeFilter.SHOW_TEXT);
+    const range = document.createRange();
+    while (walker.nextNode()) {
+        const at = walker.currentNode.data.indexOf("no. 11 sings");
+        if (at < 0) continue;
+        range.setStart(walker.currentNode, at);
+        range.setEnd(walker.currentNode, at + 1);
+        return range.getBoundingClientRect().top;
+    }
+    return NaN;
+}
+"""
+
 
 def read(page: Page, name: str, content: str = LONG) -> Locator:
     """Add a document and open it; its text."""
@@ -101,6 +116,34 @@ def test_words_are_found_in_the_whole_of_a_document(page: Page) -> None:
     expect(said).to_have_text("Not found")
     page.get_by_role("button", name="Previous place").click()
     expect(said).to_have_text("Not found")
+
+
+def test_what_was_found_is_forgotten_when_other_words_are_typed(page: Page) -> None:
+    """Neither the count nor the mark is of them; what comes before is read on from there all the same."""
+    text = read(page, "chapters.md")
+    field, said = page.get_by_label("Find in this document"), page.locator("#find-said")
+    field.fill("wren")
+    field.press("Shift+Enter")
+    expect(said).to_contain_text("12 of 12")
+    expect(text.locator("mark")).to_have_text("wren")
+    scrolled = text.evaluate("(one) => one.scrollTop")
+
+    field.press_sequentially("s")
+    expect(said).to_have_text("")
+    expect(text.locator("mark")).to_have_count(0)
+    assert text.evaluate("(one) => one.scrollTop") == scrolled
+    place = text.evaluate(PLACE)
+    page.locator("#reader-before").click()
+    expect(text).to_contain_text("no. 10 sings")
+    assert abs(text.evaluate(PLACE) - place) < 3
+
+    field.fill("wren")
+    field.press("Enter")
+    expect(text.locator("mark")).to_have_text("wren")
+    field.press("Escape")
+    expect(field).to_have_value("")
+    expect(said).to_have_text("")
+    expect(text.locator("mark")).to_have_count(0)
 
 
 def test_what_was_looked_for_in_a_document_is_not_looked_for_in_the_next(page: Page) -> None:

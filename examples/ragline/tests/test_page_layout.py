@@ -107,6 +107,57 @@ def test_a_long_line_of_code_scrolls_within_its_block(page: Page) -> None:
     expect(table).not_to_have_attribute("tabindex", "0")
 
 
+SIDES = """
+([selector, words]) => {
+    const box = document.querySelector(selector);
+    const walker = document.createTreeWalker(box, NodeFilter.SHOW_TEXT);
+    const range = document.createRange();
+    while (walker.nextNode()) {
+        const at = walker.currentNode.data.indexOf(words);
+        if (at < 0) continue;
+        range.setStart(walker.currentNode, at);
+        range.setEnd(walker.currentNode, at + 1);
+        const [first, { left, right }] = [range.getBoundingClientRect(), box.getBoundingClientRect()];
+        return first.left + first.right > left + right ? "right" : "left";
+    }
+    return "nowhere";
+}
+"""
+TWO_WAYS = """# כותרת
+
+שורה בעברית, heron, ועוד מילים.
+
+A line in English.
+
+| heron | עמודה |
+|---|---|
+| 1 | 2 |
+
+سطر بالعربية، heron، وكلمات أخرى.
+
+```
+code in عربي
+```
+"""
+
+
+def test_text_is_read_in_the_direction_of_its_script(page: Page) -> None:
+    """Each paragraph by itself, in the reader as on a card and in its heading; code begins on the left."""
+    add(page, "two-ways.md", TWO_WAYS)
+    is_in_state(page, "two-ways.md", "Ready")
+    search(page, "heron")
+    lines = {"שורה": "right", "A line": "left", "سطر": "right", "code in": "left"}
+
+    expect(page.locator("#passages .block")).to_have_count(2)
+    for words, side in lines.items():
+        assert page.evaluate(SIDES, ["#passages blockquote", words]) == side
+    assert page.evaluate(SIDES, ["#passages .section", "כותרת"]) == "right"
+    page.locator(".source").first.click()
+    expect(page.locator("#reader-text mark").first).to_be_visible()
+    for words, side in lines.items():
+        assert page.evaluate(SIDES, ["#reader-text", words]) == side
+
+
 def test_source_code_is_read_as_it_is_written(page: Page) -> None:
     """The whole of it, also what is read on: a line is not divided where a piece of the text ends."""
     source = "".join(f"def falcon_{number}(one):\n    return one + {number}\n\n\n" for number in range(200))

@@ -79,6 +79,7 @@ def test_the_focus_stays_in_the_list_when_a_selection_is_deleted(page: Page) -> 
     names = page.locator("#documents .name")
     expect(names).to_have_text(["4.md", "1.md"])
     expect(names.last).to_be_focused()
+    expect(page.locator("#announcer")).to_have_text("2 documents deleted.")
     told.tell([told_document(number) for number in (4, 1)])
     expect(names.last).to_be_focused()
     page.get_by_label("Select all that are shown").check()
@@ -87,10 +88,83 @@ def test_the_focus_stays_in_the_list_when_a_selection_is_deleted(page: Page) -> 
     expect(page.locator("#choose-files")).to_be_focused()
 
 
+@pytest.mark.parametrize(
+    ("label", "state", "said"),
+    [
+        ("Pause", "queued", "2 documents paused."),
+        ("Resume", "paused", "2 documents resumed."),
+        ("Retry", "failed", "2 documents tried again."),
+        ("Cancel", "paused", "2 documents cancelled."),
+    ],
+)
+def test_what_was_done_with_a_selection_is_said_in_a_sentence(
+    page: Page, label: str, state: str, said: str
+) -> None:
+    """To those who listen, in the words of the action."""
+    Told(page).tell([told_document(2, state), told_document(1, state)])
+    page.route("**/api/documents/*/*", lambda route: route.fulfill(json=told_document(1, "queued")))
+    page.get_by_label("Select all that are shown").check()
+
+    page.locator("#selected-actions").get_by_role("button", name=label).press("Enter")
+
+    expect(page.locator("#announcer")).to_have_text(said)
+
+
 def delete_selected(page: Page) -> None:
     """Delete what is selected, with the keyboard."""
     page.locator("#selected-actions").get_by_role("button", name="Delete").press("Enter")
     page.locator("#confirm").get_by_role("button", name="Delete").press("Enter")
+
+
+def test_the_focus_stays_in_the_list_when_one_document_is_deleted(page: Page) -> None:
+    """By its own button: at the next document."""
+    Told(page).tell([told_document(number) for number in (3, 2, 1)])
+    page.route("**/api/documents/*", lambda route: route.fulfill(status=204))
+
+    document(page, "2.md").get_by_role("button", name="Delete").press("Enter")
+    page.locator("#confirm").get_by_role("button", name="Delete").press("Enter")
+
+    names = page.locator("#documents .name")
+    expect(names).to_have_text(["3.md", "1.md"])
+    expect(names.last).to_be_focused()
+
+
+def test_the_focus_stays_at_the_list_when_the_last_document_leaves_it(page: Page) -> None:
+    """At the filter that is empty now, and then at the one that is shown instead of it."""
+    told = Told(page)
+    told.tell([told_document(2), told_document(1, "paused")])
+    filters = page.locator("#filters")
+    filters.get_by_role("button", name="Stopped").click()
+    page.route("**/api/documents/1/resume", lambda route: route.fulfill(json=told_document(1, "queued")))
+
+    document(page, "1.md").get_by_role("button", name="Resume").press("Enter")
+
+    expect(page.locator("#documents > li")).to_have_count(0)
+    expect(filters.get_by_role("button", name="Stopped")).to_be_focused()
+    told.tell([told_document(2), told_document(1, "queued")])
+    expect(page.locator("#documents > li")).to_have_count(2)
+    expect(filters.get_by_role("button", name="All")).to_be_focused()
+
+
+def test_the_focus_stays_where_a_button_has_nothing_left_to_do(page: Page) -> None:
+    """At the document that is ready now, at its selection, and at the title where no document has failed any more."""
+    told = Told(page)
+    told.tell([told_document(1, "embedding"), told_document(2, "failed")], retryable=1)
+    row = document(page, "1.md")
+    row.get_by_role("button", name="Pause").focus()
+    told.tell([told_document(1), told_document(2, "failed")], retryable=1)
+    expect(row.locator(".name")).to_be_focused()
+
+    page.get_by_label("Select 2.md").check()
+    page.locator("#selected-actions").get_by_role("button", name="Retry").focus()
+    told.tell([told_document(1), told_document(2, "ready"), told_document(3, "failed")], retryable=1)
+    expect(page.get_by_role("button", name="Clear")).to_be_focused()
+
+    page.route("**/api/documents/retry-failed", lambda route: route.fulfill(json={"ids": [3]}))
+    page.get_by_role("button", name="Retry failed").press("Enter")
+    expect(page.get_by_role("button", name="Retry failed")).to_be_focused()
+    told.tell([told_document(1), told_document(2), told_document(3, "queued")])
+    expect(page.get_by_role("heading", name="Documents")).to_be_focused()
 
 
 def test_who_selects_all_is_told_how_many_are_shown(page: Page) -> None:
@@ -106,6 +180,20 @@ def test_who_selects_all_is_told_how_many_are_shown(page: Page) -> None:
     page.get_by_role("button", name="Clear").click()
     page.get_by_role("button", name="Show more documents").click()
     expect(page.locator("#unselected")).to_have_text("Select all")
+
+
+def test_the_shift_key_selects_all_between_two_documents(page: Page) -> None:
+    """Both ways, and out of the selection as well; without one before it, the document alone."""
+    Told(page).tell([told_document(number) for number in range(6, 0, -1)])
+    selected = page.locator("#documents > li:has(:checked) .name")
+
+    page.get_by_label("Select 5.md").click(modifiers=["Shift"])
+    expect(selected).to_have_text(["5.md"])
+    page.get_by_label("Select 2.md").click(modifiers=["Shift"])
+    expect(selected).to_have_text(["5.md", "4.md", "3.md", "2.md"])
+    expect(page.locator("#selected-count")).to_have_text("4 selected")
+    page.get_by_label("Select 4.md").click(modifiers=["Shift"])
+    expect(selected).to_have_text(["5.md"])
 
 
 def test_many_documents_are_shown_piece_by_piece(page: Page) -> None:
@@ -129,6 +217,27 @@ def test_many_documents_are_shown_piece_by_piece(page: Page) -> None:
     expect(more).to_be_hidden()
 
 
+def test_documents_are_filtered_by_words_in_any_order_and_counted(page: Page) -> None:
+    """Each word stands in the path; the filter that is chosen tells how many of all that are."""
+    paths = ["docs/pg15/wal.html", "docs/pg16/wal.html", "docs/pg15/wal.md", "notes.html"]
+    told = Told(page)
+    told.tell([told_document(at, name=path, uris=[f"upload:///{path}"]) for at, path in enumerate(paths)])
+    field, chosen = (
+        page.get_by_label("Filter by name or folder"),
+        page.locator("#filters [aria-pressed=true]"),
+    )
+    expect(chosen).to_have_text("All4")
+
+    field.fill("html  DOC")
+
+    expect(page.locator("#documents .name")).to_have_text(["docs/pg16/wal.html", "docs/pg15/wal.html"])
+    expect(chosen).to_have_text("All2 of 4")
+    page.locator("#filters").get_by_role("button", name="Ready").click()
+    expect(page.locator("#filters")).to_have_text("All4Ready2 of 4")
+    field.fill("")
+    expect(chosen).to_have_text("Ready4")
+
+
 def test_what_is_selected_stays_when_newer_documents_come(page: Page) -> None:
     """The last row that is shown is not pushed off the list while somebody is at it."""
     told = Told(page)
@@ -142,18 +251,51 @@ def test_what_is_selected_stays_when_newer_documents_come(page: Page) -> None:
     expect(page.locator("#older")).to_have_text("Show more documents (10 left)")
 
 
-def test_more_passages_are_shown_when_asked_for(page: Page) -> None:
-    """Numbered on, the first of the new ones at hand; and no more is offered than there is."""
-    passages = [told_passage(number) for number in range(13)]
-    Told(page).tell([told_document(1)])
+def find(page: Page, number: int) -> None:
+    """Find so many passages, in the place of the server."""
+    passages = [told_passage(at) for at in range(number)]
 
     def answer(route: Route) -> None:
-        skip = int(parse_qs(urlsplit(route.request.url).query).get("skip", ["0"])[0])
-        some = passages[skip : skip + 10]
-        has_more = skip + 10 < len(passages)
+        query = parse_qs(urlsplit(route.request.url).query)
+        skip, limit = (
+            int(query.get(name, [default])[0]) for name, default in (("skip", "0"), ("limit", "10"))
+        )
+        some = passages[skip : skip + limit]
+        has_more = skip + limit < len(passages)
         route.fulfill(json={"passages": some, "note": None, "has_more": has_more})
 
     page.route("**/api/search?*", answer)
+
+
+def test_as_many_passages_are_shown_again_as_were_shown_before(page: Page) -> None:
+    """Whoever comes back to a search, also with a reload; another search begins anew."""
+    Told(page).tell([told_document(1)])
+    find(page, 75)
+    search(page, "heron")
+    shown = page.locator("#passages > li")
+    for number in range(10, 70, 10):
+        expect(shown).to_have_count(number)
+        page.locator("#more-passages").click()
+    expect(shown).to_have_count(70)
+
+    page.go_back()
+    expect(shown).to_have_count(0)
+    page.go_forward()
+    expect(shown).to_have_count(70)
+    expect(page.locator("#search-note")).to_have_text("The first 70 passages")
+    page.locator(".source").first.click()
+    expect(page.locator("#reader")).to_be_visible()
+    page.reload()
+    expect(shown).to_have_count(70)
+    page.keyboard.press("Escape")
+    search(page, "egret")
+    expect(shown).to_have_count(10)
+
+
+def test_more_passages_are_shown_when_asked_for(page: Page) -> None:
+    """Numbered on, the first of the new ones at hand; and no more is offered than there is."""
+    Told(page).tell([told_document(1)])
+    find(page, 13)
     search(page, "heron")
     shown, more = page.locator("#passages > li"), page.locator("#more-passages")
     expect(shown).to_have_count(10)

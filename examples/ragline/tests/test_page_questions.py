@@ -26,6 +26,7 @@ from pages import (
 __all__ = ["browser", "page", "service"]  # fixtures
 
 ONLY_NEAR = "No passage has a word of the query; these are the nearest in meaning."
+NO_WORD = "The question only says what to leave out: add a word to look for."
 
 
 def answer(page: Page, number: int = 1, note: str | None = None, *, has_more: bool = False) -> None:
@@ -62,7 +63,7 @@ def test_new_results_are_offered_when_documents_have_become_ready(page: Page) ->
 
     told.tell([told_document(1), told_document(2)])
 
-    again = page.get_by_role("button", name="New results: search again")
+    again = page.get_by_role("button", name="Search again: documents were added")
     expect(again).to_be_visible()
     assert again.evaluate("(one) => one.getBoundingClientRect().height") >= 44
     expect(page.locator("#passages > li")).to_have_count(1)
@@ -79,21 +80,33 @@ def test_new_results_are_offered_when_documents_have_become_ready(page: Page) ->
         (
             0,
             "Nothing found: no passage has a word of the query.",
-            "1 document is still on the way. Nothing found: no passage has a word of the query.",
-            "Nothing was found for “heron” before the last documents were ready.",
+            "Nothing found: no passage has a word of the query. 1 document is still on the way.",
+            "Nothing found: no passage has a word of the query. Documents have become ready since then.",
         ),
         (
             2,
             ONLY_NEAR,
-            f"2 passages. 1 document is still on the way. {ONLY_NEAR}",
-            "2 passages found before the last documents were ready.",
+            f"2 passages. {ONLY_NEAR} 1 document is still on the way.",
+            f"2 passages. {ONLY_NEAR} Documents have become ready since then.",
+        ),
+        (
+            0,
+            None,
+            "Nothing found for “heron”. 1 document is still on the way.",
+            "Nothing found for “heron”. Documents have become ready since then.",
+        ),
+        (
+            0,
+            NO_WORD,
+            f"{NO_WORD} 1 document is still on the way.",
+            f"{NO_WORD} Documents have become ready since then.",
         ),
     ],
 )
 def test_what_is_said_of_a_search_stays_true(
-    page: Page, number: int, note: str, now: str, later: str
+    page: Page, number: int, note: str | None, now: str, later: str
 ) -> None:
-    """That nothing has the words was true of the documents that there were."""
+    """What explains it is kept: it is true of the documents that there were, and there are others since."""
     told = Told(page)
     told.tell([told_document(1), told_document(2, "embedding")])
     answer(page, number, note)
@@ -175,7 +188,7 @@ def test_a_document_that_is_replaced_leaves_results_that_say_so(page: Page) -> N
         "CHANGES.md replaces the version that was here."
     )
     expect(passage).to_contain_text("no longer here", timeout=PATIENT_MS)
-    page.get_by_role("button", name="New results: search again").click()
+    page.get_by_role("button", name="Search again: documents were added").click()
     expect(passage).to_contain_text("second version")
     expect(passage).not_to_contain_text("no longer here")
 

@@ -74,6 +74,34 @@ def test_what_is_shown_is_in_the_address(page: Page, service: Service) -> None:
     assert page.url.endswith("/?q=ibis")
 
 
+def test_who_closes_a_document_that_the_address_opened_goes_on_where_it_is_listed(
+    page: Page, service: Service
+) -> None:
+    """At its passage, at its row, or at the beginning; no button was pressed that could have the focus again."""
+    add(page, "crane.md", "The crane calls, and the crane dances.")
+    is_in_state(page, "crane.md", "Ready")
+    search(page, "crane")
+    page.locator(".source").first.click()
+    expect(page.locator("#reader-text mark")).to_be_visible()
+
+    page.reload()
+    expect(page.locator("#reader-text mark")).to_be_visible()
+    expect(page.locator("#passages > li")).to_have_count(1)
+    page.keyboard.press("Escape")
+    expect(page.locator(".source").first).to_be_focused()
+
+    number = page.locator("#documents > li").first.get_attribute("data-id")
+    page.goto(f"{service.url}?document={number}")
+    expect(page.locator("#reader-title")).to_have_text("crane.md")
+    expect(document(page, "crane.md")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(document(page, "crane.md").locator(".name")).to_be_focused()
+    page.goto(f"{service.url}?document=9999")
+    expect(page.locator("#reader-title")).to_have_text("This document is no longer here")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("heading", name="Search")).to_be_focused()
+
+
 def test_a_document_is_opened_from_the_list_read_on_and_downloaded(page: Page) -> None:
     """From its beginning to its end, and as the file that it was."""
     add(page, "long.md", LONG)

@@ -27,6 +27,7 @@ class Uploads:
         self.page = page
         self.held: list[Route] = []
         self.outcome = "added"
+        self.document = told_document(1)
         page.route("**/api/documents?name=*", lambda route: self.held.append(route))
 
     def wait(self, number: int) -> None:
@@ -40,7 +41,7 @@ class Uploads:
             self.wait(min(left, SENT_AT_ONCE))
             self.held.sort(key=lambda route: route.request.url)
             request = self.held[0].request
-            taken = {"outcome": self.outcome, "document": told_document(1)}
+            taken = {"outcome": self.outcome, "document": self.document}
             with self.page.expect_event("requestfinished", lambda done, request=request: done == request):
                 self.held.pop(0).fulfill(status=201, json=taken)
 
@@ -118,6 +119,28 @@ def test_files_that_are_here_are_named_and_counted_anew_for_each_choice(page: Pa
         ["docs/1.md is here already.", f"5 files are here already: {a_to_c} and 2 more."]
     )
     expect(page.locator("#announcer")).to_contain_text(f"5 files are here already: {a_to_c} and 2 more.")
+
+
+def test_files_that_are_here_but_cannot_be_read_say_why(page: Page, uploads: Uploads) -> None:
+    """Of one the reason as it is, of several each with its own; what will be found later is told apart."""
+    uploads.outcome, uploads.document = "failed", told_document(1, "failed", reason="The PDF is torn.")
+    choose(page, "1.md")
+    uploads.let_go()
+    notes = page.locator("#uploads > li > span")
+    unreadable = "1.md is here already, but cannot be read: The PDF is torn."
+    expect(notes).to_have_text([unreadable])
+    expect(page.locator("#announcer")).to_contain_text(unreadable)
+    choose(page, "a/1.md", "b/1.md")
+    uploads.let_go(2)
+    both = "a/1.md (The PDF is torn.), b/1.md (The PDF is torn.)"
+    expect(notes.last).to_have_text(f"2 files are here already, but cannot be read: {both}.")
+    uploads.outcome, uploads.document = "unchanged", told_document(1, "queued")
+    choose(page, "1.md")
+    uploads.let_go()
+    expect(notes.last).to_have_text("1.md is here already, but not ready yet.")
+    choose(page, "a/1.md", "b/1.md")
+    uploads.let_go(2)
+    expect(notes.last).to_have_text("2 files are here already, but not ready yet: a/1.md, b/1.md.")
 
 
 def test_uploads_wait_until_they_are_sent(page: Page, uploads: Uploads) -> None:

@@ -205,7 +205,7 @@ def test_documents_are_listed_page_by_page(client: TestClient) -> None:
 
 
 def test_documents_are_listed_by_name_size_and_age(client: TestClient) -> None:
-    """Those with a word in their name or folder, in pages that are skipped; no sign in it is special."""
+    """Those with each word in their name or folder, in pages that are skipped; no sign in it is special."""
     for name, content in (("b/%b.md", "x" * 30), ("b/a.md", "x" * 20), ("c/C 1.md", "x" * 10)):
         upload(client, name, content)
 
@@ -219,6 +219,7 @@ def test_documents_are_listed_by_name_size_and_age(client: TestClient) -> None:
     assert listed(called="%") == ["%b.md"]
     assert listed(called="c 1") == listed(called="c/C 1") == ["C 1.md"]
     assert listed(called="b/") == ["a.md", "%b.md"]
+    assert listed(called="MD  b/ ") == ["a.md", "%b.md"]
     assert client.get("/api/documents", params={"limit": 2}).json()["has_more"]
     assert not client.get("/api/documents", params={"limit": 2, "skip": 1}).json()["has_more"]
 

@@ -121,19 +121,22 @@ def entries(
         below_id: only older ones: the id of the last one on the page before.
         states: only those in one of these states.
         document_ids: only these.
-        called: only those of which a place has this in its path, whatever the case of its letters.
+        called: only those of which a place has each of these words in its path, in any order and case.
         order: how they are sorted.
         skip: how many are left out at the beginning.
     """
     query = select(Document).where(Document.state.in_(states))
     query = query.order_by(*_sorted_by(order)).limit(limit).offset(skip)
-    if called:
+    if words := called.split():
         used = or_(Source.serving_id == Document.id, Source.pending_id == Document.id)
-        in_path = or_(
-            Source.name.icontains(called, autoescape=True),
-            Source.uri.icontains(quote(called), autoescape=True),
-        )
-        query = query.where(select(Source.id).where(used, in_path).exists())
+        in_path = [
+            or_(
+                Source.name.icontains(word, autoescape=True),
+                Source.uri.icontains(quote(word), autoescape=True),
+            )
+            for word in words
+        ]
+        query = query.where(select(Source.id).where(used, *in_path).exists())
     if below_id is not None:
         query = query.where(Document.id < below_id)
     if document_ids is not None:

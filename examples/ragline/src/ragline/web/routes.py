@@ -81,7 +81,7 @@ def uploads_of(request: Request) -> CapacityLimiter:
 def list_documents(
     state: Annotated[list[State] | None, Query(description="Only in these states.")] = None,
     before: Annotated[int | None, Query(ge=1, le=MAX_ID, description="Only older than this one.")] = None,
-    called: Annotated[str, Query(max_length=200, description="Only with this in name or folder.")] = "",
+    called: Annotated[str, Query(max_length=200, description="Only with its words in name or folder.")] = "",
     order: Order = Order.NEWEST,
     skip: Annotated[int, Query(ge=0, le=MAX_ID, description="Leave out so many.")] = 0,
     limit: Annotated[int, Query(ge=1, le=500)] = 100,

@@ -1,8 +1,8 @@
 // What is shown as part of the page's address: a search, a document or a list can be kept, sent and gone back to.
 
 const listeners = [];
-// How many of the entries of the browser's history are of a document that was opened here.
-let opened = 0;
+// How many of the entries of the browser's history are of a document that was opened here; a reload keeps them.
+let opened = history.state?.opened ?? 0;
 
 /** What the address says: `q`, `ask`, `document`, `start`, `end`, `show`, `called`, `order`; those that are missing are not in it. */
 export function read() {
@@ -17,13 +17,21 @@ export function write(changes) {
   const next = changed(changes);
   if (next === null) return;
   if (changes.document) opened += 1;
-  history.pushState({ opened }, "", next);
+  history.pushState({ ...("q" in changes ? {} : history.state), opened }, "", next);
 }
 
 /** Change the address without a step to go back by: as somebody types, each letter would be one. */
 export function rewrite(changes) {
   const next = changed(changes);
-  if (next !== null) history.replaceState({ opened }, "", next);
+  if (next !== null) history.replaceState({ ...history.state, opened }, "", next);
+}
+
+/** How many passages of the search that the address says were shown, as far as it is kept. */
+export const passagesShown = () => history.state?.passages ?? 0;
+
+/** Keep how many passages are shown, for who comes back to the search. */
+export function keepPassagesShown(passages) {
+  history.replaceState({ ...history.state, passages }, "");
 }
 
 /** The address with changes; null where they change nothing. */

@@ -1,7 +1,7 @@
 // The documents: rows that follow the server's, and what can be done with each.
 
 import { ask } from "./api.js";
-import { announce, bytes, byId, make, plural, setText } from "./elements.js";
+import { announce, bytes, byId, make, plural, setText, take } from "./elements.js";
 import * as reader from "./reader.js";
 
 const STEPS = ["queued", "parsing", "splitting", "embedding"];
@@ -13,11 +13,11 @@ export const FILTERS = {
   All: Object.keys(WORDS), Working: STEPS, Ready: ["ready"], Failed: ["failed"], Stopped: ["paused", "cancelled"],
 };
 export const ACTIONS = {
-  pause: { label: "Pause", states: STEPS },
-  resume: { label: "Resume", states: ["paused"] },
-  retry: { label: "Retry", states: ["failed", "cancelled"] },
-  cancel: { label: "Cancel", states: [...STEPS, "paused"] },
-  delete: { label: "Delete", states: ["ready", "failed", "paused", "cancelled"] },
+  pause: { label: "Pause", done: "paused", states: STEPS },
+  resume: { label: "Resume", done: "resumed", states: ["paused"] },
+  retry: { label: "Retry", done: "tried again", states: ["failed", "cancelled"] },
+  cancel: { label: "Cancel", done: "cancelled", states: [...STEPS, "paused"] },
+  delete: { label: "Delete", done: "deleted", states: ["ready", "failed", "paused", "cancelled"] },
 };
 
 const PLACES_NAMED = 3;
@@ -29,6 +29,7 @@ let complain = () => {};
 let changed = () => {};
 let lost = () => {};
 let hasWorker = true;
+const busy = new Set(); // the ids of those with which something is being done
 /** How many documents were ready at the last update, and the newest document then. */
 let readyBefore = null;
 let newestBefore = 0;
@@ -133,10 +134,8 @@ export function remove(id) {
   const row = rows.get(id);
   if (!row) return;
   // Whoever was at this row with the keyboard goes on at the next one.
-  if (row.element.contains(document.activeElement)) {
-    goTo(row.element.nextElementSibling ?? row.element.previousElementSibling);
-  }
-  row.element.remove();
+  const next = row.element.nextElementSibling ?? row.element.previousElementSibling;
+  take(row.element, () => goTo(next));
   rows.delete(id);
 }
 
@@ -159,7 +158,7 @@ function draw({ document, element, parts }) {
   setText(parts.meta, facts(document).join(" · "));
   setText(parts.reason, document.state === "failed" ? document.reason ?? "" : "");
   parts.reason.hidden = !parts.reason.textContent;
-  drawActions(parts.actions, document);
+  drawActions(parts, document);
 }
 
 function facts(document) {
@@ -183,10 +182,10 @@ function drawTrack(track, at, { state, embedded, chunks }) {
   track.setAttribute("aria-valuetext", done ? `${WORDS[state]}: ${embedded} of ${chunks}` : WORDS[state]);
 }
 
-function drawActions(actions, document) {
+function drawActions({ actions, name: row }, document) {
   const wanted = Object.keys(ACTIONS).filter((name) => canBe(name, document));
   // A new button under the pointer, or in place of the one that has the focus, would be pressed by mistake.
-  for (const button of [...actions.children]) if (!wanted.includes(button.dataset.action)) button.remove();
+  for (const button of [...actions.children]) if (!wanted.includes(button.dataset.action)) take(button, () => row.focus());
   for (const [place, name] of wanted.entries()) {
     const label = ACTIONS[name].label;
     const known = actions.children[place];
@@ -201,19 +200,19 @@ function drawActions(actions, document) {
 }
 
 async function act(id, action) {
+  if (busy.has(id)) return;
   const row = rows.get(id);
   const { name } = row.document;
   if (action === "delete" && !(await isSure([row.document]))) return;
-  const buttons = [...row.parts.actions.children];
-  buttons.forEach((button) => { button.disabled = true; });
+  busy.add(id); // a button that is disabled loses the focus
   try {
     await perform(id, action);
     if (action === "delete") announce(`${name} was deleted.`);
-    else row.parts.actions.querySelector("button")?.focus();
+    else if (row.element.contains(document.activeElement)) row.parts.actions.querySelector("button")?.focus();
   } catch (error) {
     complain(error.message);
   } finally {
-    buttons.forEach((button) => { button.disabled = false; });
+    busy.delete(id);
     changed();
   }
 }

@@ -18,6 +18,16 @@ export function make(tag, properties = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 
+/** Whether what had the focus is gone with what it was for. */
+export const isFocusLost = () => document.activeElement === document.body || !document.activeElement.checkVisibility();
+
+/** Take an element away; if the focus is in it, it goes on elsewhere. */
+export function take(element, goOn) {
+  const isAtIt = element.contains(document.activeElement);
+  element.remove();
+  if (isAtIt) goOn();
+}
+
 /** Set text only where it differs, so that nothing is drawn, or read out, again. */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;

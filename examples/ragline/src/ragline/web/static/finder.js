@@ -10,16 +10,20 @@ let found = null; // what was looked for in it, where it stands, and at which of
 let latest = 0;
 let go = async () => "";
 let here = () => 0;
+let unmark = () => {};
 
 /**
  * @param {(place: {start: number, end: number}) => Promise<string>} lead shows a place, and gives the words around it
  * @param {() => number} at tells where what is shown begins
+ * @param {() => void} leave takes the mark away from the place that was shown
  */
-export function start(lead, at) {
+export function start(lead, at, leave) {
   go = lead;
   here = at;
+  unmark = leave;
   byId("find").addEventListener("submit", (event) => { event.preventDefault(); move(1); });
   byId("find-before").addEventListener("click", () => move(-1));
+  field.addEventListener("input", forget);
   field.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || !event.shiftKey) return;
     event.preventDefault();
@@ -35,6 +39,14 @@ export function show(id) {
   byId("find").hidden = id === null;
   field.value = "";
   setText(said, "");
+}
+
+/** Other words are typed: what is shown of those before is not of these. */
+function forget() {
+  latest += 1;
+  setText(said, "");
+  if (found?.hits.length) unmark();
+  found = null;
 }
 
 async function move(direction) {

@@ -11,6 +11,12 @@ const WORDS = {
   here: (names) => (names.length === 1
     ? `${names[0]} is here already.`
     : `${plural(names.length, "file")} are here already: ${listed(names)}.`),
+  unready: (names) => (names.length === 1
+    ? `${names[0]} is here already, but not ready yet.`
+    : `${plural(names.length, "file")} are here already, but not ready yet: ${listed(names)}.`),
+  unreadable: (files) => (files.length === 1
+    ? `${files[0].name} is here already, but cannot be read: ${files[0].reason}`
+    : `${plural(files.length, "file")} are here already, but cannot be read: ${listed(files.map(({ name, reason }) => `${name} (${reason})`))}.`),
   replaced: (names) => (names.length === 1
     ? `${names[0]} replaces the version that was here.`
     : `${plural(names.length, "file")} replace the versions that were here: ${listed(names)}.`),
@@ -21,18 +27,18 @@ const WORDS = {
 export class Notes {
   #lines = new Map();
 
-  /** Count some more files in the line of what became of them. */
-  add(became, names) {
-    if (!names.length) return;
+  /** Count some more files in the line of what became of them: their names, with the reason where they are unreadable. */
+  add(became, files) {
+    if (!files.length) return;
     let line = this.#lines.get(became);
     if (!line?.element.isConnected) {
-      line = { names: [], element: make("li", { class: "document note" }, make("span")) };
+      line = { files: [], element: make("li", { class: "document note" }, make("span")) };
       line.element.append(make("p", { class: "actions" }, dismiss(line.element, "this note")));
       this.#lines.set(became, line);
       tray.append(line.element);
     }
-    line.names = line.names.concat(names);
-    const text = WORDS[became](line.names);
+    line.files = line.files.concat(files);
+    const text = WORDS[became](line.files);
     line.element.firstChild.textContent = text;
     line.element.querySelector("button").setAttribute("aria-label", `Dismiss ${text}`);
     unsaid.add(line.element);

@@ -25,6 +25,7 @@ export function card(passage, number, quoted, open) {
     passage.also?.length ? make("p", { class: "fine also" }, also(passage)) : null,
     ...quotation(pieces, inUnits(passage.quote, passage.blocks ?? [], passage.start)));
   element.dataset.document = passage.document_id;
+  element.dataset.start = passage.start;
   return element;
 }
 

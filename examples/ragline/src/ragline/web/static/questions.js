@@ -13,6 +13,8 @@ const note = byId("search-note");
 const more = byId("more-passages");
 const again = byId("search-again");
 const key = (query, isAsked) => `${isAsked ? "ask" : "search"} ${query}`;
+const PIECE = 10;
+const MOST_AT_ONCE = 50; // the server gives no more
 let working = 0;
 let isEmpty = false;
 let latest = 0; // answers of questions that were overtaken are not shown
@@ -84,8 +86,8 @@ function drawAgain() {
   const wasHidden = again.hidden;
   again.hidden = !hasNew || !made;
   if (again.hidden) return;
-  setText(again, `New results: ${made.what === question ? "ask" : "search"} again`);
-  if (wasHidden) announce("There may be new results.");
+  setText(again, `${made.what === question ? "Ask" : "Search"} again: documents were added`);
+  if (wasHidden) announce("Documents were added since.");
 }
 
 function begin(what) {
@@ -175,8 +177,8 @@ function clear() {
 const open = (passage) => reader.open(passage.document_id, passage);
 
 async function search(query) {
-  const find = (skip) => ask("GET", `search?${new URLSearchParams({ q: query, skip })}`);
-  const results = await find(0);
+  const find = (skip, limit = PIECE) => ask("GET", `search?${new URLSearchParams({ q: query, skip, limit })}`);
+  const results = await findFirst(find, Math.max(PIECE, address.passagesShown()));
   return () => {
     clear();
     append(results);
@@ -186,13 +188,24 @@ async function search(query) {
   };
 }
 
+/** The first passages, as many as are wanted and there are. */
+async function findFirst(find, wanted) {
+  const results = await find(0, Math.min(wanted, MOST_AT_ONCE));
+  while (results.has_more && results.passages.length < wanted) {
+    const { passages: some, has_more: hasMore } = await find(results.passages.length, Math.min(wanted - results.passages.length, MOST_AT_ONCE));
+    results.passages.push(...some);
+    results.has_more = hasMore && some.length > 0;
+  }
+  return results;
+}
+
 /** What was found, as true as it still is: the server's note is of the documents that there were. */
 function told(query, said) {
   const count = passages.children.length;
   if (isEmpty) return count ? howMany(count) : "There are no documents to search yet: add some first.";
   const soon = working ? `${plural(working, "document is", "documents are")} still on the way.` : "";
-  if (hasNew) return sentences(`${count ? `${howMany(count)} found` : `Nothing was found for “${query}”`} before the last documents were ready.`, soon);
-  return sentences(count ? howMany(count) : !said && `Nothing found for “${query}”.`, soon, said);
+  const since = hasNew && "Documents have become ready since then.";
+  return sentences(count ? howMany(count) : !said && `Nothing found for “${query}”.`, said, since, soon);
 }
 
 const howMany = (count) => `${more.hidden ? "" : "The first "}${plural(count, "passage")}`;
@@ -217,6 +230,7 @@ async function goOn(find) {
     const results = await find(passages.querySelectorAll(":scope > :not(.lost)").length);
     if (number !== latest) return;
     append(results);
+    address.keepPassagesShown(passages.children.length);
     tell();
     passages.children[before]?.focus({ preventScroll: true });
   } catch (error) {

@@ -2,7 +2,7 @@
 
 import * as address from "./address.js";
 import { ask } from "./api.js";
-import { bytes, byId, make, plural, setText } from "./elements.js";
+import { bytes, byId, isFocusLost, make, plural, setText } from "./elements.js";
 import * as finder from "./finder.js";
 import { inUnits, laidOut, unitsOf } from "./layout.js";
 import * as outline from "./outline.js";
@@ -15,13 +15,15 @@ const text = byId("reader-text");
 let latest = 0; // a document that was opened since is the one that is shown
 /** Which part of which document: its text, the code and tables in it, and the piece of it that is marked. */
 let shown = null;
+/** What was asked for last: the id of the document, and where its passage begins. */
+let wanted = {};
 
 export function start() {
-  dialog.addEventListener("close", () => { shown = null; latest += 1; address.leaveDocument(); });
+  dialog.addEventListener("close", () => { shown = null; latest += 1; address.leaveDocument(); goBack(); });
   byId("reader-close").addEventListener("click", () => dialog.close());
   byId("reader-before").addEventListener("click", () => go(-1));
   byId("reader-after").addEventListener("click", () => go(1));
-  finder.start(async (place) => { await goTo(place); return around(); }, () => shown?.start ?? 0);
+  finder.start(async (place) => { await goTo(place); return around(); }, () => shown?.start ?? 0, unmark);
   outline.start(goToHeading);
   address.whenGone(restore);
 }
@@ -32,7 +34,7 @@ export function restore({ document: id, start: from, end }) {
     if (dialog.open) dialog.close();
     return;
   }
-  const isPassage = [from, end].every((one) => /^\d+$/.test(one ?? ""));
+  const isPassage = [from, end].every((one) => /^\d{1,9}$/.test(one ?? ""));
   show(Number(id), isPassage ? { start: Number(from), end: Number(end) } : null);
 }
 
@@ -44,6 +46,7 @@ export function open(id, passage = null) {
 
 async function show(id, passage) {
   const number = ++latest;
+  wanted = { id, start: passage?.start };
   clear(id);
   if (!dialog.open) dialog.showModal();
   try {
@@ -54,6 +57,10 @@ async function show(id, passage) {
         .catch((error) => { if (error.status === 404) return null; throw error; }),
     ]);
     if (number !== latest) return;
+    if (passage && found?.quote === "") { // the range is empty, or begins behind the end
+      await show(id, null);
+      return;
+    }
     describe(detail);
     if (!found) { text.replaceChildren(make("p", { class: "fine" }, reasonWhyThereIsNoText(detail))); return; }
     take(id, found, Boolean(passage));
@@ -65,6 +72,15 @@ async function show(id, passage) {
   } catch (error) {
     if (number === latest) refuse(error);
   }
+}
+
+/** Whoever opened it with the address, and not with a button, goes on where that leads: at its passage or its row. */
+function goBack() {
+  if (!isFocusLost()) return;
+  const { id, start } = wanted;
+  const passage = document.querySelector(`#passages [data-document="${id}"][data-start="${start}"] .source`);
+  const row = document.querySelector(`#documents [data-id="${id}"] .name`);
+  (passage ?? row ?? byId("questions-title")).focus({ preventScroll: true });
 }
 
 /** Show a part of a document, with what was asked for marked or not. */
@@ -90,6 +106,14 @@ async function goTo({ start, end }) {
     take(id, found, true);
   }
   text.querySelector("mark").scrollIntoView({ block: "center" });
+}
+
+function unmark() {
+  if (!shown) return;
+  const scrolled = text.scrollTop;
+  shown.mark = null;
+  draw();
+  text.scrollTop = scrolled;
 }
 
 /** Read on at a heading: the focus goes there too. */
@@ -193,15 +217,27 @@ async function go(direction) {
 
 /** What was read stays where it is. Heights do not tell: all lines break anew. */
 function prepend(found) {
-  const place = () => text.querySelector("mark").getClientRects()[0].top;
-  const [top, scrolled] = [place(), text.scrollTop];
+  const { mark } = shown;
+  const from = mark ? mark[0] : 0;
+  const place = from + Math.max(0, shown.text.slice(from).search(/\S/)); // a line end has no place of its own
+  const [top, scrolled] = [topOf(place), text.scrollTop];
   const { length } = found.quote;
-  const { mark: [start, end] } = shown;
-  Object.assign(shown, { start: found.start, text: found.quote + shown.text, mark: [start + length, end + length] });
+  Object.assign(shown, { start: found.start, text: found.quote + shown.text, mark: mark?.map((at) => at + length) ?? null });
   shown.blocks = joined(found.blocks, shown.blocks);
   draw();
   text.scrollTop = scrolled;
-  text.scrollTop += place() - top;
+  text.scrollTop += topOf(place + length) - top;
+}
+
+/** How high a place of the text stands in the window. */
+function topOf(place) {
+  const walker = document.createTreeWalker(text, NodeFilter.SHOW_TEXT);
+  let at = 0;
+  while (walker.nextNode() && at + walker.currentNode.length <= place) at += walker.currentNode.length;
+  const range = document.createRange();
+  range.setStart(walker.currentNode, place - at);
+  range.setEnd(walker.currentNode, place - at + 1);
+  return range.getClientRects()[0].top;
 }
 
 function append(found) {

@@ -3,7 +3,7 @@
 import * as address from "./address.js";
 import { ask } from "./api.js";
 import { ACTIONS, FILTERS, canBe, goTo, isAnyoneWorking, isSelected, isSure, list, perform, put, rows } from "./documents.js";
-import { announce, byId, make, plural, setText } from "./elements.js";
+import { announce, byId, isFocusLost, make, plural, setText, take } from "./elements.js";
 import { shownUri } from "./reader.js";
 
 const PAGE = 100;
@@ -36,6 +36,9 @@ let isAwaited = false;
 /** How many of those that are wanted are shown. */
 let limit = FIRST_SHOWN;
 let typing;
+let isRetrying = false;
+/** The row that was selected, or taken out of the selection, last. */
+let selectedLast = null;
 let complain = () => {};
 
 export function start({ whenWrong }) {
@@ -50,6 +53,9 @@ export function start({ whenWrong }) {
   byId("select-all").addEventListener("change", (event) => {
     for (const { parts } of shown()) parts.check.checked = event.target.checked;
     refresh();
+  });
+  list.addEventListener("click", ({ target, shiftKey }) => {
+    if (target.matches(".check input")) select(target.closest("li"), target.checked, shiftKey);
   });
   byId("unselect").addEventListener("click", () => {
     for (const { parts } of rows.values()) parts.check.checked = false;
@@ -171,7 +177,9 @@ async function fetchMore() {
 
 function isWanted({ document }) {
   if (!FILTERS[filter].includes(document.state)) return false;
-  return !called || [document.name, ...document.uris.map(shownUri)].some((text) => text.toLowerCase().includes(called));
+  const words = called.split(/\s+/);
+  const isCalled = (text) => words.every((word) => text.toLowerCase().includes(word));
+  return !called || [document.name, ...document.uris.map(shownUri)].some(isCalled);
 }
 
 function wanted() {
@@ -198,12 +206,18 @@ export function refresh() {
   document.body.classList.toggle("bare", total === 0);
   byId("shelf").hidden = total === 0;
   setText(byId("documents-count"), total.toLocaleString("en"));
-  drawFilters();
+  drawFilters(all.length);
   drawOlder(all.length, now.length);
   byId("no-match").hidden = now.length > 0 || total === 0 || !byId("older").hidden;
   setText(byId("no-match"), called ? `No document is called “${called}”.` : "No document is in this state.");
-  byId("retry-failed").hidden = !retryable;
+  drawRetry();
   drawSelection(now);
+}
+
+function drawRetry() {
+  const button = byId("retry-failed");
+  if (!retryable && document.activeElement === button) byId("documents-title").focus({ preventScroll: true });
+  button.hidden = !retryable;
 }
 
 function drawOlder(known, shownNow) {
@@ -214,13 +228,17 @@ function drawOlder(known, shownNow) {
   setText(byId("older"), `Show more documents${isAll || !called ? ` (${left.toLocaleString("en")} left)` : ""}`);
 }
 
+/** Put the focus above the list: on what selects all of it, or on the filter of a list that is empty. */
+function goToTop(number) {
+  (number ? byId("select-all") : byId("filters").querySelector("[aria-pressed=true]")).focus();
+}
+
 /** Move as few elements as need be: one that moves loses the focus. */
 function place(elements) {
   const keep = new Set(elements);
   for (const element of [...list.children]) {
     if (keep.has(element)) continue;
-    if (element.contains(document.activeElement)) byId("select-all").focus();
-    element.remove();
+    take(element, () => goToTop(elements.length));
   }
   let next = list.firstElementChild;
   for (const element of elements) {
@@ -229,10 +247,12 @@ function place(elements) {
   }
 }
 
-function drawFilters() {
+/** The filter that is chosen tells how many of its documents have the name that is wanted, as far as they are listed. */
+function drawFilters(known) {
   const names = Object.keys(FILTERS).filter((name) => name === "All" || name === filter || number(name));
   const filters = byId("filters");
-  for (const button of [...filters.children]) if (!names.includes(button.dataset.filter)) button.remove();
+  const gone = [...filters.children].filter((button) => !names.includes(button.dataset.filter));
+  for (const button of gone) take(button, () => filters.firstElementChild.focus());
   names.forEach((name, at) => {
     let button = [...filters.children].find((one) => one.dataset.filter === name);
     if (!button) {
@@ -243,7 +263,8 @@ function drawFilters() {
     }
     button.setAttribute("aria-pressed", String(name === filter));
     setText(button.firstChild, name === "Working" && !hasWorker ? "Waiting" : name);
-    setText(button.lastChild, number(name).toLocaleString("en"));
+    const named = called && name === filter ? `${known.toLocaleString("en")}${isAllListed() ? "" : "+"} of ` : "";
+    setText(button.lastChild, `${named}${number(name).toLocaleString("en")}`);
   });
 }
 
@@ -261,7 +282,7 @@ function drawSelection(now) {
   drawNumbers(selected.length, now.length);
   const actions = byId("selected-actions");
   const names = Object.keys(ACTIONS).filter((name) => selected.some(({ document }) => canBe(name, document)));
-  for (const button of [...actions.children]) if (!names.includes(button.dataset.action)) button.remove();
+  for (const button of [...actions.children]) if (!names.includes(button.dataset.action)) take(button, () => byId("unselect").focus());
   names.forEach((name, at) => {
     if (actions.children[at]?.dataset.action === name) return;
     const button = make("button", { type: "button", class: "quiet" }, ACTIONS[name].label);
@@ -280,6 +301,16 @@ function drawNumbers(selected, shownNow) {
   setText(byId("selected-count"), isAllShown ? `The ${number} that are shown are selected` : `${selected.toLocaleString("en")} selected`);
 }
 
+/** With the shift key all rows go with it, from the one that was selected last. */
+function select(element, isChosen, isRange) {
+  const all = [...list.children];
+  const before = isRange ? all.indexOf(selectedLast) : -1;
+  selectedLast = element;
+  if (before < 0) return;
+  const [from, to] = [before, all.indexOf(element)].sort((one, other) => one - other);
+  for (const { parts } of shown().slice(from, to + 1)) parts.check.checked = isChosen;
+}
+
 /** The row that comes after some that go, or the one before them. */
 function neighbour(going) {
   const all = [...list.children];
@@ -287,9 +318,6 @@ function neighbour(going) {
   const first = Math.max(0, all.findIndex(goes));
   return all.slice(first).find((element) => !goes(element)) ?? all[first - 1];
 }
-
-/** What had the focus is gone with what it was for. */
-const isFocusLost = () => document.activeElement === document.body || !document.activeElement.checkVisibility();
 
 async function actOnSelected(action) {
   const chosen = wanted().filter((row) => isSelected(row) && canBe(action, row.document)).map(({ document }) => document);
@@ -307,22 +335,23 @@ async function actOnSelected(action) {
     }
   };
   await Promise.all(Array.from({ length: ACTS_AT_ONCE }, work));
-  announce(`${ACTIONS[action].label}: ${plural(chosen.length - errors.length, "document")} done.`);
+  announce(`${plural(chosen.length - errors.length, "document")} ${ACTIONS[action].done}.`);
   if (errors.length) complain(errors.length === 1 ? errors[0] : `${errors[0]} ${plural(errors.length - 1, "more document")} could not be done either.`);
   refresh();
   if (!isFocusLost()) return;
   if (action === "delete") goTo(near?.isConnected ? near : null);
-  else byId("select-all").focus();
+  else goToTop(list.children.length);
 }
 
-async function retryFailed(event) {
-  event.target.disabled = true;
+async function retryFailed() {
+  if (isRetrying) return;
+  isRetrying = true; // a button that is disabled loses the focus
   try {
     const { ids } = await ask("POST", "documents/retry-failed");
     announce(`${plural(ids.length, "document")} tried again.`);
   } catch (error) {
     complain(error.message);
   } finally {
-    event.target.disabled = false;
+    isRetrying = false;
   }
 }

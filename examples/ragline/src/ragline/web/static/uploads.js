@@ -77,8 +77,9 @@ async function carry(upload) {
   try {
     const { outcome, document } = await send(upload.file, upload.name, (share) => { upload.share = share; drawShare(upload); });
     forget(upload);
-    if (outcome === "unchanged" || outcome === "duplicate") upload.notes.add("here", [nameHere(upload.name, document.name)]);
+    if (outcome === "unchanged" || outcome === "duplicate") upload.notes.add(document.is_found ? "here" : "unready", [nameHere(upload.name, document.name)]);
     if (outcome === "replaced") upload.notes.add("replaced", [upload.name]);
+    if (outcome === "failed") upload.notes.add("unreadable", [{ name: nameHere(upload.name, document.name), reason: document.reason }]);
     added(document);
   } catch (error) {
     refuse(upload, error.message, error.status === 0 || error.status >= 500);
