@@ -30,6 +30,7 @@ from .requests.put_back import PutBack, send_or_put_back
 from .requests.registry import home_of
 from .requests.sending import enqueue, hold, session_at_hand
 from .sessions.any_session import AnySession
+from .sessions.at_hand import alive
 from .signatures.entities import encoded
 from .signatures.injection import injection_of
 from .signatures.options import refuse_map, refuse_old_protocol
@@ -62,7 +63,7 @@ class SessionTask(PlannedTask):
 
         It is one that runs in this thread, greenlet or asyncio task.
         """
-        plan, held = self.session_plan, at_hand.get()
+        plan, held = self.session_plan, alive(at_hand.get())
         while held is not None:
             # A plan that was made anew while the request runs is of the same task.
             if isinstance(held, UnitOfWork) and held.plan.task is plan.task and held.plan.is_body:
@@ -74,9 +75,15 @@ class SessionTask(PlannedTask):
     def session(self) -> Session:
         """The session of the running request.
 
+        What the application's own code assigns to it, as a ``before_start`` of its class does, is
+        what it returns from then on.
+
         Raises:
             NoSessionError: No request of this task runs in this thread or greenlet.
         """
+        own: Session | None = vars(self).get("session")
+        if own is not None:
+            return own
         unit = self._unit()
         if unit is None:
             raise NoSessionError(
@@ -86,6 +93,10 @@ class SessionTask(PlannedTask):
             )
         # Of an async task this is its AsyncSession.
         return cast("Session", unit.handed_out()) if self.is_async else unit.session
+
+    @session.setter
+    def session(self, session: Session | None) -> None:
+        vars(self)["session"] = session
 
     @property
     def async_session(self) -> AsyncSession:

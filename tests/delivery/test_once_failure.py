@@ -280,6 +280,29 @@ def test_what_record_failure_sends_is_kept(make_stand: MakeStand, keeps: bool) -
     assert stand.effects() == ["a"]
 
 
+@pytest.mark.parametrize("records", [True, False])
+def test_task_that_fails_on_its_arguments_is_recorded(stand: OutboxStand, records: bool) -> None:
+    """As one is that was sent plainly, by code of yesterday: dead, with what came; nothing checks that for a worker."""
+    told: list[tuple[Any, ...]] = []
+
+    def record(session: Session, exc: BaseException, *args: Any) -> None:
+        told.append((type(exc), *args))
+
+    @stand.task(name="charge", once=True, record_failure=record if records else None)
+    def charge(session: Session, order: int, currency: str) -> None:
+        raise AssertionError("it cannot begin")
+
+    stand.app.send_task("charge", args=(7,))
+    ended = [stand.deliver(sent).state for sent in stand.sent()]
+
+    [error] = dead(stand)
+    assert ended == ["FAILURE"]
+    assert "currency" in error
+    assert told == ([(TypeError, 7)] if records else [])
+    with pytest.raises(TypeError):
+        charge.delay(7)
+
+
 def test_late_copy_does_not_record_again(stand: OutboxStand) -> None:
     """The task is dead; a copy of its message reports that."""
     told: list[str] = []

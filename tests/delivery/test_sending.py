@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -241,6 +242,57 @@ def test_without_a_session_nothing_is_sent_early(stand: OutboxStand) -> None:
         stand.effect.apply_async_on_commit(("x",))
 
     assert stand.sent() == []
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_block_that_has_ended_is_not_at_hand(stand: OutboxStand, begins: bool) -> None:
+    """For what has begun in it and outlives it, as a callback or a task of asyncio does: what waits for no commit would be lost."""
+    block = stand.alchemy.begin if begins else stand.alchemy.session
+    with block() as session:
+        context = contextvars.copy_context()
+        session.commit()
+
+    with pytest.raises(NoSessionError):
+        context.run(stand.effect.delay_on_commit, "late")
+    with pytest.raises(NoSessionError):
+        context.run(stand.effect.apply_async_on_commit, ("late",))
+
+
+def test_block_around_one_that_has_ended_is_at_hand(stand: OutboxStand) -> None:
+    """It goes on."""
+    with stand.alchemy.begin():
+        with stand.alchemy.session():
+            context = contextvars.copy_context()
+        context.run(stand.effect.delay_on_commit, "outer")
+        assert stand.sent() == []
+
+    assert [sent.args for sent in stand.sent()] == [["outer"]]
+
+
+@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_run_that_has_ended_is_not_at_hand(stand: OutboxStand, once: bool, fails: bool) -> None:
+    """Neither its session, which nobody would close again, nor its transaction."""
+    left: list[contextvars.Context] = []
+
+    @stand.task(name="leaves", bind=True, **({"once": True} if once else {}))
+    def leaves(self: Any, session: Session) -> None:
+        session.add(Effect(name="written"))
+        left.append(contextvars.copy_context())
+        if fails:
+            raise LookupError
+
+    with stand.alchemy.session() as session:
+        enqueue(session, leaves.s())
+        session.commit()
+    [ended] = [stand.deliver(sent) for sent in stand.sent()]
+    [context] = left
+
+    assert ended.state == ("FAILURE" if fails else "SUCCESS")
+    with pytest.raises(NoSessionError):
+        context.run(stand.effect.delay_on_commit, "late")
+    with pytest.raises(NoSessionError):
+        context.run(lambda: leaves.session)
 
 
 def test_named_session_wins_over_the_one_at_hand(stand: OutboxStand, session: Session) -> None:

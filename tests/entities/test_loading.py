@@ -302,6 +302,40 @@ def test_for_update_locks_the_row(library: Library, locked: bool) -> None:
 
 
 @pytest.mark.databases("postgresql", "mariadb")
+def test_for_update_locks_the_row_of_a_class_that_loads_derived_ones_with_it(library: Library) -> None:
+    """Their tables are the other side of an outer join too; a derived class is locked with its own row."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Item(Base):
+        __tablename__ = "item"
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "item", "with_polymorphic": "*"}  # noqa: RUF012
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str] = mapped_column(String(20))
+
+    class Film(Item):
+        __tablename__ = "film"
+        __mapper_args__ = {"polymorphic_identity": "film"}  # noqa: RUF012
+        id: Mapped[int] = mapped_column(ForeignKey("item.id"), primary_key=True)
+
+    Base.metadata.create_all(library.database.engine)
+    library.stored(film := Film())
+    free: list[int] = []
+
+    def look(item: Any) -> None:
+        free.extend(len(library.database.rows(f"SELECT id FROM {table} FOR UPDATE SKIP LOCKED")) for table in ("item", "film"))
+
+    for class_ in (Item, Film):
+        look.__annotations__["item"] = Annotated[class_, ForUpdate]
+        library.task(name=class_.__name__)(look).delay(film)
+    ended = library.run()
+
+    assert [one.state for one in ended] == ["SUCCESS", "SUCCESS"]
+    assert (free[0], *free[2:]) == (0, 0, 0)
+
+
+@pytest.mark.databases("postgresql", "mariadb")
 def test_for_update_locks_the_row_of_a_class_that_loads_others_by_a_join(library: Library) -> None:
     """PostgreSQL would refuse to lock the other side of the outer join, which nobody asked to have locked."""
 

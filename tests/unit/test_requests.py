@@ -351,11 +351,60 @@ def test_returned_unsaved_entity_is_refused(shop: Shop) -> None:
     """An object without a key is named as such."""
 
     @shop.task()
-    def find() -> Book:
+    def find(session: Session) -> Book:
         return Book(title="Emma")
 
     with pytest.raises(EntityReturnedError, match="not saved yet"):
         find()
+
+
+def test_task_that_asks_for_no_session_returns_what_it_likes(shop: Shop) -> None:
+    """It has ended its own transaction: to fail it now would have it write its rows again."""
+
+    @shop.task()
+    def find() -> Book:
+        with Session(shop.alchemy.engine, expire_on_commit=False) as own:
+            book = Book(title="Emma")
+            own.add(book)
+            own.commit()
+        return book
+
+    assert find().title == "Emma"
+    assert shop.titles() == ["Emma"]
+
+
+@pytest.mark.parametrize("has_default", [False, True])
+def test_session_that_a_hook_assigns_is_kept(shop: Shop, has_default: bool) -> None:
+    """As a task class written by hand does; once it is taken back there is the request's own again."""
+    closed: list[str] = []
+
+    class OwnSession(Task):  # type: ignore[type-arg]
+        abstract = True
+
+        def before_start(self, *args: Any) -> None:
+            self.session = Session(shop.alchemy.engine)
+
+        def after_return(self, status: str, *args: Any) -> None:
+            self.session.close()
+            self.session = None
+            closed.append(status)
+
+    if has_default:
+        OwnSession.session = None
+    # As an app's own task class is mixed.
+    base = type("Mixed", (SessionTask, OwnSession), {"abstract": True})
+
+    @shop.task(bind=True, base=base)
+    def add(self: Any, title: str) -> None:
+        self.session.add(Book(title=title))
+        self.session.commit()
+
+    ended = [add.apply(args=(title,)).state for title in ("Emma", "Persuasion")]
+
+    assert ended == closed == ["SUCCESS", "SUCCESS"]
+    assert shop.titles() == ["Emma", "Persuasion"]
+    with pytest.raises(NoSessionError):
+        add.session  # noqa: B018 - asked outside of a request
 
 
 class TenantSession(Session):

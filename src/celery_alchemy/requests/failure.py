@@ -329,5 +329,6 @@ def _run(
             unit.fail(record_exc)
             raise
     finally:
+        unit.has_ended = True
         at_hand.set(outer)
     return state

@@ -139,6 +139,7 @@ def _attempt_once(
             raise put_back(exc) from exc
         raise
     finally:
+        unit.has_ended = True
         at_hand.set(outer)
 
 

@@ -57,6 +57,9 @@ class RequestSession:
     #: do nothing.
     pending: bool = False
 
+    #: The body has returned or raised, and what follows its end is done.
+    has_ended: bool = False
+
     #: True if the session is the caller's.
     is_borrowed: bool = False
 

@@ -33,6 +33,7 @@ from ..messages.publisher import publish_directly
 from ..outbox.outbox import HandOver, Outbox, Row, unique_id
 from ..outbox.place import is_same_database
 from ..sessions.any_session import AnySession, sync_session_of
+from ..sessions.at_hand import alive
 from ..sessions.off_loop import off_loop
 from ..sessions.sources import is_open
 from ..sessions.state import ledger_of
@@ -260,9 +261,10 @@ def session_at_hand(what: str) -> Session:
     """Return the running request's session, or that of the innermost ``alchemy.session()`` block.
 
     Raises:
-        NoSessionError: There is neither. A task is never silently sent early.
+        NoSessionError: There is neither, or it has ended. A task is never silently sent early, and
+            none waits for a commit that has been.
     """
-    held = at_hand.get()
+    held = alive(at_hand.get())
     if held is None:
         raise NoSessionError(
             what,

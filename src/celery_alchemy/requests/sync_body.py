@@ -59,7 +59,7 @@ def in_unit_of_work(
         try:
             # A body that asks for nothing needs no call in between.
             result = body(*args, **kwargs) if call is None else call(unit, args, kwargs)
-            if type(result) not in PLAIN_TYPES:
+            if type(result) not in PLAIN_TYPES and (asks or unit.used_session is not None):
                 refuse_entities(result, unit.owner)
             if unit.pending:
                 unit.own_result = own_result(plan, unit.request, outer, result)
@@ -72,6 +72,7 @@ def in_unit_of_work(
             _fail(unit, exc, args, kwargs)
             raise
         finally:
+            unit.has_ended = True
             at_hand.set(outer)
 
     run.__signature__ = injection.signature  # type: ignore[attr-defined]

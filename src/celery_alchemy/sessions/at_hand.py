@@ -11,7 +11,7 @@ from typing import Protocol
 
 from sqlalchemy.orm import Session
 
-__all__ = ["AtHand", "at_hand", "owner_of"]
+__all__ = ["AtHand", "alive", "at_hand", "owner_of"]
 
 
 class AtHand(Protocol):
@@ -19,6 +19,9 @@ class AtHand(Protocol):
 
     #: What was at hand before, None if nothing was.
     outer: AtHand | None
+
+    #: The request or the block is over; what it has begun and left behind has it at hand still.
+    has_ended: bool
 
     @property
     def registry(self) -> object:
@@ -42,6 +45,17 @@ class AtHand(Protocol):
 # A context variable follows the thread, the greenlet and the asyncio task, each of which is one
 # request in its pool; it costs a third of Celery's request stack.
 at_hand: ContextVar[AtHand | None] = ContextVar("celery_alchemy_at_hand", default=None)
+
+
+def alive(held: AtHand | None) -> AtHand | None:
+    """Return the innermost of what is at hand that has not ended; None if there is none.
+
+    A context is copied into asyncio tasks, callbacks and generators, which may outlive the request
+    or the block in which they began.
+    """
+    while held is not None and held.has_ended:
+        held = held.outer
+    return held
 
 
 def owner_of(session: Session) -> str | None:

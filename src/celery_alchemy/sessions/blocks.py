@@ -27,7 +27,7 @@ __all__ = ["async_session_block", "begin_block", "session_block"]
 class _Block:
     """The session of a block, at hand while the block runs."""
 
-    __slots__ = ("outer", "session")
+    __slots__ = ("has_ended", "outer", "session")
 
     registry: object = None
     scope: object = None
@@ -35,6 +35,7 @@ class _Block:
     def __init__(self, session: Session, outer: AtHand | None) -> None:
         self.session = session
         self.outer = outer
+        self.has_ended = False
 
     def owner_of(self, session: Session) -> str | None:
         """Return None: what fails after a commit is raised in the block."""
@@ -46,7 +47,8 @@ def session_block(source: SessionSource) -> Iterator[Session]:
     """Give a session; it is closed at the end, and what was not committed is rolled back."""
     session = source.session()
     outer = at_hand.get()
-    at_hand.set(_Block(session, outer))
+    block = _Block(session, outer)
+    at_hand.set(block)
     try:
         yield session
     except BaseException as exc:
@@ -56,6 +58,7 @@ def session_block(source: SessionSource) -> Iterator[Session]:
     else:
         session.close()
     finally:
+        block.has_ended = True
         at_hand.set(outer)
 
 
@@ -72,7 +75,8 @@ async def async_session_block(source: AsyncSource) -> AsyncIterator[AsyncSession
     """As ``session_block()``, with an AsyncSession on an engine of the running event loop."""
     session = source.opened()
     outer = at_hand.get()
-    at_hand.set(_Block(session.sync_session, outer))
+    block = _Block(session.sync_session, outer)
+    at_hand.set(block)
     try:
         async with session:
             try:
@@ -81,4 +85,5 @@ async def async_session_block(source: AsyncSource) -> AsyncIterator[AsyncSession
                 note_rollback(session.sync_session)
                 raise
     finally:
+        block.has_ended = True
         at_hand.set(outer)

@@ -118,9 +118,9 @@ def _selected(
     )
     statement = select(mapper.class_).where(chosen)
     if for_update:
-        # Its own row alone: PostgreSQL refuses to lock what a lazy="joined" relationship adds by an
-        # outer join.
-        statement = statement.with_for_update(of=mapper.class_).execution_options(
+        # Its own row alone: PostgreSQL refuses to lock what an outer join adds, of a lazy="joined"
+        # relationship or of the tables of derived classes.
+        statement = statement.with_for_update(of=list(mapper.tables)).execution_options(
             populate_existing=True
         )
     return list(session.scalars(statement).unique())
