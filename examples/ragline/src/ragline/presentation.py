@@ -22,7 +22,7 @@ from ragline.excerpts import excerpt
 from ragline.progress import Failure, Progress, entries, failures, measure, number_of_documents
 from ragline.states import NO_EMBEDDER, State
 from ragline.transactions import in_transaction
-from ragline.words import is_unspaced, marked_words
+from ragline.words import ENDING, is_unspaced, marked_words
 from ragline.workers import running_workers
 
 if TYPE_CHECKING:  # imported late: lists need neither vectors nor parsers
@@ -70,7 +70,8 @@ def print_passages(found: list[Passage], query: str, console: Console, *, is_ful
         if passage.heading:
             heading.append(f"  {passage.heading}", style="italic")
         console.print(heading, soft_wrap=True)
-        also = [Text(f"also in {place.citation}", style="cyan") for place in passage.also[:MAX_ALSO]]
+        also = [Text("near in meaning", style="cyan")] if passage.is_near else []
+        also.extend(Text(f"also in {place.citation}", style="cyan") for place in passage.also[:MAX_ALSO])
         if len(passage.also) > MAX_ALSO:
             also.append(Text(f"and in {len(passage.also) - MAX_ALSO} more places", style="cyan"))
         for line in also:
@@ -95,13 +96,11 @@ def print_quote(
 MAX_ALSO = 3
 """How many of the other places of a passage are named."""
 
-_ENDING = re.compile(r"(?<=\w{3})(?:ing|ed|es|s|e)$")
-
 
 def _marks(query: str) -> re.Pattern[str] | None:
     """The words of a query in a text, also in their other forms: "savepoints" marks SAVEPOINT."""
     words = marked_words(query)
-    stems = [re.escape(_ENDING.sub("", word)) for word in words if not is_unspaced(word)]
+    stems = [re.escape(ENDING.sub("", word)) for word in words if not is_unspaced(word)]
     alone = [re.escape(word) for word in words if is_unspaced(word)]
     parts = []
     if stems:

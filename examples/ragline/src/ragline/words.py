@@ -24,6 +24,9 @@ STOP_WORDS = frozenset(
 MAX_PHRASE_WORDS = 500
 """More than any passage has: databases fail at phrases of thousands."""
 
+ENDING = re.compile(r"(?<=\w{3})(?:ing|ed|es|s|e)$")
+"""What a word has in one form and not in another: "savepoints" is "savepoint" too."""
+
 # Scripts that are written without spaces: CJK ideographs with their extensions, kana, and Hangul, whose
 # particles stick to the word before them.
 _CJK = (
@@ -62,6 +65,12 @@ def telling_words(query: str) -> list[str]:
     """The words of a query that say what it is about, each once, in order; all of them if none does."""
     every = dict.fromkeys(words(query))
     return [word for word in every if word not in STOP_WORDS] or list(every)
+
+
+def has_a_word(text: str, query: str) -> bool:
+    """Whether a text has a word of a query that tells what it is about, also in its other forms."""
+    stems = tuple(ENDING.sub("", word) for word in telling_words(query))
+    return any(word.startswith(stems) for word in words(text))
 
 
 def phrase_words(phrase: str) -> list[str]:
