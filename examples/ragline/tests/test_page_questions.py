@@ -129,6 +129,19 @@ def test_sentences_about_passages_end(page: Page) -> None:
     expect(page.locator("#search-note")).to_have_text(f"The first 10 passages. {ONLY_NEAR}")
 
 
+def test_a_passage_that_is_only_near_in_meaning_says_so(page: Page) -> None:
+    """Where others have a word of the query, nobody takes it for one of them."""
+    Told(page).tell([told_document(1)])
+    passages = [told_passage(1), told_passage(2, is_near=True)]
+    found = {"passages": passages, "words": [], "note": None, "has_more": False}
+    page.route("**/api/search?*", lambda route: route.fulfill(json=found))
+
+    search(page, "heron")
+
+    expect(page.locator("#passages > li").first).not_to_contain_text("Near in meaning")
+    expect(page.locator("#passages > li").last).to_contain_text("Near in meaning")
+
+
 def test_a_search_that_the_server_does_not_answer_is_made_again(page: Page) -> None:
     """What was found before stays until then, and is told from what was asked."""
     told = Told(page)

@@ -127,6 +127,25 @@ def test_a_document_is_opened_from_the_list_read_on_and_downloaded(page: Page) -
     assert download.value.path().read_text() == LONG
 
 
+def test_the_focus_stays_at_a_button_whose_request_failed(page: Page) -> None:
+    """Whoever reads on, or looks at more passages, tries again with the next key."""
+    add(page, "long.md", LONG)
+    is_in_state(page, "long.md", "Ready")
+    page.route("**/api/search?*skip=10*", lambda route: route.abort())
+    search(page, "sentence")
+    more = page.get_by_role("button", name="Show more passages")
+    more.press("Enter")
+    expect(page.locator("#search-note")).to_have_text("The server does not answer.")
+    expect(more).to_be_focused()
+
+    document(page, "long.md").get_by_role("button", name="long.md", exact=True).click()
+    expect(page.locator("#reader-text")).to_contain_text("Sentence 0 is")
+    page.route("**/excerpt?*", lambda route: route.abort())
+    page.get_by_role("button", name="Read on").press("Enter")
+    expect(page.locator("#reader-facts")).to_have_text("The server does not answer.")
+    expect(page.get_by_role("button", name="Read on")).to_be_focused()
+
+
 @pytest.mark.parametrize("width", [460, 490, 900])
 def test_a_passage_is_read_on_in_both_directions(page: Page, width: int) -> None:
     """What was read stays where it is, wherever its lines break."""

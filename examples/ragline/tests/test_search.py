@@ -31,7 +31,7 @@ from ragline.searching import Mode, Passage, Ranking, bring_up_to_date, load_ind
 from ragline.tables import Chunk, DocumentText
 from ragline.vectors import GrowingIndex, Ids, Matrix, VectorIndex
 from ragline.visibility import state
-from ragline.words import telling_words
+from ragline.words import marked_spans, telling_words
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -362,6 +362,40 @@ def test_an_answer_of_nothing_says_why(embedder: LetterEmbedder, monkeypatch: py
     assert (by_words.passages, by_words.note) == ([], retrieval.NOTHING)
     assert (len(near.passages), near.note) == (1, retrieval.ONLY_NEAR)
     assert (len(found.passages), found.note) == (1, None)
+
+
+def test_what_is_only_near_is_told_from_what_has_a_word(
+    embedder: LetterEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where others have a word of the query; where none has, the note says so of all."""
+    monkeypatch.setattr(retrieval, "search_embedder", lambda: (embedder, None))
+    empty_index()
+    with alchemy.begin() as session:
+        for at, content in enumerate(("whales sing", "welash gnis", "whaling songs")):
+            uri = f"file:///{at}.txt"
+            process(session, add(session, content, uri, recipe=LETTERS).document_id, embedder)
+
+    def near(query: str, mode: Mode = Mode.HYBRID) -> set[str]:
+        return {passage.quote for passage in find(query, limit=9, mode=mode).passages if passage.is_near}
+
+    assert near("whale") == {"welash gnis"}
+    assert near("whale", Mode.KEYWORD) == near("whale", Mode.VECTOR) == near("elahw") == set()
+    empty_index()
+
+
+@pytest.mark.parametrize(
+    ("content", "query", "has_one"),
+    [
+        ("Whaling songs.", "where are the whales?", True),
+        ("Where are the songs?", "where are the whales?", False),
+        ("Un café", "cafe", True),
+        ("鯨を見る", "白い鯨を", True),
+        ("鳥を見る", "白い鯨", False),
+    ],
+)
+def test_words_of_a_query_are_told_in_a_text(content: str, query: str, has_one: bool) -> None:
+    """In their other forms too, and only those that tell what it is about."""
+    assert bool(marked_spans(content, query)) is has_one
 
 
 def test_searches_wait_for_no_writer() -> None:

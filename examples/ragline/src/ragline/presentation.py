@@ -71,7 +71,8 @@ def print_passages(found: list[Passage], query: str, console: Console, *, is_ful
         if passage.heading:
             heading.append(f"  {passage.heading}", style="italic")
         console.print(heading, soft_wrap=True)
-        also = [Text(f"also in {place.citation}", style="cyan") for place in passage.also[:MAX_ALSO]]
+        also = [Text("near in meaning", style="cyan")] if passage.is_near else []
+        also.extend(Text(f"also in {place.citation}", style="cyan") for place in passage.also[:MAX_ALSO])
         if len(passage.also) > MAX_ALSO:
             also.append(Text(f"and in {len(passage.also) - MAX_ALSO} more places", style="cyan"))
         for line in also:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ from ragline.searching import (
 )
 from ragline.states import NO_EMBEDDER
 from ragline.visibility import state
+from ragline.words import marked_spans
 
 if TYPE_CHECKING:  # imported late: searches by keywords need no vectors
     from ragline.vectors import GrowingIndex, VectorIndex
@@ -87,7 +88,19 @@ def find(query: str, *, limit: int, mode: Mode = Mode.HYBRID) -> Found:
         by = mode if embedder is not None else Mode.KEYWORD
         near = -1.0 if embedder is None else embedder.near
         ranking = rank(session, question, vector, index, mode=by, near=near)
-        return Found(passages(session, ranking, limit=limit), _joined(note, _note(ranking, by, question)))
+        found = passages(session, ranking, limit=limit)
+    return Found(_told_near(found, ranking, question), _joined(note, _note(ranking, by, question)))
+
+
+def _told_near(found: list[Passage], ranking: Ranking, question: Question) -> list[Passage]:
+    """Passages of which those are told that have no word of the question, where others have some."""
+
+    def is_near(passage: Passage) -> bool:
+        # The best by words are not all that have one: the text tells it of the others.
+        is_by_words = passage.chunk_id in ranking.by_words
+        return ranking.has_words and not is_by_words and not marked_spans(passage.quote, question.text)
+
+    return [replace(passage, is_near=is_near(passage)) for passage in found]
 
 
 def _note(ranking: Ranking, mode: Mode, question: Question) -> str | None:

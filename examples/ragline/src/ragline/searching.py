@@ -78,11 +78,13 @@ class Passage(Place):
         quote: exactly `text[start:end]` of the document's text.
         score: comparable within one search only.
         also: the other places where the same words stand.
+        is_near: whether it has no word of the query, and others have one: only its meaning is near.
     """
 
     quote: str
     score: float
     also: tuple[Place, ...] = ()
+    is_near: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +171,12 @@ class Ranking:
     Attributes:
         chunks: (chunk id, score), best first; those with the same text stand together.
         has_words: whether a passage has a word of the query.
+        by_words: the ids of those chunks that were found by words.
     """
 
     chunks: list[tuple[int, float]]
     has_words: bool
+    by_words: frozenset[int] = frozenset()
 
 
 def rank(
@@ -211,7 +215,8 @@ def rank(
     has_words = any(chunk_id in digests for chunk_id, _ in by_words)
     if not has_words:
         by_vector = [entry for entry in by_vector if entry[1] >= near]
-    return Ranking(_fused([by_words, by_vector], digests), has_words)
+    found_by_words = frozenset(chunk_id for chunk_id, _ in by_words)
+    return Ranking(_fused([by_words, by_vector], digests), has_words, found_by_words)
 
 
 def _narrowed(

@@ -179,6 +179,7 @@ class Passage(Place):
     quote: str
     score: float
     also: list[Place] = Field(description="The other places where the same words stand.")
+    is_near: bool = Field(description="Whether it has no word of the query, and other passages have one.")
     blocks: list[Block] = Field(default=[], description="The code and the tables in it.")
     marks: list[tuple[int, int]] = Field(
         default=[],

@@ -182,10 +182,10 @@ function drawTrack(track, at, { state, embedded, chunks }) {
   track.setAttribute("aria-valuetext", done ? `${WORDS[state]}: ${embedded} of ${chunks}` : WORDS[state]);
 }
 
-function drawActions({ actions, name: row }, document) {
+function drawActions({ actions, name: nameButton }, document) {
   const wanted = Object.keys(ACTIONS).filter((name) => canBe(name, document));
   // A new button under the pointer, or in place of the one that has the focus, would be pressed by mistake.
-  for (const button of [...actions.children]) if (!wanted.includes(button.dataset.action)) take(button, () => row.focus());
+  for (const button of [...actions.children]) if (!wanted.includes(button.dataset.action)) take(button, () => nameButton.focus());
   for (const [place, name] of wanted.entries()) {
     const label = ACTIONS[name].label;
     const known = actions.children[place];

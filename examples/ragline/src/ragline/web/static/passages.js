@@ -22,6 +22,7 @@ export function card(passage, number, quoted, open) {
   const element = make("li", { id: `passage-${number}`, class: "passage", tabIndex: -1 },
     make("div", { class: "line" }, make("span", { class: "number", "aria-hidden": "true" }, String(number)), source, make("span", { class: "fine place" }, place)),
     passage.heading ? make("p", { class: "fine section" }, passage.heading) : null,
+    passage.is_near ? make("p", { class: "fine" }, "Near in meaning") : null,
     passage.also?.length ? make("p", { class: "fine also" }, also(passage)) : null,
     ...quotation(pieces, inUnits(passage.quote, passage.blocks ?? [], passage.start)));
   element.dataset.document = passage.document_id;

@@ -3,7 +3,7 @@
 import * as address from "./address.js";
 import { ask } from "./api.js";
 import { numberOnTheWay } from "./documents.js";
-import { announce, byId, make, plural, setText } from "./elements.js";
+import { announce, byId, isFocusLost, make, plural, setText } from "./elements.js";
 import { card, lose } from "./passages.js";
 import * as reader from "./reader.js";
 
@@ -237,6 +237,7 @@ async function goOn(find) {
     if (number === latest) setText(note, error.message);
   } finally {
     more.disabled = false;
+    if (isFocusLost() && !more.hidden) more.focus(); // while it was disabled it lost the focus
   }
 }
 

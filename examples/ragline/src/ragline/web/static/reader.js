@@ -212,6 +212,7 @@ async function go(direction) {
     setText(byId("reader-facts"), error.message);
   } finally {
     button.disabled = false;
+    if (dialog.open && isFocusLost()) button.focus(); // while it was disabled it lost the focus
   }
 }
 
