@@ -375,7 +375,16 @@ def test_keys_differ_by_case_by_accent_and_by_task(stand: OutboxStand) -> None:
 @pytest.mark.databases("sqlite")
 @pytest.mark.parametrize(
     ("key", "says"),
-    [(7, "int"), (None, "NoneType"), ("", "''"), (" a", "' a'"), ("a ", "'a '"), ("a\0", "a"), ("x" * 300, "306 characters")],
+    [
+        (7, "int"),
+        (None, "NoneType"),
+        ("", "''"),
+        (" a", "' a'"),
+        ("a ", "'a '"),
+        ("a\0", "a"),
+        ("a\ud800", "a"),
+        ("x" * 300, "306 characters"),
+    ],
 )
 def test_key_that_cannot_be_used_is_refused(stand: OutboxStand, key: Any, says: str) -> None:
     """In the caller, before anything is written; in the worker for a message that came past the outbox."""
@@ -389,6 +398,32 @@ def test_key_that_cannot_be_used_is_refused(stand: OutboxStand, key: Any, says: 
 
     assert stand.effects() == ["kept"]
     assert (ended.state, type(ended.value)) == ("FAILURE", OnceKeyError)
+
+
+@pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("takes_rest", [True, False])
+def test_key_of_a_task_that_takes_any_arguments_gets_those_that_it_names(stand: OutboxStand, takes_rest: bool) -> None:
+    """However many there are more, by position or by name."""
+    seen: list[tuple[Any, ...]] = []
+
+    def key(order: int, by: str = "", names: tuple[str, ...] = ()) -> str:
+        seen.append((order, by, names))
+        return f"order {order}"
+
+    def key_of_order(order: int) -> str:
+        seen.append((order, "", ()))
+        return f"order {order}"
+
+    @stand.task(name="items", once=key if takes_rest else key_of_order)
+    def items(session: Session, order: int, *names: str, by: str = "nobody") -> None:
+        session.add(Effect(name=f"{order} {names} {by}"))
+
+    stand.deliver(start(stand, items, 7, "a", "b", kwargs={"by": "Ann"}))
+    stand.deliver(start(stand, items, 7))
+    stand.deliver(start(stand, items, kwargs={"order": 8}))
+
+    assert stand.effects() == ["7 ('a', 'b') Ann", "8 () nobody"]
+    assert set(seen) == ({(7, "Ann", ("a", "b")), (7, "nobody", ()), (8, "nobody", ())} if takes_rest else {(7, "", ()), (8, "", ())})
 
 
 def test_id_that_is_too_long_is_refused_in_the_caller(stand: OutboxStand) -> None:

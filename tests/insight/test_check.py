@@ -216,6 +216,16 @@ def test_once_task_without_a_time_limit_is_found(make_alchemy: MakeAlchemy) -> N
     assert "pays" in finding.reason
 
 
+def test_once_task_with_the_database_as_its_broker_needs_no_time_limit(database: Database) -> None:
+    """Its message is nobody else's while its worker lives, however long it runs."""
+    alchemy = Alchemy(Celery("checked", set_as_current=False), database.url, broker=True)
+    alchemy.create_tables()
+    task_in(alchemy, once=True)
+
+    assert "once-time-limit" not in found(alchemy)
+    alchemy.engine.dispose()
+
+
 def test_journal_mode_of_a_users_sqlite_engine_is_found(make_alchemy: MakeAlchemy, database: Database) -> None:
     """Alchemy sets it on its own engines, but not on one that it is given."""
     finding = found(make_alchemy(bind=create_engine(database.url)))["sqlite-journal"]

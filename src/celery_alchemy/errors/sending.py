@@ -171,7 +171,7 @@ class MessageTooLargeError(CeleryAlchemyError):
 
 
 class UnroutableError(CeleryAlchemyError):
-    """RabbitMQ has no queue for a message.
+    """The broker has no queue for a message: RabbitMQ, or the database.
 
     Args:
         task_name: The name of the task.
@@ -185,7 +185,7 @@ class UnroutableError(CeleryAlchemyError):
 
     def __str__(self) -> str:
         return (
-            f"RabbitMQ has no queue for the message for {self.task_name} with the routing key"
+            f"The broker has no queue for the message for {self.task_name} with the routing key"
             f" {self.routing_key!r}. Make the queue, or name it with queue=..., so that Celery"
             " declares it, and leave the routing key to Celery."
         )

@@ -294,7 +294,8 @@ def _tasks(alchemy: Alchemy) -> Iterator[Finding]:
             task.home()
         except NotConfiguredError as exc:
             yield Finding("no-session-source", "error", str(exc), "Tie an Alchemy to the app.")
-        if task.is_once and not task.time_limit:
+        # A message that the database holds is nobody else's while its worker lives.
+        if task.is_once and not task.time_limit and not alchemy.is_broker:
             yield Finding(
                 "once-time-limit",
                 "warning",

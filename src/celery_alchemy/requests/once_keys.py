@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from celery.app.task import Context
 
 from ..databases.tables import ID_MAX_LENGTH
+from ..error_texts import storable
 from ..errors import OnceKeyError
 from ..messages.message import Message
 from ..outbox.outbox import ROW_HEADER, Row, shown
@@ -58,8 +59,8 @@ def key_of(
     Raises:
         EntityReferenceError: An entity among the arguments is not one that the task takes.
         OnceKeyError: The user's key is no str, is empty, has white space at an end (which MySQL
-            ignores), or a NUL (which PostgreSQL refuses); or it, or the task id that the caller
-            chose, is too long.
+            ignores), a NUL (which PostgreSQL refuses) or half of a surrogate pair (which has no
+            UTF-8); or it, or the task id that the caller chose, is too long.
     """
     make_key = None if plan.once is None else plan.once.make_key
     if make_key is None:
@@ -70,7 +71,7 @@ def key_of(
     key = make_key(*key_args, **key_kwargs)
     if not isinstance(key, str):
         raise OnceKeyError(plan.name, f"is a {type(key).__name__!r}")
-    if not key or key != key.strip() or "\0" in key:
+    if not key or key != key.strip() or key != storable(key, len(key)):
         raise OnceKeyError(plan.name, f"is {key!r}")
     return _fitting(plan, f"{plan.name}:{key}")
 
@@ -98,15 +99,15 @@ def _taken_by(
         return args, kwargs
     bound.apply_defaults()
     given = dict(bound.arguments)
+    takes_more = False
     for parameter in signature.parameters.values():
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            return args, kwargs
+        takes_more |= parameter.kind is parameter.VAR_POSITIONAL
         if parameter.kind is parameter.VAR_KEYWORD:
             given.update(given.pop(parameter.name))
     chosen = {}
     for parameter in taken:
         if parameter.kind is parameter.VAR_KEYWORD:
-            return (), given
+            return (args, kwargs) if takes_more else ((), given)
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
             return args, kwargs
         if parameter.name in given:
