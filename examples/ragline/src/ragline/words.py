@@ -83,7 +83,7 @@ def marked_spans(text: str, query: str) -> list[Span]:
     Whole words, also in their other forms: "dances" marks "dance" and "dancing", "cafe" marks "Cafés". Where
     there are no spaces, what the text shares with the query.
     """
-    wanted = telling_words(question_of(query).text)
+    wanted = [word for word in words(question_of(query).text) if word not in STOP_WORDS]
     pairs = [re.escape(word) for word in wanted if is_unspaced(word)]
     forms = {form for word in wanted if not is_unspaced(word) for form in (word, _stem(word))}
     runs = re.finditer(f"(?:{'|'.join(pairs)})+", text) if pairs else ()
