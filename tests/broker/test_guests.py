@@ -315,3 +315,24 @@ def test_callbacks_that_say_the_same_are_each_tasks_own(stand: BrokerStand, work
 
     assert effects(stand) == ["charge 7", "link", "link"]
     assert stand.database.rows(OPEN) == []
+
+
+def test_retry_with_arguments_of_another_key_ends_the_row_that_it_began(stand: BrokerStand, workers: Callable[[], Worker]) -> None:
+    """Its message is that row: it would be given up with no end, or wait for ever."""
+
+    @stand.task(name="ships", once=lambda place: place, bind=True)
+    def ships(self: Any, session: Session, place: str) -> str:
+        write(session, place)
+        if place == "EU":
+            raise self.retry(args=("US",), countdown=0)
+        return place
+
+    ended = [ships.delay("EU"), ships.delay("US")]
+    workers().run_all()
+    ended.append(ships.delay("EU"))
+    workers().run_all()
+
+    assert [one.get(timeout=5) for one in ended] == ["US", "US", "US"]
+    assert effects(stand) == ["US", "US"]
+    assert stand.database.rows(OPEN) == []
+    assert dead(stand.alchemy.engine) == []

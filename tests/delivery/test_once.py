@@ -401,6 +401,29 @@ def test_key_that_cannot_be_used_is_refused(stand: OutboxStand, key: Any, says: 
 
 
 @pytest.mark.databases("sqlite")
+@pytest.mark.parametrize("by_outbox", [True, False])
+def test_retry_with_other_arguments_ends_the_row_that_it_began(stand: OutboxStand, by_outbox: bool) -> None:
+    """Of those another key would be made: the first one would be owed for ever, and the other one's work be done."""
+
+    @stand.task(name="ships", once=lambda place: place, bind=True, max_retries=3)
+    def ships(self: Any, session: Session, place: str) -> str:
+        session.add(Effect(name=place))
+        if place == "EU":
+            raise self.retry(args=("US",), countdown=0)
+        return place
+
+    sent = (start if by_outbox else start_past_outbox)(stand, ships, "EU")
+    states = [stand.deliver(sent).state]
+    states += [stand.deliver(again).state for again in stand.sent()]
+    again, other = stand.deliver(start_past_outbox(stand, ships, "EU")), stand.deliver(start(stand, ships, "US"))
+
+    assert states == ["RETRY", "SUCCESS"]
+    assert (again.value, other.value) == ("US", "US")
+    assert stand.effects() == ["US", "US"]
+    assert stand.outbox("completed_at IS NULL, id") == [(0, "ships:EU"), (0, "ships:US")]
+
+
+@pytest.mark.databases("sqlite")
 @pytest.mark.parametrize("takes_rest", [True, False])
 def test_key_of_a_task_that_takes_any_arguments_gets_those_that_it_names(stand: OutboxStand, takes_rest: bool) -> None:
     """However many there are more, by position or by name."""

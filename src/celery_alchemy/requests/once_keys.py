@@ -44,6 +44,10 @@ def row_key(
     """
     if plan.once is None or (request.id is None and plan.once.make_key is None):
         return None
+    named: str | None = getattr(request, ROW_HEADER, None)
+    if request.retries and named is not None:
+        # The retry of a row stays its row's, also with arguments of which another key is made.
+        return named
     args = tuple(request.args or ()) if args is None else args
     kwargs = request.kwargs or {} if kwargs is None else kwargs
     return key_of(plan, request.id or "", request.replaced_task_nesting or 0, args, dict(kwargs))
