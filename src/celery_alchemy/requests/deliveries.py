@@ -9,10 +9,9 @@ is left to do it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from time import monotonic
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
 from celery.app.task import Context
@@ -20,7 +19,6 @@ from sqlalchemy.exc import IntegrityError
 
 from ..databases.transient import is_lost_connection, is_transient
 from ..databases.trying_again import again, at_once
-from ..messages.celery_types import AnyTask
 from ..messages.message import recording
 from ..outbox.outbox import ROW_HEADER, Outbox, Row
 from ..outbox.place import OutboxTable
@@ -231,21 +229,15 @@ def _row_of_request(table: OutboxTable, plan: Plan, request: Context, key: str) 
 
     It is as it was before the first attempt.
     """
-    with recording(plan.app) as messages, _unchecked(plan.task):
-        plan.sign_again(request, retries=0).apply_async()
+    # Celery's stubs leave a part of it out.
+    task: Any = plan.task
+    signature = plan.sign_again(request, retries=0)
+    # As apply_async() sends, which would refuse arguments that do not fit: they may be the failure.
+    options = {**task._get_exec_options(), **signature.options}
+    with recording(plan.app) as messages:
+        plan.app.send_task(task.name, signature.args, signature.kwargs, task_type=task, **options)
     row = owed_row(plan, key, messages[0], request.timelimit)
     return _outbox_of(plan).routed(table, [row])[0]
-
-
-@contextmanager
-def _unchecked(task: AnyTask) -> Iterator[None]:
-    """Let arguments be that do not fit the task: that may be what it has failed of."""
-    vars(task)["typing"] = False
-    try:
-        yield
-    finally:
-        # Another thread may have taken it back.
-        vars(task).pop("typing", None)
 
 
 def _outbox_of(plan: Plan) -> Outbox:
