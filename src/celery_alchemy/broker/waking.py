@@ -23,6 +23,7 @@ from weakref import WeakValueDictionary
 
 from sqlalchemy import Connection, text
 
+from ..outbox.lone_statement import send_alone
 from ..outbox.place import Place
 from ..sessions.fork_lock import fork_guard
 from ..sessions.sockets import is_readable
@@ -235,9 +236,7 @@ class Bell:
 
     def _tell(self) -> None:
         """Tell it on a connection that the pool lends for this moment."""
-        with self._home.engine().connect() as connection:
-            told = connection.execution_options(isolation_level="AUTOCOMMIT")
-            told.exec_driver_sql(f"NOTIFY {self._channel}")
+        send_alone(self._home.engine(), f"NOTIFY {self._channel}")
 
 
 def close_for_good(connection: Connection | None) -> None:

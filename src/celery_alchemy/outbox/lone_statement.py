@@ -1,27 +1,29 @@
 """One statement of the library's own that is a transaction by itself.
 
-Beneath ``requests/once_start.py``: what a ``once`` task finds at its start, before its own
-transaction begins. Where the driver can be told so, no BEGIN and no COMMIT is sent, so that the
+Beneath ``requests/once_start.py``, what a ``once`` task finds at its start, before its own
+transaction begins, and ``broker/waking.py``, which tells that something was sent. Where the driver can be told so, no BEGIN and no COMMIT is sent, so that the
 statement is one round trip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeGuard
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import Dialect
-from sqlalchemy.pool import PoolProxiedConnection, SingletonThreadPool, StaticPool
+from sqlalchemy.engine.interfaces import DBAPICursor
+from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
 from ..databases import LoneStatement, database_of
 from ..databases.tables import Raw, moved
 from .place import Place
 from .prepared import Prepared, as_sent
 
-__all__ = ["Answer", "execute_alone", "lends_its_own"]
+__all__ = ["Answer", "execute_alone", "lends_its_own", "send_alone"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,36 +70,42 @@ def execute_alone(
         DBAPIError: The pool has no connection to lend.
         Exception: The driver's own error. The connection is dropped then.
     """
+    schema = place.schema or engine.dialect.default_schema_name
+    prepared = _hastened(moved(statement, schema), engine.dialect)
+    with _cursor_alone(engine) as cursor:
+        cursor.execute(prepared.text, prepared.values(parameters))
+        return Answer(cursor.fetchone() if statement.is_select else None, cursor.rowcount)
+
+
+def send_alone(engine: Engine, command: str) -> None:
+    """Send a command that has no parameters and answers nothing, in a transaction of its own.
+
+    Raises:
+        DBAPIError: The pool has no connection to lend.
+        Exception: The driver's own error. The connection is dropped then.
+    """
+    with _cursor_alone(engine) as cursor:
+        cursor.execute(command)
+
+
+@contextmanager
+def _cursor_alone(engine: Engine) -> Iterator[DBAPICursor]:
+    """Lend a cursor of the driver's; what is executed is committed at the end of the block."""
     connection = engine.raw_connection()
     try:
-        schema = place.schema or engine.dialect.default_schema_name
-        answer = _execute(connection, engine.dialect, moved(statement, schema), parameters)
+        restore = database_of(engine.dialect.name).commit_itself(connection)
+        cursor = connection.cursor()
+        yield cursor
+        cursor.close()
+        if restore is None:
+            connection.commit()
+        else:
+            restore()
     except BaseException:
         # A driver may be in mid-statement, and nothing else tells how far it has come.
         connection.invalidate()
         raise
     connection.close()
-    return answer
-
-
-def _execute(
-    connection: PoolProxiedConnection,
-    dialect: Dialect,
-    statement: LoneStatement,
-    parameters: Mapping[str, object],
-) -> Answer:
-    prepared = _hastened(statement, dialect)
-    restore = database_of(dialect.name).commit_itself(connection)
-    cursor = connection.cursor()
-    cursor.execute(prepared.text, prepared.values(parameters))
-    row: Raw | None = cursor.fetchone() if statement.is_select else None
-    changed: int = cursor.rowcount
-    cursor.close()
-    if restore is None:
-        connection.commit()
-    else:
-        restore()
-    return Answer(row, changed)
 
 
 @lru_cache(maxsize=64)
