@@ -29,8 +29,8 @@ from .outbox.outbox import MAX_MESSAGE_BYTES, Outbox
 from .outbox.place import Place
 from .requests.around import Around
 from .requests.insight import switch_on
+from .requests.plain_sends import intercept
 from .requests.registry import give_home
-from .requests.sending import intercept
 from .sessions.binds import Bind, Bound, bound_if_given, bound_to, engine_options_of
 from .sessions.blocks import async_session_block, begin_block, session_block
 from .sessions.engine import WorkerPool

@@ -41,8 +41,9 @@ from ..outbox.chord_records import (
 from ..outbox.place import Place
 from ..outbox.result_records import ResultKeeper, key_of
 from ..requests.own_result import committed_result
+from ..requests.plain_sends import session_that_holds
 from ..requests.registry import Home, home_of
-from ..requests.sending import hold, session_that_holds
+from ..requests.sending import hold
 from .chord_headers import Sending, arranged, describe, key_in, size_in
 from .one_lock import session_with_the_lock
 from .result_ends import EndingBackend

@@ -1,8 +1,8 @@
 """One statement of the library's own that is a transaction by itself.
 
 Beneath ``requests/once_start.py``, what a ``once`` task finds at its start, before its own
-transaction begins, and ``broker/waking.py``, which tells that something was sent. Where the driver can be told so, no BEGIN and no COMMIT is sent, so that the
-statement is one round trip.
+transaction begins, and ``broker/waking.py``, which tells that something was sent. Where the driver
+can be told so, no BEGIN and no COMMIT is sent, so that the statement is one round trip.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TypeGuard
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import Dialect
 from sqlalchemy.engine.interfaces import DBAPICursor
-from sqlalchemy.pool import SingletonThreadPool, StaticPool
+from sqlalchemy.pool import PoolProxiedConnection, SingletonThreadPool, StaticPool
 
 from ..databases import LoneStatement, database_of
 from ..databases.tables import Raw, moved
@@ -71,41 +71,57 @@ def execute_alone(
         Exception: The driver's own error. The connection is dropped then.
     """
     schema = place.schema or engine.dialect.default_schema_name
-    prepared = _hastened(moved(statement, schema), engine.dialect)
-    with _cursor_alone(engine) as cursor:
-        cursor.execute(prepared.text, prepared.values(parameters))
-        return Answer(cursor.fetchone() if statement.is_select else None, cursor.rowcount)
+    with _lent(engine) as connection:
+        return _execute(connection, engine.dialect, moved(statement, schema), parameters)
 
 
 def send_alone(engine: Engine, command: str) -> None:
-    """Send a command that has no parameters and answers nothing, in a transaction of its own.
+    """Execute a command that has no parameters and answers nothing, in a transaction of its own.
 
     Raises:
         DBAPIError: The pool has no connection to lend.
         Exception: The driver's own error. The connection is dropped then.
     """
-    with _cursor_alone(engine) as cursor:
+    with _lent(engine) as connection, _cursor_of(connection, engine.dialect) as cursor:
         cursor.execute(command)
 
 
 @contextmanager
-def _cursor_alone(engine: Engine) -> Iterator[DBAPICursor]:
-    """Lend a cursor of the driver's; what is executed is committed at the end of the block."""
+def _lent(engine: Engine) -> Iterator[PoolProxiedConnection]:
+    """Lend a connection of the pool's, which is dropped after an error."""
     connection = engine.raw_connection()
     try:
-        restore = database_of(engine.dialect.name).commit_itself(connection)
-        cursor = connection.cursor()
-        yield cursor
-        cursor.close()
-        if restore is None:
-            connection.commit()
-        else:
-            restore()
+        yield connection
     except BaseException:
         # A driver may be in mid-statement, and nothing else tells how far it has come.
         connection.invalidate()
         raise
     connection.close()
+
+
+@contextmanager
+def _cursor_of(connection: PoolProxiedConnection, dialect: Dialect) -> Iterator[DBAPICursor]:
+    """Open a cursor of the driver's; what it has executed is committed at the end of the block."""
+    restore = database_of(dialect.name).commit_itself(connection)
+    cursor = connection.cursor()
+    yield cursor
+    cursor.close()
+    if restore is None:
+        connection.commit()
+    else:
+        restore()
+
+
+def _execute(
+    connection: PoolProxiedConnection,
+    dialect: Dialect,
+    statement: LoneStatement,
+    parameters: Mapping[str, object],
+) -> Answer:
+    prepared = _hastened(statement, dialect)
+    with _cursor_of(connection, dialect) as cursor:
+        cursor.execute(prepared.text, prepared.values(parameters))
+        return Answer(cursor.fetchone() if statement.is_select else None, cursor.rowcount)
 
 
 @lru_cache(maxsize=64)

@@ -3,13 +3,11 @@
 The message is recorded now, and let out when the transaction has committed.
 
 Above ``messages/message.py`` and ``outbox/outbox.py``, below ``task.py``, whose ``delay_on_commit``
-ends here, and ``alchemy.py``.
+ends here. What a plain ``delay()`` does in a transaction is ``plain_sends.py``'s.
 """
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
@@ -22,23 +20,19 @@ from sqlalchemy.orm import Session
 from ..errors import (
     ConfigurationError,
     NoSessionError,
-    PublishInTransactionError,
-    PublishInTransactionWarning,
     SignatureError,
     UnknownTaskError,
 )
 from ..messages.celery_types import App, Fields, app_of, signed
-from ..messages.message import Message, Recorder, recording
+from ..messages.message import Message, recording
 from ..messages.publisher import publish_directly
 from ..outbox.outbox import HandOver, Outbox, Row, unique_id
 from ..outbox.place import is_same_database
 from ..sessions.any_session import AnySession, sync_session_of
 from ..sessions.at_hand import alive
 from ..sessions.off_loop import off_loop
-from ..sessions.sources import is_open
 from ..sessions.state import ledger_of
-from ..sessions.transaction import on_commit, on_end, wait_for_commit
-from ..sessions.uncommitted import has_written
+from ..sessions.transaction import on_commit, wait_for_commit
 from ..signatures.options import MAPS, may_be_once, refuse_map
 from .attempt import UnitOfWork, at_hand
 from .eager import EagerSent
@@ -46,10 +40,7 @@ from .once_keys import once_row
 from .registry import Home, home_of
 from .start_locks import unlocking
 
-__all__ = ["enqueue", "intercept", "session_at_hand"]
-
-# Whose frames lie between a call of delay() and the look at its transaction.
-_SENDERS = frozenset({"celery", __name__.split(".")[0]})
+__all__ = ["enqueue", "hold", "row_of", "session_at_hand"]
 
 
 def enqueue(session: AnySession, signature: Signature, **options: Any) -> Any:
@@ -181,11 +172,12 @@ def _hold(
     for message in messages:
         home.outbox.check(message)
     _refuse_other_database(home, home.outbox, session)
-    rows = [_row(app, home, message, chosen_id) for message in messages]
+    rows = [row_of(app, home, message, chosen_id=chosen_id) for message in messages]
     wait_for_commit(session, HandOver(home.outbox, rows), what, undo)
 
 
-def _row(app: App, home: Home, message: Message, chosen_id: bool) -> Row:
+def row_of(app: App, home: Home, message: Message, *, chosen_id: bool) -> Row:
+    """Return a finished message as the row that it is kept in."""
     task = app.tasks.get(message.task_name) if message.task_name else None
     row = None if task is None else once_row(task, home, message)
     if row is None:
@@ -254,9 +246,6 @@ def _refuse_other_database(home: Home, outbox: Outbox, session: Session) -> None
     )
 
 
-# --- without a session being named, and plain sends -----------------------------------------------
-
-
 def session_at_hand(what: str) -> Session:
     """Return the running request's session, or that of the innermost ``alchemy.session()`` block.
 
@@ -272,85 +261,3 @@ def session_at_hand(what: str) -> Session:
             " alchemy.session()` block.",
         )
     return held.session
-
-
-def intercept(app: App) -> Recorder | None:
-    """Judge a plain send.
-
-    Inside a task's transaction with uncommitted writes it is warned of, refused, deferred or let
-    through. Where SQLite is the broker, writing the message would wait for the transaction's own
-    lock: it is refused or deferred then, and beside a transaction that only reads it is sent when
-    that ends.
-
-    Returns:
-        A recorder that holds the message, or None to send now.
-
-    Raises:
-        PublishInTransactionError: ``publish_in_transaction="raise"``.
-    """
-    held = at_hand.get()
-    if not isinstance(held, UnitOfWork) or held.used_session is None:
-        return None
-    session, home = held.used_session, home_of(app)
-    is_locked = home is not None and home.is_broker and _has_only_lock(session, home)
-    if not _has_unsaved(session):
-        return Recorder(app, partial(_send_at_end, app, home, session)) if is_locked else None
-    policy = "warn" if home is None else home.publish_in_transaction
-    if policy == "raise":
-        raise PublishInTransactionError(held.owner())
-    if is_locked or policy == "defer":
-        return Recorder(app, partial(_hold_plain, app, home, session))
-    if policy == "warn":
-        warnings.warn(PublishInTransactionWarning(held.owner()), stacklevel=_level_of_caller())
-    return None
-
-
-def _hold_plain(app: App, home: Home | None, session: Session, message: Message) -> None:
-    """Let a plain send out after the session's commit; its id may be one that the caller chose."""
-    hold(app, home, session, [message], chosen_id=True)
-
-
-def _send_at_end(app: App, home: Home | None, session: Session, message: Message) -> None:
-    """Send a plain message when the session's transaction has ended, whichever way."""
-    # A database that is the broker keeps messages.
-    assert home is not None
-    assert home.outbox is not None
-    on_end(session, HandOver(home.outbox, [_row(app, home, message, chosen_id=True)]))
-
-
-def session_that_holds(app: App) -> Session | None:
-    """Return the session whose transaction holds back a plain send; None where it is sent now."""
-    held, home = at_hand.get(), home_of(app)
-    if home is None or home.publish_in_transaction != "defer" or not isinstance(held, UnitOfWork):
-        return None
-    session = held.used_session
-    return session if session is not None and _has_unsaved(session) else None
-
-
-def _has_only_lock(session: Session, home: Home) -> bool:
-    """Tell whether a session holds the one lock that writing a message would need.
-
-    Only SQLite has one. A message that was written now would wait for the lock of its own task.
-    """
-    if home.engine.dialect.name != "sqlite" or not session.in_transaction():
-        return False
-    return is_same_database(home.place.bind_of(session).engine, home.engine)
-
-
-def _level_of_caller() -> int:
-    """Return the stacklevel of the line that sent, seen from ``intercept``.
-
-    It is the first outside of Celery and this package.
-    """
-    level, frame = 0, sys._getframe(1)
-    while (
-        frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _SENDERS
-    ):
-        level, frame = level + 1, frame.f_back
-    return level + 1
-
-
-def _has_unsaved(session: Session) -> bool:
-    if not is_open(session):
-        return False
-    return bool(session.new or session.deleted or session.dirty) or has_written(session)
