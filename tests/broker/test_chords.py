@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from celery import Task, chain, chord, group
 from celery.app.task import Context
+from celery.exceptions import ChordError
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from celery_alchemy import enqueue
+from celery_alchemy import OnceReplacedError, enqueue
 from celery_alchemy.broker.chords import keep_noted
 from celery_alchemy.operations.dead_tasks import prune_all
 from celery_alchemy.outbox import chord_records
@@ -145,6 +146,31 @@ def test_part_that_is_delivered_twice_counts_once(chords: ChordStand, database: 
     assert value_of(result) == ["a", "b"]
     assert chords.bodies() == 1
     assert database.scalar("SELECT count(*) FROM celery_chord_parts") == 0
+
+
+@pytest.mark.parametrize("asks_again", [False, True])
+@pytest.mark.parametrize("key_owner", ["first", "second"])
+def test_chord_of_parts_with_one_key_that_are_replaced_ends(chords: ChordStand, asks_again: bool, key_owner: str) -> None:
+    """The part that finds its work done by one that was replaced has that result, or fails; the chord waits for neither."""
+
+    def charge(self: Any, session: Session, order: int) -> Any:
+        write(session, f"charge {order}")
+        return self.replace(chords.sign("once", "paid"))
+
+    options = {"autoretry_for": (OnceReplacedError,), "default_retry_delay": 0} if asks_again else {}
+    chords.task(charge, name="charge", bind=True, once=lambda order: f"order {order}", **options)
+    result = chord([chords.sign("charge", 7), chords.sign("charge", 7)], chords.sign("collect")).apply_async()
+    sent = chords.sent()
+
+    for one in sent if key_owner == "first" else reversed(sent):
+        chords.deliver(one)
+    chords.run_all()
+
+    if asks_again:
+        assert value_of(result) == ["paid", "paid"]
+    else:
+        assert (result.state, type(result.result)) == ("FAILURE", ChordError)
+    assert [row[0] for row in chords.database.rows("SELECT name FROM effect ORDER BY name")] == ["charge 7", "paid"]
 
 
 def test_frozen_chord_runs_each_time_it_is_sent(chords: ChordStand) -> None:
