@@ -351,6 +351,33 @@ def test_failed_task_before_the_last_of_a_chain_fails_the_body(chords: ChordStan
     assert type(chords.app.AsyncResult(result.id).result).__name__ == "ChordError"
 
 
+INNER_BODIES: dict[str, Canvas] = {
+    "a task": lambda s: s.sign("collect"),
+    "a chain": lambda s: chain(s.sign("collect"), s.sign("collect")),
+    "a group": lambda s: group(s.sign("collect"), s.sign("collect")),
+    "a chord": lambda s: chord([s.sign("collect"), s.sign("collect")], s.sign("collect")),
+}
+
+
+@pytest.mark.parametrize("kind", INNER_BODIES)
+@pytest.mark.parametrize("fails_last", [False, True])
+def test_chord_in_a_chord_fails_the_one_around_it(chords: ChordStand, kind: str, fails_last: bool) -> None:
+    """Its body never runs, and is a part that has failed; the errbacks of the outer body are called, once."""
+    inner = chord([chords.sign("fail", "a"), chords.sign("session", "b")], INNER_BODIES[kind](chords))
+    body = chords.sign("collect").on_error(chords.sign("note error"))
+    result = chord([inner, chords.sign("session", "c")], body).apply_async()
+    sent = chords.sent()
+
+    for one in [*reversed(sent), *sent] if fails_last else [*sent, *sent]:
+        chords.deliver(one)
+    chords.run_all()
+
+    assert (result.state, type(result.result)) == ("FAILURE", ChordError)
+    assert [name for name, _ in chords.errors] == ["ChordError"]
+    assert chords.bodies() == 0
+    assert chords.database.scalar("SELECT count(*) FROM celery_chord_parts") == 0
+
+
 def test_failed_part_fails_a_group_for_a_body(chords: ChordStand) -> None:
     """Each of its tasks."""
     body = group(chords.sign("collect"), chords.sign("collect"))

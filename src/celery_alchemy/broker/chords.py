@@ -43,9 +43,9 @@ from ..outbox.result_records import ResultKeeper, key_of
 from ..requests.own_result import committed_result
 from ..requests.registry import Home, home_of
 from ..requests.sending import hold, session_that_holds
+from .chord_failures import FailingBackend
 from .chord_headers import Sending, arranged, describe, key_in, size_in
 from .one_lock import session_with_the_lock
-from .result_ends import EndingBackend
 
 __all__ = ["ChordBackend", "ResultDatabase", "keep_noted"]
 
@@ -69,7 +69,7 @@ class ResultDatabase:
     place: Place
 
 
-class ChordBackend(EndingBackend, ResultKeeper):
+class ChordBackend(FailingBackend, ResultKeeper):
     """A result backend that counts the parts of chords."""
 
     if TYPE_CHECKING:
