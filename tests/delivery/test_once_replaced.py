@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from celery import chain, group
+from celery.exceptions import Ignore
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -314,3 +315,20 @@ def test_replaced_run_that_another_has_overtaken_reports_that_ones_result(stand:
     assert (ended.state, ended.value) == ("SUCCESS", "done by quick")
     assert stand.sent() == []
     assert stand.effects() == ["quick"]
+
+
+def test_failure_of_a_task_stands_though_another_with_its_key_was_ignored(stand: OutboxStand) -> None:
+    """That one has no result that could be reported instead."""
+    others: list[Sent] = []
+
+    @stand.task(name="charge", once=lambda order, by: f"order {order}")
+    def charge(session: Session, order: int, by: str) -> None:
+        if by == "slow":
+            stand.deliver(others.pop())
+            raise LookupError("no such card")
+        raise Ignore
+
+    slow = start_past_outbox(stand, charge, 7, "slow")
+    others.append(start_past_outbox(stand, charge, 7, "quick"))
+
+    assert stand.deliver(slow).state == "FAILURE"

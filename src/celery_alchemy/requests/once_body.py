@@ -26,7 +26,7 @@ from .failure import Failure, cause_in, end_for_good, is_final
 from .once import OnceUnit
 from .once_keys import row_key
 from .once_records import State
-from .once_report import is_done_by_another
+from .once_report import has_result
 from .plan import Plan
 from .put_back import is_cut_off, put_back
 from .step_failures import refuse_unended
@@ -211,9 +211,7 @@ def _fail_once(unit: OnceUnit, raised: BaseException, args: Arguments, kwargs: K
     failure = Failure(plan, unit.request, exc, args, kwargs)
     if state is None and is_final(failure) and not is_cut_off(plan, unit.request, exc):
         state = end_for_good(unit, failure)
-    if state is not None and (
-        state.ending == "returned" or is_done_by_another(state, unit.request)
-    ):
+    if state is not None and has_result(state, unit.request):
         return unit.replay(state)
     if exc is raised:
         raise exc

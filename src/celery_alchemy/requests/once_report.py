@@ -28,8 +28,7 @@ from .once_keys import nesting_of
 from .once_records import State
 from .plan import Plan
 
-__all__ = ["is_done_by_another", "report"]
-
+__all__ = ["has_result", "report"]
 
 _T = TypeVar("_T")
 
@@ -42,7 +41,14 @@ class InOwnSession(Protocol):
     def __call__(self, work: Callable[[Session], _T]) -> _T: ...
 
 
-def is_done_by_another(state: State, request: Context) -> bool:
+def has_result(state: State, request: Context) -> bool:
+    """Tell whether a completion has a result to report, of its run or of what replaced that."""
+    return state.ending == "returned" or (
+        state.ending == "replaced" and _is_done_by_another(state, request)
+    )
+
+
+def _is_done_by_another(state: State, request: Context) -> bool:
     """Tell whether another task with the key has done the work."""
     return state.by not in (None, request.id or "")
 
@@ -86,7 +92,7 @@ def report(
             if is_queued:
                 end_unreported(plan, request, error_text(exc), in_own_session)
             raise
-    if is_queued and is_done_by_another(state, request):
+    if is_queued and _is_done_by_another(state, request):
         report_kept(plan, request, outer, key, state, in_own_session)
     if state.ending != "returned":
         raise Ignore(f"Task {plan.name}[{request.id}] was {state.ending} by the run that committed")
@@ -104,7 +110,7 @@ def _with_replacements_value(plan: Plan, request: Context, key: str, state: Stat
             task.
     """
     by = state.by
-    is_own = not is_done_by_another(state, request)
+    is_own = not _is_done_by_another(state, request)
     if by is None or (is_own and nesting_of(request) <= state.nesting):
         return state
     if is_own:
