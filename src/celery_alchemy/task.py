@@ -24,17 +24,18 @@ from .requests.attempt import UnitOfWork, at_hand
 from .requests.deliveries import resend_owed
 from .requests.eager import noted_errors
 from .requests.failure import Failure, failed_for_good
-from .requests.once_keys import row_key
+from .requests.once_keys import nesting_of, row_key, with_nesting
 from .requests.planned_task import PlannedTask
 from .requests.put_back import PutBack, send_or_put_back
 from .requests.registry import home_of
+from .requests.replacement import replacement_applied
 from .requests.sending import enqueue, hold, session_at_hand
 from .sessions.any_session import AnySession
 from .sessions.at_hand import alive
 from .signatures.entities import encoded
 from .signatures.injection import injection_of
 from .signatures.options import refuse_map, refuse_old_protocol
-from .signatures.outcomes import Replaced
+from .signatures.outcomes import Replaced, ReplacedHere
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -182,18 +183,22 @@ class SessionTask(PlannedTask):
         vars(signature)["apply_async"] = send
         return signature
 
+    def replace(self, sig: Signature) -> Any:
+        """Replace the task as Celery does; one that runs eagerly knows its depth too."""
+        self.request.replaced_task_nesting = nesting_of(self.request)
+        return super().replace(sig)
+
     def on_replace(self, sig: Signature) -> Any:
         """Replace the task as Celery does.
 
-        The replacement is sent after, or kept in the outbox by, the transaction's commit.
+        The replacement is sent after, or kept in the outbox by, the transaction's commit. In eager
+        mode it runs when the task has ended.
         """
         unit = self._unit()
-        if unit is not None and self.request.is_eager and not self.is_async:
-            # Celery runs the replacement in here, where it would meet the locks of this transaction
-            # and not see its rows.
-            unit.hand_over()
-        if unit is None or self.request.is_eager:
+        if unit is None:
             return super().on_replace(sig)
+        if self.request.is_eager:
+            raise ReplacedHere(sig, row_key(self.session_plan, self.request))
         home = self.session_plan.home
         keeps = (
             home is not None and home.outbox is not None and (self.is_once or home.keeps_messages)
@@ -236,7 +241,8 @@ class SessionTask(PlannedTask):
         """
         run: Callable[..., Eager] = super().apply
         with noted_errors() as (errors, is_outermost):
-            result = run(self._encoded(args), self._encoded(kwargs), *more, **options)
+            result = run(self._encoded(args), self._encoded(kwargs), *more, **with_nesting(options))
+            result = replacement_applied(self, result, throws=options.get("throw"))
             if (
                 is_outermost
                 and errors

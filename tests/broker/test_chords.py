@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from celery import Task, chain, chord, group
 from celery.app.task import Context
+from celery.exceptions import ChordError
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from celery_alchemy import enqueue
+from celery_alchemy import OnceReplacedError, enqueue
 from celery_alchemy.broker.chords import keep_noted
 from celery_alchemy.operations.dead_tasks import prune_all
 from celery_alchemy.outbox import chord_records
@@ -145,6 +146,31 @@ def test_part_that_is_delivered_twice_counts_once(chords: ChordStand, database: 
     assert value_of(result) == ["a", "b"]
     assert chords.bodies() == 1
     assert database.scalar("SELECT count(*) FROM celery_chord_parts") == 0
+
+
+@pytest.mark.parametrize("asks_again", [False, True])
+@pytest.mark.parametrize("key_owner", ["first", "second"])
+def test_chord_of_parts_with_one_key_that_are_replaced_ends(chords: ChordStand, asks_again: bool, key_owner: str) -> None:
+    """The part that finds its work done by one that was replaced has that result, or fails; the chord waits for neither."""
+
+    def charge(self: Any, session: Session, order: int) -> Any:
+        write(session, f"charge {order}")
+        return self.replace(chords.sign("once", "paid"))
+
+    options = {"autoretry_for": (OnceReplacedError,), "default_retry_delay": 0} if asks_again else {}
+    chords.task(charge, name="charge", bind=True, once=lambda order: f"order {order}", **options)
+    result = chord([chords.sign("charge", 7), chords.sign("charge", 7)], chords.sign("collect")).apply_async()
+    sent = chords.sent()
+
+    for one in sent if key_owner == "first" else reversed(sent):
+        chords.deliver(one)
+    chords.run_all()
+
+    if asks_again:
+        assert value_of(result) == ["paid", "paid"]
+    else:
+        assert (result.state, type(result.result)) == ("FAILURE", ChordError)
+    assert [row[0] for row in chords.database.rows("SELECT name FROM effect ORDER BY name")] == ["charge 7", "paid"]
 
 
 def test_frozen_chord_runs_each_time_it_is_sent(chords: ChordStand) -> None:
@@ -323,6 +349,33 @@ def test_failed_task_before_the_last_of_a_chain_fails_the_body(chords: ChordStan
     chords.run_all()
 
     assert type(chords.app.AsyncResult(result.id).result).__name__ == "ChordError"
+
+
+INNER_BODIES: dict[str, Canvas] = {
+    "a task": lambda s: s.sign("collect"),
+    "a chain": lambda s: chain(s.sign("collect"), s.sign("collect")),
+    "a group": lambda s: group(s.sign("collect"), s.sign("collect")),
+    "a chord": lambda s: chord([s.sign("collect"), s.sign("collect")], s.sign("collect")),
+}
+
+
+@pytest.mark.parametrize("kind", INNER_BODIES)
+@pytest.mark.parametrize("fails_last", [False, True])
+def test_chord_in_a_chord_fails_the_one_around_it(chords: ChordStand, kind: str, fails_last: bool) -> None:
+    """Its body never runs, and is a part that has failed; the errbacks of the outer body are called, once."""
+    inner = chord([chords.sign("fail", "a"), chords.sign("session", "b")], INNER_BODIES[kind](chords))
+    body = chords.sign("collect").on_error(chords.sign("note error"))
+    result = chord([inner, chords.sign("session", "c")], body).apply_async()
+    sent = chords.sent()
+
+    for one in [*reversed(sent), *sent] if fails_last else [*sent, *sent]:
+        chords.deliver(one)
+    chords.run_all()
+
+    assert (result.state, type(result.result)) == ("FAILURE", ChordError)
+    assert [name for name, _ in chords.errors] == ["ChordError"]
+    assert chords.bodies() == 0
+    assert chords.database.scalar("SELECT count(*) FROM celery_chord_parts") == 0
 
 
 def test_failed_part_fails_a_group_for_a_body(chords: ChordStand) -> None:

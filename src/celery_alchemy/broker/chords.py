@@ -44,9 +44,9 @@ from ..requests.own_result import committed_result
 from ..requests.plain_sends import session_that_holds
 from ..requests.registry import Home, home_of
 from ..requests.sending import hold
+from .chord_failures import FailingBackend
 from .chord_headers import Sending, arranged, describe, key_in, size_in
 from .one_lock import session_with_the_lock
-from .result_ends import EndingBackend
 
 __all__ = ["ChordBackend", "ResultDatabase", "keep_noted"]
 
@@ -70,7 +70,7 @@ class ResultDatabase:
     place: Place
 
 
-class ChordBackend(EndingBackend, ResultKeeper):
+class ChordBackend(FailingBackend, ResultKeeper):
     """A result backend that counts the parts of chords."""
 
     if TYPE_CHECKING:

@@ -28,7 +28,7 @@ module has
     whether a worker would find any, as an expression;
 ``mark(connection)``
     a number, read when a transaction begins, that ``held()`` compares with a later one; None where
-    that needs none;
+    that needs none, until the first rollback to a SAVEPOINT;
 ``held(connection, mark)``
     what the open transaction of a connection has changed or locked, asked of the database; None
     where it cannot say;

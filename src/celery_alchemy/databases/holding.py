@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["NOTHING", "WRITES", "Held"]
+__all__ = ["NOTHING", "TAKEN_BACK", "WRITES", "Held"]
+
+#: The mark of a connection whose database counts nothing, after a rollback to a SAVEPOINT.
+TAKEN_BACK = -1
 
 
 class Held(NamedTuple):

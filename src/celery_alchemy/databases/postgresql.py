@@ -35,7 +35,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 
 from . import on_conflict
 from .chord_rows import READS_COMMITTED, Tally, read_within
-from .holding import NOTHING, WRITES, Held
+from .holding import NOTHING, TAKEN_BACK, WRITES, Held
 from .isolation import LoneStatement, commits_each_statement, is_put_back, put_back_at_checkin
 from .result_rows import read_in_transaction
 from .tables import NOT_TRANSLATED, Query, Rows, Since, from_now, publishable, takeable
@@ -45,7 +45,8 @@ _HAS_CHANGED = text("SELECT pg_catalog.txid_current_if_assigned() IS NOT NULL")
 # Row locks leave no trace in pg_locks but the lock of their table, ROW SHARE; whoever changes rows
 # holds ROW EXCLUSIVE, and who changes tables a stronger one.
 _TABLE_LOCKS = text(
-    "SELECT l.mode, c.relname FROM pg_catalog.pg_locks l"
+    "SELECT l.mode, c.relname, l.mode = 'RowExclusiveLock' AND c.relkind = 'S' AS is_nextval"
+    " FROM pg_catalog.pg_locks l"
     " JOIN pg_catalog.pg_class c ON c.oid = l.relation"
     " WHERE l.pid = pg_catalog.pg_backend_pid() AND l.locktype = 'relation'"
     " AND l.mode <> 'AccessShareLock' AND c.relkind NOT IN ('i', 'I')"
@@ -303,7 +304,9 @@ def held(connection: Connection, mark: int | None) -> Held | None:
     Its first change, or locked row, gives it one.
 
     One round trip for a transaction that has only read. What has an id and no lock of a table has
-    changed something else, the catalog say: that is a write too.
+    changed something else, the catalog say: that is a write too, unless there was a rollback to a
+    SAVEPOINT. That gives back the locks of tables, but leaves the id, and the locks of sequences,
+    which no rollback changes.
     Sources: https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-SNAPSHOT,
     https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES
 
@@ -312,7 +315,11 @@ def held(connection: Connection, mark: int | None) -> Held | None:
     """
     if not connection.execute(_HAS_CHANGED).scalar_one():
         return NOTHING
-    locks = connection.execute(_TABLE_LOCKS).all()
+    locks = list(connection.execute(_TABLE_LOCKS))
+    if mark == TAKEN_BACK:
+        locks = [lock for lock in locks if not lock.is_nextval]
+        if not locks:
+            return NOTHING
     locked = tuple(sorted(lock.relname for lock in locks if lock.mode == "RowShareLock"))
     only_rows = locked and all(lock.mode == "RowShareLock" for lock in locks)
     return Held(writes=False, locked=locked) if only_rows else WRITES

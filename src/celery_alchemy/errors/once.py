@@ -8,6 +8,7 @@ __all__ = [
     "DeadTaskError",
     "OnceCommitError",
     "OnceKeyError",
+    "OnceReplacedError",
     "OnceResultError",
     "StepError",
     "StepValueError",
@@ -32,6 +33,39 @@ class OnceKeyError(CeleryAlchemyError):
             f"The once key of {self.task_name} {self.problem}. It must be a str that fits the"
             " table's id of 255 characters together with the task's name, without white space at"
             " its ends; the id of a task without a key must fit it too."
+        )
+
+
+class OnceReplacedError(CeleryAlchemyError):
+    """A ``once`` task's work was handed on by another task with its key, which replaced itself.
+
+    There is no result that this one could report. Nothing was done a second time.
+
+    Args:
+        task_name: The name of the task.
+        key: Its row in the outbox.
+        by: The id of the task that replaced itself, which is that of its replacement too.
+        error: Why the replacement has failed; empty if no result of it is kept, or not yet.
+    """
+
+    def __init__(self, task_name: str, key: str, by: str, error: str = "") -> None:
+        super().__init__(task_name, key, by, error)
+        self.task_name = task_name
+        self.key = key
+        self.by = by
+        self.error = error
+
+    def __str__(self) -> str:
+        done = f"{self.task_name} ({self.key}) was done by the task {self.by}, which was replaced"
+        if self.error:
+            return (
+                f"{done} by one that has failed: {self.error}. This key is done and does not run"
+                " again: send what has failed."
+            )
+        return (
+            f"{done} by one of which no result is kept, or not yet. With"
+            " autoretry_for=(OnceReplacedError,) the task asks for it again. A result is kept by a"
+            " result backend, for result_expires, and not with ignore_result."
         )
 
 

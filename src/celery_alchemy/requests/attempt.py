@@ -80,25 +80,6 @@ class UnitOfWork(RequestSession):
             self._unsent = []
         self._unsent.append(send)
 
-    def hand_over(self) -> None:
-        """End the transaction as after a success, but keep the session.
-
-        Another task is about to run inside of this one.
-
-        That of a ``once`` task goes on: its record and its writes are committed together, at its
-        end.
-
-        Raises:
-            Exception: What the database raised at the commit.
-        """
-        session = self.used_session
-        if session is None or self.is_borrowed or self.is_once or not is_open(session):
-            return
-        if "success" in self.plan.commit_on:
-            self._commit(session)
-        else:
-            session.rollback()
-
     def succeed(self) -> None:
         """End after the body returned: commit or roll back, close, send.
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from celery.app.task import Context
-from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.exceptions import Reject, SoftTimeLimitExceeded
 from sqlalchemy import Engine, event
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
@@ -24,10 +24,9 @@ from sqlalchemy.orm import Session
 from ..databases.transient import is_lost_connection, is_transient
 from ..databases.trying_again import again, at_once
 from ..error_texts import error_text
-from ..errors import DeadTaskError, OnceCommitError
+from ..errors import OnceCommitError
 from ..outbox import step_records
 from ..outbox.lone_statement import lends_its_own
-from ..outbox.outbox import shown
 from ..outbox.place import OutboxTable
 from ..sessions.closing import abandon, close_quietly, commit
 from ..sessions.commits import uncounted
@@ -36,11 +35,13 @@ from ..sessions.releasing import uncommitted_changes
 from ..signatures.outcomes import Replaced, outcome_of
 from . import once_records as completion
 from .attempt import AtHand, UnitOfWork
-from .continuation import drop_held, held_ids, hold_continuation
+from .continuation import held_ids, hold_continuation
 from .deliveries import ATTEMPTS, Overtaken, insist, record_death
 from .loop_call import pause
-from .once_guests import end_guests_count, is_of_another, keep_owners_message, report_kept
+from .once_guests import is_of_another, keep_owners_message
+from .once_keys import nesting_of
 from .once_records import Ending, State
+from .once_report import report
 from .once_start import Start, begin, begin_alone, is_held
 from .own_result import OwnResult, has_result, own_result
 from .plan import Plan
@@ -216,7 +217,8 @@ class OnceUnit(UnitOfWork):
         # A direct call has no id, and is none of the other tasks with its key.
         by = self.request.id or "" if self._has_own_key else None
         held = held_ids(self.plan, self.request) if ending == "returned" else ()
-        return completion.kept(ending, value, by, held, self.owner())
+        nesting = nesting_of(self.request) if ending == "replaced" and by is not None else 0
+        return completion.kept(ending, value, by, held, self.owner(), nesting)
 
     @property
     def _has_own_key(self) -> bool:
@@ -369,29 +371,10 @@ class OnceUnit(UnitOfWork):
             insist(lambda: self.in_own_session(work))
 
     def replay(self, state: State) -> object:
-        """Report what the run that committed reported.
-
-        Its callbacks and chain are in the outbox, not the tracer's to send. Those of another task
-        with the same key, or of one that was sent again with the same id, are: they were not that
-        run's.
-
-        Raises:
-            Ignore: That run replaced itself or raised Ignore; there is nothing to report.
-            DeadTaskError: The task is dead.
-        """
-        is_queued = self.request.id is not None and not self.request.is_eager
-        if state.kind == "dead":
-            is_another = not state.fresh and state.of != shown(self.request.id)
-            if is_queued and is_another and self._has_own_key:
-                end_guests_count(self.plan, self.request, self._insists_in_another)
-            raise DeadTaskError(self.plan.name, self.key, state.error)
-        if is_queued and state.by not in (None, self.request.id):
-            insists = self._insists_in_another
-            report_kept(self.plan, self.request, self.outer, self.key, state, insists)
-        if state.ending != "returned":
-            raise Ignore(f"{self.owner()} was {state.ending} by the run that committed")
-        drop_held(self.request, state.held)
-        return state.value
+        """Report what the run that committed reported; as for ``report()``."""
+        return report(
+            self.plan, self.request, self.outer, self.key, state, self._insists_in_another
+        )
 
 
 def _is_in_anothers_favour(exc: Exception) -> bool:

@@ -18,7 +18,6 @@ from ..errors import DeadTaskError
 from ..messages.celery_types import AnyTask
 from ..outbox.step_records import last_step
 from ..signatures.options import MAPS, may_be_once, refuse_map
-from ..signatures.outcomes import Replaced
 from ..signatures.results import refuse_entities
 from .arguments import Arguments, Call, Keywords
 from .attempt import at_hand
@@ -27,6 +26,7 @@ from .failure import Failure, cause_in, end_for_good, is_final
 from .once import OnceUnit
 from .once_keys import row_key
 from .once_records import State
+from .once_report import has_result
 from .plan import Plan
 from .put_back import is_cut_off, put_back
 from .step_failures import refuse_unended
@@ -211,7 +211,7 @@ def _fail_once(unit: OnceUnit, raised: BaseException, args: Arguments, kwargs: K
     failure = Failure(plan, unit.request, exc, args, kwargs)
     if state is None and is_final(failure) and not is_cut_off(plan, unit.request, exc):
         state = end_for_good(unit, failure)
-    if state is not None and not isinstance(exc, Replaced) and state.ending == "returned":
+    if state is not None and has_result(state, unit.request):
         return unit.replay(state)
     if exc is raised:
         raise exc

@@ -25,7 +25,13 @@ from .once_records import State, is_guest
 from .own_result import OwnResult, own_result
 from .plan import Plan
 
-__all__ = ["end_guests_count", "is_of_another", "keep_owners_message", "report_kept"]
+__all__ = [
+    "end_guests_count",
+    "end_unreported",
+    "is_of_another",
+    "keep_owners_message",
+    "report_kept",
+]
 
 logger: logging.Logger = logging.getLogger("celery_alchemy.once")
 
@@ -128,10 +134,38 @@ def end_guests_count(
     def end(session: Session) -> None:
         _end_count(plan.required_home.place.within(session), request)
 
+    _try_to(end, plan, request, in_own_session)
+
+
+def _try_to(
+    end: Callable[[Session], None],
+    plan: Plan,
+    request: Context,
+    in_own_session: Callable[[Callable[[Session], None]], None],
+) -> None:
     try:
         in_own_session(end)
     except DBAPIError:
         logger.warning("%s[%s] leaves its count behind", plan.name, request.id, exc_info=True)
+
+
+def end_unreported(
+    plan: Plan,
+    request: Context,
+    error: str,
+    in_own_session: Callable[[Callable[[Session], None]], None],
+) -> None:
+    """End a task that has nothing to run, and nothing to report of who did its work.
+
+    Its message, if it was kept, is not sent again: it is dead, with the error.
+    """
+
+    def end(session: Session) -> None:
+        table = plan.required_home.place.within(session)
+        _end_count(table, request)
+        records.die(table, str(shown(request.id)), error, request.id)
+
+    _try_to(end, plan, request, in_own_session)
 
 
 def _end_count(table: OutboxTable, request: Context) -> None:

@@ -16,13 +16,39 @@ from celery.app.task import Context
 from ..databases.tables import ID_MAX_LENGTH
 from ..error_texts import storable
 from ..errors import OnceKeyError
+from ..messages.celery_types import Fields
 from ..messages.message import Message
 from ..outbox.outbox import ROW_HEADER, Row, shown
 from ..signatures.entity_loading import key_arguments
 from .plan import Plan, Timelimit
 from .registry import Home
 
-__all__ = ["key_of", "once_row", "owed_row", "row_key", "row_of_guest"]
+__all__ = [
+    "key_of",
+    "nesting_of",
+    "once_row",
+    "owed_row",
+    "row_key",
+    "row_of_guest",
+    "with_nesting",
+]
+
+#: Celery's name for the depth of replacement, which its eager mode leaves out of the request.
+_NESTING = "replaced_task_nesting"
+
+
+def nesting_of(request: Context) -> int:
+    """Return how many tasks with this id have been replaced, one by the other, up to this one."""
+    return int(request.replaced_task_nesting or (request.headers or {}).get(_NESTING) or 0)
+
+
+def with_nesting(options: Mapping[str, object]) -> Fields:
+    """Return the options of ``apply()`` so that its request knows the depth of replacement."""
+    if not options.get(_NESTING):
+        return dict(options)
+    headers = options.get("headers")
+    more = headers if isinstance(headers, Mapping) else {}
+    return {**options, "headers": {**more, _NESTING: options[_NESTING]}}
 
 
 def row_key(
@@ -50,7 +76,7 @@ def row_key(
         return named
     args = tuple(request.args or ()) if args is None else args
     kwargs = request.kwargs or {} if kwargs is None else kwargs
-    return key_of(plan, request.id or "", request.replaced_task_nesting or 0, args, dict(kwargs))
+    return key_of(plan, request.id or "", nesting_of(request), args, dict(kwargs))
 
 
 def key_of(
@@ -135,7 +161,7 @@ def once_row(task: object, home: Home, message: Message) -> Row | None:
     plan: Plan | None = getattr(task, "session_plan", None)
     if plan is None or plan.once is None or message.task_id is None:
         return None
-    nesting = int(message.headers.get("replaced_task_nesting") or 0)
+    nesting = int(message.headers.get(_NESTING) or 0)
     key = key_of(plan, message.task_id, nesting, *message.arguments)
     has_own_key = plan.once.make_key is not None
     if not has_own_key:
@@ -157,5 +183,5 @@ def row_of_guest(request: Context) -> str | None:
     """
     if request.id is None:
         return None
-    nesting = request.replaced_task_nesting or 0
+    nesting = nesting_of(request)
     return shown(f"{request.id}/{nesting}" if nesting else request.id)

@@ -17,6 +17,7 @@ from sqlalchemy import Insert, Update
 from ..databases.tables import Raw
 from ..error_texts import error_text, storable
 from ..errors import OnceResultError
+from ..messages.celery_types import Fields
 from ..outbox.outbox import Row, shown
 from ..outbox.place import OutboxTable
 from . import once_statements as statements
@@ -29,6 +30,7 @@ __all__ = [
     "die",
     "is_guest",
     "keep_message",
+    "keep_replacements_value",
     "kept",
     "look",
     "resend",
@@ -57,6 +59,7 @@ class State:
         error: Why a dead task died, or by what an owed one was cut off.
         fresh: It has just been found to be; the table does not say so yet.
         by: The task id of the run that committed, where tasks with other ids have the same key.
+        nesting: Of a run that replaced itself, how many with its id had done so before.
         starts: How many starts of an owed task, or of a ``fresh`` dead one, have not ended.
         of: The id of the task that an owed or dead row stands for: of several tasks with one key,
             the one that is sent again.
@@ -71,6 +74,7 @@ class State:
     error: str = ""
     fresh: bool = False
     by: str | None = None
+    nesting: int = 0
     starts: int = 0
     of: str | None = None
     counted_in: str | None = None
@@ -151,7 +155,8 @@ def said_by(found: Raw | None) -> State:
         stored = json.loads(result) if result else {}
         ending = stored.get("ending", "returned")
         held = tuple(stored.get("held", ()))
-        return State("completed", ending, stored.get("value"), by=stored.get("by"), held=held)
+        by, nesting = stored.get("by"), stored.get("nesting", 0)
+        return State("completed", ending, stored.get("value"), by=by, nesting=nesting, held=held)
     if died_at is not None:
         return State("dead", error=error or "", of=task_id)
     return State("owed", starts=starts, of=task_id, error=error or "")
@@ -169,7 +174,12 @@ def track(
 
 
 def kept(
-    ending: Ending, value: object, by: str | None, held: Sequence[str], owner: str
+    ending: Ending,
+    value: object,
+    by: str | None,
+    held: Sequence[str],
+    owner: str,
+    nesting: int = 0,
 ) -> tuple[str, object]:
     """Return a result as it is kept, and as every delivery reports it.
 
@@ -181,6 +191,7 @@ def kept(
         by: The id of the task, if tasks with other ids may have the same key.
         held: What tells the callbacks and the chain that are sent with it.
         owner: The task's name and the request's id, for the error.
+        nesting: Of a run that replaces itself, how many with its id have done so before.
 
     Raises:
         OnceResultError: It is nothing that Celery's JSON can carry, both ways.
@@ -188,6 +199,8 @@ def kept(
     record = {"ending": ending, "value": value}
     if by is not None:
         record["by"] = by
+    if nesting:
+        record["nesting"] = nesting
     if held:
         record["held"] = list(held)
     try:
@@ -243,12 +256,27 @@ def complete(
 
 def add_held(table: OutboxTable, key: str, held: Sequence[str]) -> None:
     """Note what was sent for another task with the key of a completed one, after that one's end."""
+    record = _record_of(table, key)
+    if record and held:
+        _change_record(table, key, {**record, "held": [*record.get("held", ()), *held]})
+
+
+def keep_replacements_value(table: OutboxTable, key: str, value: object) -> None:
+    """Have the record of a run that replaced itself say what its replacement has returned."""
+    record = _record_of(table, key)
+    if record.get("ending") == "replaced":
+        _change_record(table, key, {**record, "ending": "returned", "value": value})
+
+
+def _record_of(table: OutboxTable, key: str) -> Fields:
     found = table.execute(statements.LOOK, {"row_id": key}).one_or_none()
-    if found is None or not found.result or not held:
-        return
-    record = json.loads(found.result)
-    record["held"] = [*record.get("held", ()), *held]
-    table.execute(statements.ADD_HELD, {"row_id": key, "outcome": str(json.dumps(record))})
+    record: Fields = json.loads(found.result) if found is not None and found.result else {}
+    return record
+
+
+def _change_record(table: OutboxTable, key: str, record: Fields) -> None:
+    outcome = str(json.dumps(record))
+    table.execute(statements.CHANGE_RESULT, {"row_id": key, "outcome": outcome})
 
 
 def die(table: OutboxTable, key: str, error: str, task_id: str | None) -> bool:

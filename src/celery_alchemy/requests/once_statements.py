@@ -79,7 +79,8 @@ _COMPLETED: dict[str, object] = {
 
 COMPLETE = update(outbox).where(*_OPEN).values(**_COMPLETED, claim=None, body=None, envelope=None)
 
-ADD_HELD = (
+#: Of a run that is completed.
+CHANGE_RESULT = (
     update(outbox)
     .where(outbox.c.id == bindparam("row_id"), outbox.c.completed_at.is_not(None))
     .values(result=bindparam("outcome"))

@@ -26,6 +26,7 @@ from ..errors import ConfigurationError
 from .commits import Commits, commits_under_way
 from .commits_past_session import commit_of, refuse_or_count, watch
 from .isolation import isolate, refuse_other_level
+from .savepoints import note_savepoint, take_back
 from .state import NO_OPTIONS, STATE, Ledger, SessionOptions, SessionState, ledger_of, state_for
 
 __all__ = [
@@ -107,6 +108,7 @@ def ask_after_failure(ledger: Ledger) -> None:
 def listen(target: type[Session] | Session) -> None:
     """Have a Session class, or one session, keep its ledger."""
     event.listen(target, "after_begin", _after_begin)
+    event.listen(target, "after_soft_rollback", take_back)
 
 
 def _after_begin(session: Session, transaction: SessionTransaction, connection: Connection) -> None:
@@ -134,6 +136,8 @@ def _after_begin(session: Session, transaction: SessionTransaction, connection: 
         watch(ledger, connection)
         if ledger.options.has_settings:
             _apply_settings(ledger.options, connection)
+    else:
+        note_savepoint(ledger, transaction, connection)
     # On the Connection, which lives as long as the checkout: its .info is the driver connection's
     # and would follow that to its next user.
     connection.__dict__[LEDGER] = ledger

@@ -23,7 +23,8 @@ _WRITES = "uncommitted writes (of the body, or of what is around it)"
 # PostgreSQL gives a transaction its id for any of these.
 _UNSEEN = (
     "uncommitted writes that no statement shows (of a function or the driver's cursor), or what"
-    " the database cannot tell from them: LOCK TABLE, row locks of a SAVEPOINT that was rolled back"
+    " the database cannot tell from them: LOCK TABLE, a SAVEPOINT past the session that was rolled"
+    " back"
 )
 
 

@@ -10,7 +10,7 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, SessionTransaction
@@ -78,6 +78,20 @@ class SessionOptions:
 NO_OPTIONS = SessionOptions()
 
 
+@dataclass(slots=True)
+class BeforeSavepoint:
+    """What a transaction had done when a SAVEPOINT of it began.
+
+    Attributes:
+        writes: It had sent a statement that shows a change.
+        changes: How far the databases of its connections had counted since it began, by the place
+            of the connection in the ledger, of those that count.
+    """
+
+    writes: bool
+    changes: dict[int, int] = field(default_factory=dict)
+
+
 class Ledger:
     """The running account of one session.
 
@@ -92,6 +106,8 @@ class Ledger:
         connections: Weak references to the connections of that transaction.
         marks: What the databases of these connections said when it began, which shows later whether
             anything has changed; None for a database that needs no such comparison.
+        savepoints: What that transaction had done when its open SAVEPOINTs began, by their own
+            transactions; see ``savepoints.py``.
         failed_on: Weak reference to the connection whose statement failed in the open transaction;
             None if none did.
         statements: How many statements were sent since the session was made.
@@ -127,6 +143,7 @@ class Ledger:
         "once_owner",
         "options",
         "repeats",
+        "savepoints",
         "statements",
         "transaction",
         "writes",
@@ -136,6 +153,7 @@ class Ledger:
         self.transaction: Callable[[], SessionTransaction | None] | None = None
         self.connections: tuple[Callable[[], Connection | None], ...] = ()
         self.marks: tuple[int | None, ...] = ()
+        self.savepoints: WeakKeyDictionary[SessionTransaction, BeforeSavepoint] | None = None
         self.writes: bool = False
         self.locked_by: str = ""
         self.in_flight: bool = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal, get_args
 
+from celery.canvas import Signature
 from celery.exceptions import Ignore, Reject, Retry
 
 from ..errors import ConfigurationError
@@ -19,6 +20,7 @@ __all__ = [
     "CommitOn",
     "Outcome",
     "Replaced",
+    "ReplacedHere",
     "commit_on_from",
     "outcome_of",
 ]
@@ -36,9 +38,25 @@ _ALLOWED: tuple[Outcome, ...] = tuple(o for o in get_args(Outcome) if o != "fail
 class Replaced(Ignore):
     """What ``self.replace()`` raises: an Ignore, but none that the body raised.
 
-    A replaced task has finished its share of the work and handed the rest on. In eager mode Celery
-    ends it as a success, so it commits as a success everywhere.
+    A replaced task has finished its share of the work and handed the rest on: it commits as a
+    success.
     """
+
+
+class ReplacedHere(Replaced):
+    """What ``self.replace()`` raises in eager mode, where ``apply()`` runs the replacement.
+
+    By then the transaction has ended: the replacement sees its rows and meets none of its locks.
+
+    Args:
+        signature: The replacement.
+        key: The row of a ``once`` task; None for any other.
+    """
+
+    def __init__(self, signature: Signature, key: str | None) -> None:
+        super().__init__("Replaced by new task")
+        self.signature = signature
+        self.key = key
 
 
 def outcome_of(exc: BaseException) -> Outcome:
