@@ -17,11 +17,11 @@ let complaint = "";
 let status = null;
 let timer;
 
-documents.start({ whenWrong: complain, whenChanged: shelf.refresh, whenGone: questions.markLost });
+documents.start({ whenWrong: complain, whenChanged: shelf.refresh, whenGone: markLost });
 shelf.start({ whenWrong: complain });
 uploads.start((document) => { documents.put(document); shelf.refresh(); });
 questions.start();
-reader.start();
+reader.start(documents.successor);
 
 byId("login-form").addEventListener("submit", async (event) => {
   event.preventDefault();
@@ -63,6 +63,11 @@ function complain(text) {
   timer = setTimeout(() => { complaint = ""; drawBanner(); }, 8000);
 }
 
+function markLost(isGone) {
+  questions.markLost(isGone);
+  reader.markLost(isGone);
+}
+
 function drawBanner() {
   const waiting = !status || documents.isAnyoneWorking(status) ? 0 : documents.numberOnTheWay(status);
   let text = complaint;
@@ -101,6 +106,7 @@ async function begin() {
     status = update.status;
     const becameReady = documents.update(update);
     shelf.update(update);
+    reader.update(update.documents);
     overall.update(status);
     questions.update(status, becameReady);
     drawVitals();

@@ -3,7 +3,7 @@
 import * as address from "./address.js";
 import { ask } from "./api.js";
 import { numberOnTheWay } from "./documents.js";
-import { announce, byId, isFocusLost, make, plural, setText } from "./elements.js";
+import { announce, byId, entitle, isFocusLost, make, plural, setText } from "./elements.js";
 import { card, lose } from "./passages.js";
 import * as reader from "./reader.js";
 
@@ -50,7 +50,7 @@ export function restore({ q = "", ask: isAsked = null }) {
     setText(note, "");
     byId("search-empty").hidden = false;
     document.body.classList.remove("busy");
-    document.title = "ragline";
+    entitle("search", "");
   }
 }
 
@@ -128,7 +128,7 @@ async function run(what, query) {
   drawAgain();
   shown = key(query, what === question);
   if (query !== cut(query)) { refuse(query); return; }
-  document.title = `${query} · ragline`;
+  entitle("search", query);
   document.body.classList.add("busy");
   note.classList.remove("error");
   beLoud(true);

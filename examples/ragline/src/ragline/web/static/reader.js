@@ -2,14 +2,16 @@
 
 import * as address from "./address.js";
 import { ask } from "./api.js";
-import { bytes, byId, isFocusLost, make, plural, setText } from "./elements.js";
+import { bytes, byId, entitle, isFocusLost, make, plural, setText } from "./elements.js";
 import * as finder from "./finder.js";
 import { inUnits, laidOut, unitsOf } from "./layout.js";
+import * as notice from "./notice.js";
 import * as outline from "./outline.js";
 
 const PIECE_CHARACTERS = 6000;
 const AROUND_CHARACTERS = 3000;
 const TOLD_CHARACTERS = 60;
+const NEAR_END_PIXELS = 400;
 const dialog = byId("reader");
 const text = byId("reader-text");
 let latest = 0; // a document that was opened since is the one that is shown
@@ -17,9 +19,28 @@ let latest = 0; // a document that was opened since is the one that is shown
 let shown = null;
 /** What was asked for last: the id of the document, and where its passage begins. */
 let wanted = {};
+/** The state of the document that is open, if it has no text. */
+let textless = null;
+/** Whether the document that is open is gone. */
+let isLost = false;
+let isReadingOn = false;
+/** Where the page itself has scrolled to: whoever scrolls from there wants to read on. */
+let putAt = 0;
 
-export function start() {
-  dialog.addEventListener("close", () => { shown = null; latest += 1; address.leaveDocument(); goBack(); });
+/** @param {(id: number, uris: string[]) => number|undefined} successor tells which document has replaced one */
+export function start(successor) {
+  dialog.addEventListener("close", () => {
+    shown = null;
+    latest += 1;
+    entitle("document", "");
+    address.leaveDocument();
+    goBack();
+  });
+  text.addEventListener("scroll", readOnAtEnd, { passive: true });
+  notice.start(successor, (id) => {
+    address.rewrite({ document: id, start: null, end: null });
+    show(id, null);
+  });
   byId("reader-close").addEventListener("click", () => dialog.close());
   byId("reader-before").addEventListener("click", () => go(-1));
   byId("reader-after").addEventListener("click", () => go(1));
@@ -46,7 +67,7 @@ export function open(id, passage = null) {
 
 async function show(id, passage) {
   const number = ++latest;
-  wanted = { id, start: passage?.start };
+  wanted = { id, start: passage?.start, passage };
   clear(id);
   if (!dialog.open) dialog.showModal();
   try {
@@ -62,12 +83,12 @@ async function show(id, passage) {
       return;
     }
     describe(detail);
-    if (!found) { text.replaceChildren(make("p", { class: "fine" }, reasonWhyThereIsNoText(detail))); return; }
+    if (!found) { sayWhyThereIsNoText(detail); return; }
     take(id, found, Boolean(passage));
     outline.show(detail.headings);
     finder.show(id);
-    if (passage) text.querySelector("mark").scrollIntoView({ block: "center" });
-    else text.scrollTop = 0;
+    if (passage) lookAtMark();
+    else put(0);
     text.focus({ preventScroll: true });
   } catch (error) {
     if (number === latest) refuse(error);
@@ -105,7 +126,7 @@ async function goTo({ start, end }) {
     if (number !== latest) return;
     take(id, found, true);
   }
-  text.querySelector("mark").scrollIntoView({ block: "center" });
+  lookAtMark();
 }
 
 function unmark() {
@@ -113,7 +134,20 @@ function unmark() {
   const scrolled = text.scrollTop;
   shown.mark = null;
   draw();
+  put(scrolled);
+}
+
+function put(scrolled) {
   text.scrollTop = scrolled;
+  putAt = text.scrollTop;
+}
+
+/** What is marked in the middle of the window; from its beginning where that is too small for it. */
+function lookAtMark() {
+  const marks = [...text.querySelectorAll("mark")];
+  const height = marks.at(-1).getBoundingClientRect().bottom - marks[0].getBoundingClientRect().top;
+  marks[0].scrollIntoView({ block: height > text.clientHeight * 0.8 ? "start" : "center" });
+  putAt = text.scrollTop;
 }
 
 /** Read on at a heading: the focus goes there too. */
@@ -121,7 +155,7 @@ async function goToHeading({ start, title }) {
   try {
     await goTo({ start, end: start + [...title].length });
   } catch (error) {
-    setText(byId("reader-facts"), error.message);
+    complain(error);
     return;
   }
   if (!shown?.mark) return; // another document was opened meanwhile
@@ -132,6 +166,7 @@ async function goToHeading({ start, title }) {
   const mark = text.querySelector("mark");
   mark.tabIndex = -1;
   mark.scrollIntoView({ block: "start" });
+  putAt = text.scrollTop;
   mark.focus({ preventScroll: true });
 }
 
@@ -155,14 +190,54 @@ function draw() {
 
 /** Say why there is nothing to read: most often the document is gone since it was found. */
 function refuse(error) {
-  const isGone = error.status === 404;
+  const isGone = isOfNone(error);
   setText(byId("reader-title"), isGone ? "This document is no longer here" : "This document cannot be shown");
+  entitle("document", byId("reader-title").textContent);
   const reason = isGone ? "It was deleted, or a newer version has replaced it." : error.message;
   text.replaceChildren(make("p", { class: isGone ? "fine" : "error" }, reason));
+  isLost = isGone;
+  if (isGone) notice.offerNewer();
+}
+
+/** Whether a request failed since there is no such document: of some numbers no document can be. */
+const isOfNone = ({ status }) => status === 404 || status === 422;
+
+/** Say what went wrong with a document that is open, above its text. */
+function complain(error) {
+  if (isOfNone(error)) lose();
+  else notice.say(error.message);
+}
+
+/** Take over what became of documents: one that had no text yet is shown when it has. */
+export function update(documents) {
+  const known = documents.find(({ id }) => id === wanted.id);
+  if (!dialog.open) return;
+  if (isLost) notice.offerNewer();
+  else if (known && textless && textless !== known.state) show(wanted.id, wanted.passage);
+}
+
+/** Take over which documents are gone. */
+export function markLost(isGone) {
+  if (dialog.open && isGone(wanted.id)) lose();
+}
+
+/** The document is gone while it is read: what is here of it stays, and no more of it can be had. */
+function lose() {
+  if (isLost) return;
+  isLost = true;
+  outline.show([]);
+  finder.show(null);
+  byId("reader-download").hidden = true;
+  drawEnds();
+  notice.sayGone(shown !== null);
+  if (isFocusLost()) text.focus({ preventScroll: true });
 }
 
 function clear(id) {
   shown = null;
+  textless = null;
+  isLost = false;
+  notice.clear(id);
   for (const part of ["facts", "places"]) setText(byId(`reader-${part}`), "");
   setText(byId("reader-title"), "Document"); // until its name is known
   byId("reader-download").href = `/api/documents/${id}/original`;
@@ -176,6 +251,8 @@ function clear(id) {
 
 function describe(detail) {
   setText(byId("reader-title"), detail.name);
+  entitle("document", detail.name);
+  notice.know(detail.uris);
   const facts = [bytes(detail.size_bytes)];
   if (detail.pages) facts.push(plural(detail.pages, "page"));
   if (detail.characters) facts.push(plural(detail.characters, "character"));
@@ -188,31 +265,53 @@ function describe(detail) {
   byId("reader-download").hidden = false;
 }
 
+function sayWhyThereIsNoText(detail) {
+  textless = detail.state;
+  text.replaceChildren(make("p", { class: "fine" }, reasonWhyThereIsNoText(detail)));
+}
+
 function reasonWhyThereIsNoText({ state, reason, is_found: isFound }) {
   if (state === "failed") return reason;
   if (state === "cancelled") return "It was cancelled: its text is not kept.";
   return isFound ? "There is no text." : "Its text is not read yet.";
 }
 
+/** Who scrolls to the end reads on, and keeps what is selected. */
+async function readOnAtEnd() {
+  const left = text.scrollHeight - text.clientHeight - text.scrollTop;
+  if (isReadingOn || left > NEAR_END_PIXELS || Math.abs(text.scrollTop - putAt) < 2) return;
+  if (byId("reader-after").hidden || !getSelection().isCollapsed) return;
+  isReadingOn = true;
+  await fetchMore(1);
+  isReadingOn = false;
+}
+
 /** Read on, or what comes before. */
 async function go(direction) {
   if (!shown) return;
   const button = byId(direction < 0 ? "reader-before" : "reader-after");
+  button.disabled = true;
+  const isDone = await fetchMore(direction);
+  button.disabled = false;
+  if (isDone) text.focus({ preventScroll: true });
+  else if (dialog.open && isFocusLost()) button.focus(); // while it was disabled it lost the focus
+}
+
+async function fetchMore(direction) {
   const { id } = shown;
   const start = direction < 0 ? Math.max(0, shown.start - PIECE_CHARACTERS) : shown.end;
   const end = direction < 0 ? shown.start : shown.end + PIECE_CHARACTERS;
-  button.disabled = true;
   try {
     const found = await ask("GET", `documents/${id}/excerpt?${new URLSearchParams({ start, end, around: 0 })}`);
-    if (shown?.id !== id) return;
+    // Another place was gone to meanwhile, or the same piece has come by another way.
+    if (shown?.id !== id || (direction < 0 ? shown.start !== end : shown.end !== start)) return false;
     if (direction < 0) prepend(found);
     else append(found);
-    text.focus({ preventScroll: true });
+    notice.say("");
+    return true;
   } catch (error) {
-    setText(byId("reader-facts"), error.message);
-  } finally {
-    button.disabled = false;
-    if (dialog.open && isFocusLost()) button.focus(); // while it was disabled it lost the focus
+    if (shown?.id === id) complain(error);
+    return false;
   }
 }
 
@@ -227,7 +326,7 @@ function prepend(found) {
   shown.blocks = joined(found.blocks, shown.blocks);
   draw();
   text.scrollTop = scrolled;
-  text.scrollTop += topOf(place + length) - top;
+  put(text.scrollTop + topOf(place + length) - top);
 }
 
 /** How high a place of the text stands in the window. */
@@ -245,7 +344,7 @@ function append(found) {
   const scrolled = text.scrollTop;
   Object.assign(shown, { end: found.end, text: shown.text + found.quote, blocks: joined(shown.blocks, found.blocks) });
   draw();
-  text.scrollTop = scrolled;
+  put(scrolled);
 }
 
 /** The blocks of two pieces of a text that follow each other; one that was divided between them is one. */
@@ -256,8 +355,8 @@ function joined(before, after) {
 }
 
 function drawEnds() {
-  byId("reader-before").hidden = !shown || shown.start === 0;
-  byId("reader-after").hidden = !shown || shown.end >= shown.length;
+  byId("reader-before").hidden = !shown || isLost || shown.start === 0;
+  byId("reader-after").hidden = !shown || isLost || shown.end >= shown.length;
   const share = shown?.length ? Math.round((shown.end / shown.length) * 100) : 100;
   setText(byId("reader-share"), shown && share < 100 ? `to ${share} % of the text` : "");
 }
