@@ -35,8 +35,8 @@ export function know(uris) {
 
 /** Say something above the text, or nothing. */
 export function say(words) {
+  byId("reader-notice").hidden = !words; // shown first: what is set while it is hidden is not read out
   setText(said, words);
-  byId("reader-notice").hidden = !words;
 }
 
 /** Say that the document is gone, though some of its text may be here still. */
