@@ -234,6 +234,7 @@ def test_everything_is_done_with_the_keyboard(page: Page) -> None:
     expect(page.get_by_role("link", name="Skip to search")).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.locator("#query")).to_be_focused()
+    assert "#" not in page.url
     page.keyboard.type("walrus")
     page.keyboard.press("Enter")
     expect(page.locator("#passages > li").first).to_contain_text("walrus")

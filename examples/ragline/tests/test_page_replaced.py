@@ -135,6 +135,27 @@ def test_a_document_that_is_opened_too_early_is_shown_when_it_is_read(page: Page
     expect(page.locator("#reader-text")).to_have_text("Now it is read.")
 
 
+def test_a_document_that_the_server_did_not_answer_for_is_shown_when_it_is_back(page: Page) -> None:
+    """As a search is: nobody has to close and open it again."""
+    told = Told(page)
+    told.tell([told_document(7)])
+    text = {"before": "", "quote": "Here it is.", "after": "", "start": 0, "end": 11, "length": 11}
+    facts = {"reached": {}, "characters": 11, "pages": None, "encoding": None, "headings": []}
+    page.route("**/api/documents/7*", lambda route: route.abort())
+    document(page, "7.md").locator(".name").click()
+    expect(page.locator("#reader-text")).to_have_text("The server does not answer.")
+
+    page.unroute("**/api/documents/7*")
+    page.route("**/api/documents/7", lambda route: route.fulfill(json=told_document(7) | facts))
+    page.route(
+        "**/api/documents/7/excerpt?*",
+        lambda route: route.fulfill(json=text | {"name": "7.md", "blocks": []}),
+    )
+    told.tell([told_document(7)])
+
+    expect(page.locator("#reader-text")).to_have_text("Here it is.")
+
+
 @pytest.mark.parametrize("number", ["0", "99999999999", "9" * 40])
 def test_an_address_of_a_document_that_cannot_be_is_as_good_as_any_that_is_gone(
     page: Page, service: Service, number: str

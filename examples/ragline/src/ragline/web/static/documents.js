@@ -251,14 +251,19 @@ function forget(id) {
   lost((other) => other === id);
 }
 
-/** Ask before documents are lost, from every place where they stand. */
-export function isSure(documents) {
+/**
+ * Ask before documents are lost, from every place where they stand.
+ * @param {object[]} documents
+ * @param {number} others how many more are selected, which cannot be deleted now
+ */
+export function isSure(documents, others = 0) {
   const dialog = byId("confirm");
   const isOne = documents.length === 1;
   setText(byId("confirm-title"), `Delete ${isOne ? documents[0].name : plural(documents.length, "document")}?`);
   const isFound = documents.some((document) => document.is_found);
   const lost = isFound ? `${isOne ? "Its" : "Their"} passages will no longer be found.` : "";
-  const words = [placesLost(documents), versionsKept(documents), lost, "This cannot be undone."];
+  const stay = others && `${plural(others, "other that is selected is worked on and stays", "others that are selected are worked on and stay")}.`;
+  const words = [placesLost(documents), versionsKept(documents), lost, stay, "This cannot be undone."];
   setText(byId("confirm-words"), words.filter(Boolean).join(" "));
   dialog.returnValue = "keep";
   dialog.showModal();

@@ -35,7 +35,7 @@ byId("login-form").addEventListener("submit", async (event) => {
 });
 whenTokenIsNeeded(() => { if (!byId("login").open) byId("login").showModal(); });
 
-for (const link of document.querySelectorAll(".jump a")) {
+for (const link of document.querySelectorAll(".jump a, .skip")) {
   link.addEventListener("click", (event) => {
     event.preventDefault(); // the address is that of the search, not of a place on the page
     const title = document.querySelector(link.hash);
@@ -123,6 +123,7 @@ async function begin() {
 function tryAgain() {
   uploads.tryAgain();
   questions.tryAgain();
+  reader.tryAgain();
 }
 
 begin();

@@ -23,6 +23,8 @@ let wanted = {};
 let textless = null;
 /** Whether the document that is open is gone. */
 let isLost = false;
+/** Whether it could not be shown for a reason that may pass. */
+let isAwaited = false;
 let isReadingOn = false;
 /** Where the page itself has scrolled to: whoever scrolls from there wants to read on. */
 let putAt = 0;
@@ -196,6 +198,7 @@ function refuse(error) {
   const reason = isGone ? "It was deleted, or a newer version has replaced it." : error.message;
   text.replaceChildren(make("p", { class: isGone ? "fine" : "error" }, reason));
   isLost = isGone;
+  isAwaited = error.status === 0 || error.status >= 500;
   if (isGone) notice.offerNewer();
 }
 
@@ -214,6 +217,11 @@ export function update(documents) {
   if (!dialog.open) return;
   if (isLost) notice.offerNewer();
   else if (known && textless && textless !== known.state) show(wanted.id, wanted.passage);
+}
+
+/** Ask again for the document that the server did not answer for, now that it is back. */
+export function tryAgain() {
+  if (dialog.open && isAwaited) show(wanted.id, wanted.passage);
 }
 
 /** Take over which documents are gone. */
@@ -237,6 +245,7 @@ function clear(id) {
   shown = null;
   textless = null;
   isLost = false;
+  isAwaited = false;
   notice.clear(id);
   for (const part of ["facts", "places"]) setText(byId(`reader-${part}`), "");
   setText(byId("reader-title"), "Document"); // until its name is known
