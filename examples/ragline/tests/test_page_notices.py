@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra `web` is not installed")
@@ -9,7 +11,7 @@ pytest.importorskip("playwright.sync_api", reason="the package playwright is not
 
 from playwright.sync_api import Page, expect
 
-from pages import PATIENT_MS, browser, page, service
+from pages import PATIENT_MS, browser, page, search, service
 
 __all__ = ["browser", "page", "service"]  # fixtures
 
@@ -62,3 +64,19 @@ def test_many_files_that_are_refused_for_one_reason_are_one_line(page: Page) -> 
     expect(notices).to_have_count(2)
     expect(notices.filter(has_text="and 6 more. For each: The file is empty.")).to_have_count(1)
     expect(notices.filter(has_text="no.pdf")).to_contain_text("Not taken")
+
+
+def test_a_notice_does_not_turn_while_a_search_is_made(page: Page) -> None:
+    """Only what is waited for does."""
+    choose(page, *((f"{number}.txt", b"") for number in range(5)))
+    expect(page.locator("#uploads > li")).to_have_count(1, timeout=PATIENT_MS)
+    page.route("**/api/search?*", lambda route: None)
+    search(page, "heron")
+    expect(page.locator("body")).to_have_class(re.compile("busy"))
+
+    def behind(selector: str) -> str:
+        content: str = page.locator(selector).evaluate("(one) => getComputedStyle(one, '::after').content")
+        return content
+
+    assert behind("#search-note") != "none"
+    assert behind("#uploads > li") == "none"

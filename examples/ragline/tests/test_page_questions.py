@@ -250,7 +250,7 @@ def test_a_clipboard_that_is_refused_is_told(page: Page) -> None:
     Told(page).tell([told_document(1)])
     answer(page)
     search(page, "heron")
-    page.evaluate("navigator.clipboard.writeText = () => Promise.reject(new Error('refused'))")
+    page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('refused')); }")
 
     page.get_by_role("button", name="Copy the passage from a.md").click()
 
