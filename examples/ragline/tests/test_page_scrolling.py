@@ -81,3 +81,24 @@ def test_a_passage_that_is_higher_than_the_window_is_read_from_its_beginning(pag
         "['#reader-text mark', '#reader-text'].map((one) => document.querySelector(one).getBoundingClientRect().top)"
     )
     assert above <= top < above + 120
+
+
+def test_the_words_that_were_asked_for_stand_out_in_a_passage_that_is_read(page: Page) -> None:
+    """Also when text before it is shown; what is found in the document takes their place."""
+    before = "\n\n".join(f"Paragraph {number} is filling 🐳." for number in range(200))
+    add(page, "words.md", f"{before}\n\n# Coatis\n\nA coati climbs. Two coatis climb higher.\n\n{LONG}")
+    is_in_state(page, "words.md", "Ready")
+    search(page, "coati climbing")
+    page.locator("#passages .source").first.click()
+    expect(page.locator("#reader-text mark").first).to_be_visible()
+    emphasized = "[...CSS.highlights.get('asked')].map((one) => one.startContainer.data.slice(one.startOffset, one.endOffset))"
+    words = ["Coatis", "coati", "climbs", "coatis", "climb"]
+
+    assert page.evaluate(emphasized) == words
+    page.get_by_role("button", name="Show what comes before").click()
+    expect(page.locator("#reader-before")).to_be_hidden()
+    assert page.evaluate(emphasized) == words
+    page.get_by_label("Find in this document").fill("higher")
+    page.keyboard.press("Enter")
+    expect(page.locator("#reader-text mark")).to_have_text("higher")
+    assert page.evaluate(emphasized) == []

@@ -3,6 +3,7 @@
 import * as address from "./address.js";
 import { ask } from "./api.js";
 import { bytes, byId, entitle, isFocusLost, make, plural, setText } from "./elements.js";
+import { emphasize } from "./emphasis.js";
 import * as finder from "./finder.js";
 import { inUnits, laidOut, unitsOf } from "./layout.js";
 import * as notice from "./notice.js";
@@ -86,7 +87,7 @@ async function show(id, passage) {
     }
     describe(detail);
     if (!found) { sayWhyThereIsNoText(detail); return; }
-    take(id, found, Boolean(passage));
+    take(id, found, Boolean(passage), passage?.marks);
     outline.show(detail.headings);
     finder.show(id);
     if (passage) lookAtMark();
@@ -106,10 +107,10 @@ function goBack() {
   (passage ?? row ?? byId("questions-title")).focus({ preventScroll: true });
 }
 
-/** Show a part of a document, with what was asked for marked or not. */
-function take(id, { before, quote, after, start, end, length, blocks }, isMarked) {
+/** Show a part of a document, with the passage marked or not, and the words emphasized that were asked for. */
+function take(id, { before, quote, after, start, end, length, blocks }, isMarked, words = []) {
   const mark = isMarked ? [before.length, before.length + quote.length] : null;
-  shown = { id, start, end, length, blocks, text: before + quote + after, mark };
+  shown = { id, start, end, length, blocks, words, text: before + quote + after, mark };
   draw();
 }
 
@@ -119,7 +120,7 @@ async function goTo({ start, end }) {
   const number = ++latest;
   if (start >= shown.start && end <= shown.end) {
     const unit = unitsOf(shown.text);
-    shown.mark = [unit(start - shown.start), unit(end - shown.start)];
+    Object.assign(shown, { words: [], mark: [unit(start - shown.start), unit(end - shown.start)] });
     draw();
   } else {
     const { id } = shown;
@@ -187,6 +188,8 @@ function draw() {
   const isCode = blocks.length === 1 && blocks[0].kind === "code" && blocks[0].start === 0 && blocks[0].end >= all.length;
   text.classList.toggle("code", isCode); // what is nothing else scrolls as a whole, and needs no block of its own
   text.replaceChildren(...laidOut(pieces, isCode ? [] : blocks));
+  const unit = unitsOf(all);
+  emphasize(text, shown.words.map((span) => span.map((at) => unit(at - shown.start))));
   drawEnds();
 }
 
