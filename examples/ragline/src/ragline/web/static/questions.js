@@ -2,6 +2,7 @@
 
 import * as address from "./address.js";
 import { ask } from "./api.js";
+import * as called from "./called.js";
 import { numberOnTheWay } from "./documents.js";
 import { announce, byId, entitle, isFocusLost, make, plural, setText } from "./elements.js";
 import { card, lose } from "./passages.js";
@@ -170,6 +171,7 @@ function clear() {
   more.hidden = true;
   answer.replaceChildren();
   answer.hidden = true;
+  called.show({ documents: [], hasMore: false });
   byId("search-empty").hidden = true;
   byId("search").closest("section").scrollTop = 0; // what comes is read from its beginning
 }
@@ -178,9 +180,10 @@ const open = (passage) => reader.open(passage.document_id, passage);
 
 async function search(query) {
   const find = (skip, limit = PIECE) => ask("GET", `search?${new URLSearchParams({ q: query, skip, limit })}`);
-  const results = await findFirst(find, Math.max(PIECE, address.passagesShown()));
+  const [results, named] = await Promise.all([findFirst(find, Math.max(PIECE, address.passagesShown())), called.find(query)]);
   return () => {
     clear();
+    called.show(named);
     append(results);
     showMore = () => goOn(find);
     tell = () => setText(note, told(query, results.note));
