@@ -12,6 +12,8 @@ from letters import LetterEmbedder
 from pipelines import LETTERS, add, empty_index, process
 from ragline.app import alchemy
 from ragline.errors import ConfigurationError, NoSuchDocumentError
+from ragline.presentation import LISTED, list_documents
+from ragline.progress import Order
 from ragline.showing import show
 
 TEXT = "# Whales\n\nThe blue\twhale \x1b[31msings.\n\nIt dives."
@@ -100,3 +102,21 @@ def test_a_document_that_is_not_there_is_told() -> None:
     """As all commands tell it."""
     with pytest.raises(NoSuchDocumentError):
         shown("nothing.md")
+
+
+def test_a_program_gets_the_list_of_all_documents(capsys: pytest.CaptureFixture[str]) -> None:
+    """A person gets the newest, and is told how many more there are; nothing would tell a program."""
+    empty_index()
+    with alchemy.begin() as session:
+        for number in range(LISTED + 2):
+            add(session, f"Text {number}.", f"file:///docs/{number}.md", recipe=LETTERS)
+    table = StringIO()
+
+    list_documents(None, "", Order.NEWEST, None, Console(file=table), as_json=False)
+    list_documents(None, "", Order.NEWEST, None, Console(file=table), as_json=True)
+    every = json.loads(capsys.readouterr().out)
+    list_documents(None, "", Order.NEWEST, 3, Console(file=table), as_json=True)
+    some = json.loads(capsys.readouterr().out)
+
+    assert table.getvalue().endswith("2 more: `--limit 52` shows all.\n")
+    assert (len(every), len(some)) == (LISTED + 2, 3)

@@ -199,7 +199,9 @@ def list_documents(
     state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
     called: Annotated[str, typer.Option(help="Only those with these words in name or folder.")] = "",
     order: Annotated[OrderName, typer.Option(help="How they are sorted.")] = "newest",
-    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 50,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="How many; a program gets all.", show_default="50")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """The documents, each with the id that the commands below take."""

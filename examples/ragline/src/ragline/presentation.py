@@ -170,15 +170,20 @@ def print_status(status: Status, console: Console) -> None:
         console.print(line.append(f": {first.reason}"), soft_wrap=True)
 
 
+LISTED = 50
+"""How many documents a person is shown who does not say how many."""
+
+
 def list_documents(
-    state: State | None, called: str, order: Order, limit: int, console: Console, *, as_json: bool
+    state: State | None, called: str, order: Order, limit: int | None, console: Console, *, as_json: bool
 ) -> None:
     """Print documents with their ids, and how many more there are."""
     create_tables(alchemy)
     states = tuple(State) if state is None else (state,)
     with reading_session() as session:
-        found = entries(session, limit=limit, states=states, called=called, order=order)
         number = number_of_documents(session, states, called)
+        shown = limit or (number if as_json else LISTED)
+        found = entries(session, limit=shown, states=states, called=called, order=order)
     if as_json:
         rows = [asdict(entry) | {"since": entry.since and entry.since.isoformat()} for entry in found]
         print(json.dumps(rows, ensure_ascii=False, indent=2))

@@ -1,7 +1,7 @@
 // The documents: rows that follow the server's, and what can be done with each.
 
 import { ask } from "./api.js";
-import { announce, bytes, byId, make, plural, setText, take } from "./elements.js";
+import { announce, bytes, byId, make, moment, plural, setText, take } from "./elements.js";
 import * as reader from "./reader.js";
 
 const STEPS = ["queued", "parsing", "splitting", "embedding"];
@@ -167,6 +167,7 @@ function draw({ document, element, parts }) {
   const waits = STEPS.includes(document.state) && !hasWorker;
   setText(parts.state, isHopeless ? "Cannot be read" : waits ? "Waits for a worker" : WORDS[document.state]);
   const at = STEPS.indexOf(document.state);
+  parts.state.title = document.since ? `since ${moment(document.since)}` : "";
   parts.track.hidden = at < 0;
   if (at >= 0) drawTrack(parts.track, at, document);
   setText(parts.meta, facts(document).join(" · "));

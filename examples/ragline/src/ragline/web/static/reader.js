@@ -2,7 +2,7 @@
 
 import * as address from "./address.js";
 import { ask } from "./api.js";
-import { bytes, byId, entitle, isFocusLost, make, plural, setText } from "./elements.js";
+import { bytes, byId, entitle, isFocusLost, make, moment, plural, setText } from "./elements.js";
 import { emphasize } from "./emphasis.js";
 import * as finder from "./finder.js";
 import { inUnits, laidOut, unitsOf } from "./layout.js";
@@ -270,8 +270,7 @@ function describe(detail) {
   if (detail.characters) facts.push(plural(detail.characters, "character"));
   if (detail.chunks) facts.push(plural(detail.chunks, "passage"));
   if (detail.encoding && detail.encoding !== "utf-8") facts.push(detail.encoding);
-  const added = detail.reached.queued && new Date(detail.reached.queued);
-  if (added) facts.push(`added ${added.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" })}`);
+  if (detail.reached.queued) facts.push(`added ${moment(detail.reached.queued)}`);
   setText(byId("reader-facts"), facts.join(" · "));
   setText(byId("reader-places"), detail.uris.map(shownUri).join("\n"));
   byId("reader-download").hidden = false;
