@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.request
 
 import pytest
@@ -107,6 +108,32 @@ def test_a_passage_of_a_document_that_was_replaced_leads_to_the_newer_one(
     expect(page.locator("#reader-title")).to_have_text("This document is no longer here")
     page.get_by_role("button", name="Read the newer version").click()
     expect(page.locator("#reader-text")).to_have_text("The tapir has gone out.")
+
+
+def test_the_address_of_a_document_that_was_replaced_since_leads_to_the_newer_one(
+    page: Page, service: Service
+) -> None:
+    """Who was sent it has never seen the one before: its name in the address tells which one is meant."""
+    add(page, "sent.md", "The first is sent.")
+    opened(page, "sent.md")
+    expect(page).to_have_url(re.compile(r"\?document=\d+&name=sent.md$"))
+    address = page.url
+    page.keyboard.press("Escape")
+    expect(page).to_have_url(service.url)
+    upload(service, "sent.md", "The second is read.")
+    expect(document(page, "sent.md")).to_have_count(1, timeout=PATIENT_MS)
+    is_in_state(page, "sent.md", "Ready")
+
+    page.goto(address)
+
+    expect(page.locator("#reader-title")).to_have_text("This document is no longer here")
+    expect(page.locator("#reader-said")).to_have_text("There is a newer document of this name.")
+    page.get_by_role("button", name="Read the newer version").click()
+    expect(page.locator("#reader-text")).to_have_text("The second is read.")
+    page.go_back()
+    page.goto(f"{service.url}?document=9999&name=none.md")
+    expect(page.locator("#reader-title")).to_have_text("This document is no longer here")
+    expect(page.locator("#reader-notice")).to_be_hidden()
 
 
 def test_a_document_that_is_opened_too_early_is_shown_when_it_is_read(page: Page) -> None:

@@ -27,7 +27,7 @@ export function show({ documents, hasMore }) {
 }
 
 function link(id, name) {
-  const button = make("button", { type: "button", class: "source", "aria-haspopup": "dialog" }, name);
+  const button = make("button", { type: "button", class: "lead", "aria-haspopup": "dialog" }, name);
   button.addEventListener("click", () => reader.open(id));
   return button;
 }

@@ -41,7 +41,7 @@ export function start(successor) {
   });
   text.addEventListener("scroll", readOnAtEnd, { passive: true });
   notice.start(successor, (id) => {
-    address.rewrite({ document: id, start: null, end: null });
+    address.rewrite({ document: id, start: null, end: null, name: null });
     show(id, null);
   });
   byId("reader-close").addEventListener("click", () => dialog.close());
@@ -64,7 +64,7 @@ export function restore({ document: id, start: from, end }) {
 
 /** Open a document, at a passage if one is given. */
 export function open(id, passage = null) {
-  address.write({ document: id, start: passage?.start ?? null, end: passage?.end ?? null });
+  address.write({ document: id, start: passage?.start ?? null, end: passage?.end ?? null, name: null });
   show(id, passage);
 }
 
@@ -202,7 +202,10 @@ function refuse(error) {
   text.replaceChildren(make("p", { class: isGone ? "fine" : "error" }, reason));
   isLost = isGone;
   isAwaited = error.status === 0 || error.status >= 500;
-  if (isGone) notice.offerNewer();
+  if (!isGone) return;
+  notice.offerNewer();
+  const { name } = address.read();
+  if (name) notice.lookFor(name);
 }
 
 /** Whether a request failed since there is no such document: of some numbers no document can be. */
@@ -265,6 +268,7 @@ function describe(detail) {
   setText(byId("reader-title"), detail.name);
   entitle("document", detail.name);
   notice.know(detail.uris);
+  address.rewrite({ name: detail.name }); // who comes when it is replaced finds its successor by that
   const facts = [bytes(detail.size_bytes)];
   if (detail.pages) facts.push(plural(detail.pages, "page"));
   if (detail.characters) facts.push(plural(detail.characters, "character"));
