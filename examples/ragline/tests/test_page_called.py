@@ -21,7 +21,7 @@ def test_a_search_for_the_name_of_a_file_leads_to_it(page: Page) -> None:
     called = page.locator("#called-so")
 
     search(page, "Budget 2031")
-    expect(called).to_have_text("Called so: budget-2031.md")
+    expect(called).to_have_text("A document has this in its name: budget-2031.md")
     called.get_by_role("button").click()
     expect(page.locator("#reader-text")).to_have_text("Nothing but flowers.")
     page.keyboard.press("Escape")
@@ -40,7 +40,7 @@ def test_many_files_of_a_name_are_not_all_told(page: Page) -> None:
 
     search(page, "minutes")
     expect(page.locator("#called-so")).to_have_text(
-        "Called so: minutes-3.md, minutes-2.md, minutes-1.md and more"
+        "Documents with this in their name: minutes-3.md, minutes-2.md, minutes-1.md and more"
     )
     search(page, "m")
     expect(page.locator("#search-note")).not_to_have_text("Searching…")

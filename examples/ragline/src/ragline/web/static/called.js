@@ -23,7 +23,8 @@ export async function find(query) {
 /** Show them above the passages; none takes the line away. */
 export function show({ documents, hasMore }) {
   line.hidden = documents.length === 0;
-  line.replaceChildren("Called so: ", ...documents.flatMap(({ id, name }, at) => [at ? ", " : null, link(id, name)]).filter(Boolean), hasMore ? " and more" : "");
+  const words = documents.length === 1 && !hasMore ? "A document has this in its name: " : "Documents with this in their name: ";
+  line.replaceChildren(words, ...documents.flatMap(({ id, name }, at) => [at ? ", " : null, link(id, name)]).filter(Boolean), hasMore ? " and more" : "");
 }
 
 function link(id, name) {
