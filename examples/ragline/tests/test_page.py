@@ -41,7 +41,7 @@ def test_a_first_visitor_adds_watches_searches_and_reads(page: Page) -> None:
     expect(page.locator("#uploads > li > span")).to_have_text(
         ["bees.md is here already.", "copy.md (as bees.md) is here already."]
     )
-    passage.get_by_role("button").click()
+    passage.locator(".source").click()
     expect(page.locator("#reader-text mark")).to_contain_text("Bees dance")
     page.keyboard.press("Escape")
     expect(page.locator("#reader")).to_be_hidden()

@@ -287,6 +287,11 @@ def test_a_question_of_exclusions_only_is_refused(asked: str) -> None:
         ("using", "We use what others used; a user uses us.", "use used uses"),
         ("use", "used, using, use_59 and useful", "used using use useful"),
         ("happy plans", "happier, happily planning a plane", "happier happily planning"),
+        (
+            "write a plan",
+            "The writer writes on planes; writing a plan, planner",
+            "writer writes writing plan planner",
+        ),
         ("dying", "It dies; he died on a die", "dies died die"),
         ("migrate parsing", "migrations, parser; migrant", "migrations parser"),
         ("vacuum", "vacuum_cost vacuuming", "vacuum vacuuming"),

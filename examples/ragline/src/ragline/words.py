@@ -84,13 +84,13 @@ def marked_spans(text: str, query: str) -> list[Span]:
     """
     wanted = [word for word in words(question_of(query).text) if word not in STOP_WORDS]
     pairs = [re.escape(word) for word in wanted if is_unspaced(word)]
-    forms = {_stem(word) for word in wanted if not is_unspaced(word)}
+    forms = {stem for word in wanted if not is_unspaced(word) for stem in _stems(word)}
     initials = {form[0] for form in forms}  # stemming a word takes 40 us, and no ending is its first letter
     runs = re.finditer(f"(?:{'|'.join(pairs)})+", text) if pairs else ()
     marks = [run.span() for run in runs]
     for found in _MARKABLE.finditer(text) if forms else ():
         word = _folded(unicodedata.normalize("NFC", found[0]))
-        if word[0] in initials and _stem(word) in forms:
+        if word[0] in initials and not forms.isdisjoint(_stems(word)):
             marks.append(found.span())
     return sorted(marks)
 
@@ -104,11 +104,13 @@ def english_stem(word: str) -> str:
 
 
 @lru_cache(maxsize=50_000)
-def _stem(word: str) -> str:
-    """What the forms of a word have in common, by its English endings."""
+def _stems(word: str) -> frozenset[str]:
+    """What a word shares with its other forms: its stem, and that of what a parser or an editor does."""
     stem = english_stem(word)
     plain = _LEFT_ON.sub("", stem)
-    return plain[:-1] if plain != stem and _DOUBLED.search(plain) else plain
+    if plain == stem:
+        return frozenset([stem])
+    return frozenset([stem, plain, f"{plain}e", _DOUBLED.sub(r"\1", plain)])
 
 
 def _pairs(run: str) -> list[str]:
