@@ -25,6 +25,7 @@ from pipelines import empty_index
 from ragline import __version__, cli, demo
 from ragline.bars import Bars
 from ragline.errors import ConfigurationError
+from ragline.progress import Order
 from ragline.searching import Mode
 from ragline.settings import QUEUES, settings_from
 from ragline.states import State
@@ -245,6 +246,37 @@ def test_a_list_that_ends_says_how_many_more_there_are(tmp_path: Path) -> None:
     assert all(name in every for name in names)
 
 
+def test_a_list_is_filtered_by_words_and_sorted(tmp_path: Path) -> None:
+    """As the page's is: words of the name or of a folder, in any order."""
+    home, folder = tmp_path / "home", tmp_path / "docs"
+    for name in ("animals/whale.md", "animals/bee.md", "plants/fern.md"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name * len(name))
+    ragline(home, "ingest", "--no-wait", str(folder))
+
+    animals = json.loads(
+        ragline(home, "list", "--called", "animals docs", "--order", "name", "--json").stdout
+    )
+    largest = ragline(home, "list", "--called", "md animals", "--order", "largest", "--limit", "1").stdout
+    none = ragline(home, "list", "--called", "fungi").stdout
+
+    assert [row["name"] for row in animals] == ["bee.md", "whale.md"]
+    assert "whale.md" in largest
+    assert largest.endswith("1 more: `--limit 2` shows all.\n")
+    assert none == "No document is called so.\n"
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_the_package_is_the_command_too(option: str) -> None:
+    """Where scripts are not on the path, `python -m ragline` is."""
+    command = [sys.executable, "-m", "ragline", "list", option]
+
+    assert (
+        "Usage: python -m ragline list"
+        in subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    )
+
+
 def test_progress_shows_whole_numbers_on_a_narrow_terminal() -> None:
     """The bar gives way: 80 columns have room for the counts, the time and the states of documents."""
     console = Console(width=80, record=True, file=StringIO())
@@ -350,6 +382,8 @@ def test_commands_load_only_what_they_need(tmp_path: Path, arguments: list[str],
         (("status",), {"RAGLINE_MAX_BYTES": "many"}, "RAGLINE_MAX_BYTES='many'"),
         (("eval", "/nowhere"), {}, "/nowhere holds neither"),
         (("cancel", "nothing.md"), {}, "There is no document nothing.md: `ragline list` shows all."),
+        (("show", "nothing.md"), {}, "There is no document nothing.md: `ragline list` shows all."),
+        (("show", "1", "--characters", "9-3"), {}, "--characters 9-3 is no range such as 0-1200."),
         (("retry",), {}, "Name documents, or give --all."),
         (("status",), {"RAGLINE_HOME": "/proc/nowhere"}, "RAGLINE_HOME: /proc/nowhere cannot be made"),
         (("status",), {"RAGLINE_HOME": "/etc/passwd"}, "RAGLINE_HOME: /etc/passwd is no folder."),
@@ -379,6 +413,7 @@ def test_a_mistake_is_told_in_one_line(
     [
         (("search", "x", "--mode", "best"), tuple(Mode)),
         (("list", "--state", "lost"), tuple(State)),
+        (("list", "--order", "smallest"), tuple(Order)),
         (("worker", "--queue", "all"), QUEUES),
         (("worker", "--log-level", "loud"), ("debug", "info", "warning", "error", "critical")),
     ],

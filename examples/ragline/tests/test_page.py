@@ -41,7 +41,7 @@ def test_a_first_visitor_adds_watches_searches_and_reads(page: Page) -> None:
     expect(page.locator("#uploads > li > span")).to_have_text(
         ["bees.md is here already.", "copy.md (as bees.md) is here already."]
     )
-    passage.get_by_role("button").click()
+    passage.locator(".source").click()
     expect(page.locator("#reader-text mark")).to_contain_text("Bees dance")
     page.keyboard.press("Escape")
     expect(page.locator("#reader")).to_be_hidden()
@@ -234,6 +234,7 @@ def test_everything_is_done_with_the_keyboard(page: Page) -> None:
     expect(page.get_by_role("link", name="Skip to search")).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.locator("#query")).to_be_focused()
+    assert "#" not in page.url
     page.keyboard.type("walrus")
     page.keyboard.press("Enter")
     expect(page.locator("#passages > li").first).to_contain_text("walrus")

@@ -66,6 +66,20 @@ def test_who_deletes_several_documents_is_asked_about_several(page: Page) -> Non
     )
 
 
+def test_who_deletes_a_selection_is_told_how_many_of_it_stay(page: Page) -> None:
+    """What is worked on is not deleted: nobody is to think that all are gone."""
+    told = Told(page)
+    told.tell([told_document(1), told_document(2, "queued"), told_document(3, "parsing")])
+
+    page.get_by_label("Select all that are shown").check()
+    page.locator("#selected-actions").get_by_role("button", name="Delete").click()
+
+    expect(page.locator("#confirm-title")).to_have_text("Delete 1.md?")
+    expect(page.locator("#confirm-words")).to_contain_text(
+        "2 others that are selected are worked on and stay."
+    )
+
+
 def test_the_focus_stays_in_the_list_when_a_selection_is_deleted(page: Page) -> None:
     """At the next document, as when one is deleted; without any, where documents come from."""
     told = Told(page)

@@ -227,3 +227,31 @@ def test_an_empty_search_goes_back_to_the_beginning(page: Page, service: Service
     expect(field).to_be_focused()
     page.go_back()
     expect(page.locator("#passages > li")).to_have_count(1)
+
+
+def test_a_passage_is_copied_with_its_citation(page: Page) -> None:
+    """For a letter or a report: the exact words, and where they stand."""
+    Told(page).tell([told_document(1)])
+    answer(page)
+    search(page, "heron")
+    copy = page.get_by_role("button", name="Copy the passage from a.md")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+
+    copy.click()
+
+    expect(copy).to_have_text("Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == "“Passage 0.”\na.md"
+    expect(page.locator("#announcer")).to_have_text("Copied.")
+    expect(copy).to_have_text("Copy")
+
+
+def test_a_clipboard_that_is_refused_is_told(page: Page) -> None:
+    """Nobody is to paste something else without noticing."""
+    Told(page).tell([told_document(1)])
+    answer(page)
+    search(page, "heron")
+    page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('refused')); }")
+
+    page.get_by_role("button", name="Copy the passage from a.md").click()
+
+    expect(page.locator("#passages .foot")).to_have_text("Not copied: the browser does not allow it")

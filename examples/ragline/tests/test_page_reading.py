@@ -142,7 +142,7 @@ def test_the_focus_stays_at_a_button_whose_request_failed(page: Page) -> None:
     expect(page.locator("#reader-text")).to_contain_text("Sentence 0 is")
     page.route("**/excerpt?*", lambda route: route.abort())
     page.get_by_role("button", name="Read on").press("Enter")
-    expect(page.locator("#reader-facts")).to_have_text("The server does not answer.")
+    expect(page.locator("#reader-said")).to_have_text("The server does not answer.")
     expect(page.get_by_role("button", name="Read on")).to_be_focused()
 
 

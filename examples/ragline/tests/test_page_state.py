@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import pytest
@@ -123,3 +124,14 @@ def test_states_can_be_seen_in_colours_that_the_system_forces(
     assert len(set(dots)) == len(states), dots
     hollow = "rgba(0, 0, 0, 0) 0px 0px"
     assert all(grounds["page"] not in dot and not dot.startswith(hollow) for dot in dots), dots
+
+
+def test_a_state_tells_since_when(page: Page) -> None:
+    """To who points at it: the list shows the newest first, and not how old they are."""
+    told = Told(page)
+    told.tell(
+        [told_document(1, "failed", since="2031-05-04T10:00:00Z", reason="It is torn."), told_document(2)]
+    )
+
+    expect(document(page, "1.md").locator(".state")).to_have_attribute("title", re.compile(r"^since .*2031"))
+    expect(document(page, "2.md").locator(".state")).to_have_attribute("title", "")

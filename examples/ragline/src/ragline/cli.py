@@ -16,14 +16,15 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from ragline import __version__
 from ragline.errors import ConfigurationError, RaglineError
 from ragline.question import SIGNS, question_of
 from ragline.states import State
 
-cli = typer.Typer(no_args_is_help=True, add_completion=False)
+cli = typer.Typer(
+    no_args_is_help=True, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
 model = typer.Typer(no_args_is_help=True, help="The embedding model.")
 cli.add_typer(model, name="model")
 console = Console()
@@ -40,8 +41,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Full = Annotated[bool, typer.Option("--full", help="Show whole passages, not some lines of each.")]
 
 
-# What `searching` and `settings` know, which take a second to import.
+# What `searching`, `progress` and `settings` know, which take a second to import.
 ModeName = Literal["hybrid", "keyword", "vector"]
+OrderName = Literal["newest", "oldest", "name", "largest"]
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 
 
@@ -195,19 +197,43 @@ def status(as_json: Json = False) -> None:
 @cli.command(name="list")
 def list_documents(
     state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 50,
+    called: Annotated[str, typer.Option(help="Only those with these words in name or folder.")] = "",
+    order: Annotated[OrderName, typer.Option(help="How they are sorted.")] = "newest",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="How many; a program gets all.", show_default="50")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """The documents, each with the id that the commands below take."""
     from ragline import presentation
+    from ragline.progress import Order
 
-    presentation.list_documents(state, limit, console, as_json=as_json)
+    presentation.list_documents(state, called, Order(order), limit, console, as_json=as_json)
 
 
 _DOCUMENTS = typer.Argument(
     metavar="DOCUMENT...", help="Ids, paths, or names as lists show them.", show_default=False
 )
 Documents = Annotated[list[str], _DOCUMENTS]
+
+
+@cli.command()
+def show(
+    document: Annotated[
+        str,
+        typer.Argument(metavar="DOCUMENT", help="An id, path, or name as lists show it.", show_default=False),
+    ],
+    characters: Annotated[
+        str,
+        typer.Option(metavar="START-END", help="Only these characters, as search results name them."),
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Print the text of a document, and what is known of it."""
+    from ragline import showing
+
+    is_there = showing.show(document, console, errors, characters=characters, as_json=as_json)
+    raise typer.Exit(int(not is_there))
 
 
 @cli.command()
@@ -343,34 +369,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure search quality on a collection with judgements."""
-    from ragline.bars import Bars
-    from ragline.benchmark import evaluate as measure
-    from ragline.embedders import available_embedder
-    from ragline.evaluation import read_collection
-    from ragline.settings import settings_from
+    from ragline import quality
 
-    settings = settings_from()
-    collection = read_collection(dataset)
-    embedder, missing = available_embedder(settings.embedder, settings.cache, settings.embeddings)
-    if missing:
-        errors.print(f"[yellow]Keywords only: {escape(missing)}[/yellow]")
-    with Bars(errors) as bar:
-        task = bar.add_task("indexing", total=len(collection.documents), note="")
-        results = measure(
-            collection,
-            embedder,
-            settings.cache,
-            lambda count: bar.advance(task, count),
-            endpoint=settings.embeddings,
-            database_url=settings.database_url,
-        )
-    if as_json:
-        print(json.dumps({mode.value: asdict(measures) for mode, measures in results.items()}, indent=2))
-        return
-    table = Table("search", "nDCG@10", "MAP", "recall@100", title=f"{len(collection.judgements)} queries")
-    for mode, measures in results.items():
-        table.add_row(mode.value, *(f"{value:.4f}" for value in asdict(measures).values()))
-    console.print(table)
+    quality.measure(dataset, console, errors, as_json=as_json)
 
 
 @cli.command()

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from ragline.app import alchemy, app, create_tables, reading_session, settings
 from ragline.excerpts import excerpt
-from ragline.progress import Failure, Progress, entries, failures, measure, number_of_documents
+from ragline.progress import Failure, Order, Progress, entries, failures, measure, number_of_documents
 from ragline.states import NO_EMBEDDER, State
 from ragline.text import Span
 from ragline.transactions import in_transaction
@@ -170,13 +170,20 @@ def print_status(status: Status, console: Console) -> None:
         console.print(line.append(f": {first.reason}"), soft_wrap=True)
 
 
-def list_documents(state: State | None, limit: int, console: Console, *, as_json: bool) -> None:
-    """Print the newest documents with their ids, and how many more there are."""
+LISTED = 50
+"""How many documents a person is shown who does not say how many."""
+
+
+def list_documents(
+    state: State | None, called: str, order: Order, limit: int | None, console: Console, *, as_json: bool
+) -> None:
+    """Print documents with their ids, and how many more there are."""
     create_tables(alchemy)
     states = tuple(State) if state is None else (state,)
     with reading_session() as session:
-        found = entries(session, limit=limit, states=states)
-        number = number_of_documents(session, states)
+        number = number_of_documents(session, states, called)
+        shown = limit or (number if as_json else LISTED)
+        found = entries(session, limit=shown, states=states, called=called, order=order)
     if as_json:
         rows = [asdict(entry) | {"since": entry.since and entry.since.isoformat()} for entry in found]
         print(json.dumps(rows, ensure_ascii=False, indent=2))
@@ -187,7 +194,7 @@ def list_documents(state: State | None, limit: int, console: Console, *, as_json
         numbers = (str(entry.chunks), str(entry.embedded))
         table.add_row(str(entry.id), Text(entry.name), entry.state.value, *numbers, Text(entry.reason or ""))
     if not found:
-        console.print("No documents.")
+        console.print("No document is called so." if called else "No documents.")
         return
     unbounded(console).print(table)
     if number > len(found):

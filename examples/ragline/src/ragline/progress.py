@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import UnaryExpression, func, or_, select
+from sqlalchemy import ColumnElement, UnaryExpression, func, or_, select
 from sqlalchemy.orm import Session
 
 from ragline.places import labels
@@ -125,18 +125,8 @@ def entries(
         order: how they are sorted.
         skip: how many are left out at the beginning.
     """
-    query = select(Document).where(Document.state.in_(states))
+    query = select(Document).where(Document.state.in_(states), *_is_called(called))
     query = query.order_by(*_sorted_by(order)).limit(limit).offset(skip)
-    if words := called.split():
-        used = or_(Source.serving_id == Document.id, Source.pending_id == Document.id)
-        in_path = [
-            or_(
-                Source.name.icontains(word, autoescape=True),
-                Source.uri.icontains(quote(word), autoescape=True),
-            )
-            for word in words
-        ]
-        query = query.where(select(Source.id).where(used, *in_path).exists())
     if below_id is not None:
         query = query.where(Document.id < below_id)
     if document_ids is not None:
@@ -145,9 +135,25 @@ def entries(
     return _entries_of(session, documents)
 
 
-def number_of_documents(session: Session, states: Collection[State]) -> int:
-    """How many documents are in one of these states."""
-    return session.scalar(select(func.count(Document.id)).where(Document.state.in_(states))) or 0
+def number_of_documents(session: Session, states: Collection[State], called: str = "") -> int:
+    """How many documents are in one of these states, and have each of these words in the path of a place."""
+    wanted = (Document.state.in_(states), *_is_called(called))
+    return session.scalar(select(func.count(Document.id)).where(*wanted)) or 0
+
+
+def _is_called(called: str) -> tuple[ColumnElement[bool], ...]:
+    words = called.split()
+    if not words:
+        return ()
+    used = or_(Source.serving_id == Document.id, Source.pending_id == Document.id)
+    in_path = [
+        or_(
+            Source.name.icontains(word, autoescape=True),
+            Source.uri.icontains(quote(word), autoescape=True),
+        )
+        for word in words
+    ]
+    return (select(Source.id).where(used, *in_path).exists(),)
 
 
 def _entries_of(session: Session, documents: Sequence[Document]) -> list[Entry]:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase
 from ragline.errors import DatabaseError
 from ragline.question import Question
 from ragline.ranking import bm25, deciding_words
-from ragline.words import phrase_words, telling_words, words
+from ragline.words import english_stem, phrase_words, telling_words, words
 
 if TYPE_CHECKING:  # imported late: commands that need no vectors start without them
     import numpy as np
@@ -239,8 +239,4 @@ def _administration(url: URL) -> Iterator[Connection]:
 @lru_cache(maxsize=50_000)
 def _indexed(word: str) -> str:
     """The stem of a word, with underscores so that InnoDB takes it: no stop word, not too short."""
-    import snowballstemmer
-
-    # A stemmer of its own: it keeps the word in itself, and a web server searches in several threads.
-    stem = snowballstemmer.stemmer("english").stemWord(word[:MAX_WORD_CHARACTERS])
-    return f"{stem}_".ljust(3, "_")
+    return f"{english_stem(word[:MAX_WORD_CHARACTERS])}_".ljust(3, "_")

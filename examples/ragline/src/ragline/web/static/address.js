@@ -4,7 +4,7 @@ const listeners = [];
 // How many of the entries of the browser's history are of a document that was opened here; a reload keeps them.
 let opened = history.state?.opened ?? 0;
 
-/** What the address says: `q`, `ask`, `document`, `start`, `end`, `show`, `called`, `order`; those that are missing are not in it. */
+/** What the address says: `q`, `ask`, `document`, `start`, `end`, `name`, `show`, `called`, `order`; those that are missing are not in it. */
 export function read() {
   return Object.fromEntries(new URLSearchParams(location.search));
 }
@@ -50,7 +50,7 @@ function changed(changes) {
 export function leaveDocument() {
   if (!read().document) return;
   if (opened > 0) history.back();
-  else rewrite({ document: null, start: null, end: null });
+  else rewrite({ document: null, start: null, end: null, name: null });
 }
 
 /** Be told when the person goes back or forward. */

@@ -1,7 +1,7 @@
 // The documents: rows that follow the server's, and what can be done with each.
 
 import { ask } from "./api.js";
-import { announce, bytes, byId, make, plural, setText, take } from "./elements.js";
+import { announce, bytes, byId, make, moment, plural, setText, take } from "./elements.js";
 import * as reader from "./reader.js";
 
 const STEPS = ["queued", "parsing", "splitting", "embedding"];
@@ -30,6 +30,7 @@ let changed = () => {};
 let lost = () => {};
 let hasWorker = true;
 const busy = new Set(); // the ids of those with which something is being done
+const left = new Map(); // the places where documents stood that are gone, by id
 /** How many documents were ready at the last update, and the newest document then. */
 let readyBefore = null;
 let newestBefore = 0;
@@ -66,15 +67,16 @@ export function update({ is_whole: isWhole, documents, removed, status }) {
   const had = hasWorker;
   hasWorker = isAnyoneWorking(status);
   const becameReady = haveBecomeReady(documents, status);
+  let isGone = (id) => removed.includes(id);
   if (isWhole) {
     const there = new Set(documents.map((document) => document.id));
     for (const id of [...rows.keys()]) if (!there.has(id)) remove(id);
     const oldest = there.size < numberOfAll(status) ? Math.min(...there) : 0; // older ones are not told
-    lost((id) => id >= oldest && !there.has(id));
+    isGone = (id) => id >= oldest && !there.has(id);
   }
   removed.forEach(remove);
-  if (removed.length) lost((id) => removed.includes(id));
   documents.forEach(put);
+  if (isWhole || removed.length) lost(isGone);
   if (had !== hasWorker) rows.forEach(draw);
   return becameReady;
 }
@@ -130,6 +132,17 @@ function add(document) {
   return row;
 }
 
+/**
+ * The document that has replaced another, if one has.
+ * @param {number} id
+ * @param {string[]} uris the places of the other, as far as they are known
+ */
+export function successor(id, uris) {
+  const places = new Set([...uris, ...(left.get(id) ?? [])]);
+  const found = [...rows.values()].map(({ document }) => document).filter((document) => document.is_found);
+  return found.find((document) => document.id > id && document.uris.some((uri) => places.has(uri)))?.id;
+}
+
 export function remove(id) {
   const row = rows.get(id);
   if (!row) return;
@@ -137,6 +150,7 @@ export function remove(id) {
   const next = row.element.nextElementSibling ?? row.element.previousElementSibling;
   take(row.element, () => goTo(next));
   rows.delete(id);
+  left.set(id, row.document.uris);
 }
 
 /** Put the focus on a row, or where documents come from if there is none. */
@@ -153,6 +167,7 @@ function draw({ document, element, parts }) {
   const waits = STEPS.includes(document.state) && !hasWorker;
   setText(parts.state, isHopeless ? "Cannot be read" : waits ? "Waits for a worker" : WORDS[document.state]);
   const at = STEPS.indexOf(document.state);
+  parts.state.title = document.since ? `since ${moment(document.since)}` : "";
   parts.track.hidden = at < 0;
   if (at >= 0) drawTrack(parts.track, at, document);
   setText(parts.meta, facts(document).join(" · "));
@@ -237,14 +252,19 @@ function forget(id) {
   lost((other) => other === id);
 }
 
-/** Ask before documents are lost, from every place where they stand. */
-export function isSure(documents) {
+/**
+ * Ask before documents are lost, from every place where they stand.
+ * @param {object[]} documents
+ * @param {number} others how many more are selected, which cannot be deleted now
+ */
+export function isSure(documents, others = 0) {
   const dialog = byId("confirm");
   const isOne = documents.length === 1;
   setText(byId("confirm-title"), `Delete ${isOne ? documents[0].name : plural(documents.length, "document")}?`);
   const isFound = documents.some((document) => document.is_found);
   const lost = isFound ? `${isOne ? "Its" : "Their"} passages will no longer be found.` : "";
-  const words = [placesLost(documents), versionsKept(documents), lost, "This cannot be undone."];
+  const stay = others && `${plural(others, "other that is selected is worked on and stays", "others that are selected are worked on and stay")}.`;
+  const words = [placesLost(documents), versionsKept(documents), lost, stay, "This cannot be undone."];
   setText(byId("confirm-words"), words.filter(Boolean).join(" "));
   dialog.returnValue = "keep";
   dialog.showModal();

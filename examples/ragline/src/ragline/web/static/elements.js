@@ -33,6 +33,17 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+const titles = { document: "", search: "" };
+
+/** Name what is shown in the title of the page: the document that is read, else the search. */
+export function entitle(part, text) {
+  titles[part] = text;
+  document.title = [titles.document || titles.search, "ragline"].filter(Boolean).join(" · ");
+}
+
+/** A time that the server tells, as people here write it. */
+export const moment = (iso) => new Date(iso).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
+
 export function bytes(count) {
   if (count < 1000) return `${count} B`;
   if (count < 1e6) return `${Math.round(count / 1000)} kB`;

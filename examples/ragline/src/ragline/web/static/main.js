@@ -17,11 +17,11 @@ let complaint = "";
 let status = null;
 let timer;
 
-documents.start({ whenWrong: complain, whenChanged: shelf.refresh, whenGone: questions.markLost });
+documents.start({ whenWrong: complain, whenChanged: shelf.refresh, whenGone: markLost });
 shelf.start({ whenWrong: complain });
 uploads.start((document) => { documents.put(document); shelf.refresh(); });
 questions.start();
-reader.start();
+reader.start(documents.successor);
 
 byId("login-form").addEventListener("submit", async (event) => {
   event.preventDefault();
@@ -35,7 +35,7 @@ byId("login-form").addEventListener("submit", async (event) => {
 });
 whenTokenIsNeeded(() => { if (!byId("login").open) byId("login").showModal(); });
 
-for (const link of document.querySelectorAll(".jump a")) {
+for (const link of document.querySelectorAll(".jump a, .skip")) {
   link.addEventListener("click", (event) => {
     event.preventDefault(); // the address is that of the search, not of a place on the page
     const title = document.querySelector(link.hash);
@@ -61,6 +61,11 @@ function complain(text) {
   drawBanner();
   clearTimeout(timer);
   timer = setTimeout(() => { complaint = ""; drawBanner(); }, 8000);
+}
+
+function markLost(isGone) {
+  questions.markLost(isGone);
+  reader.markLost(isGone);
 }
 
 function drawBanner() {
@@ -101,6 +106,7 @@ async function begin() {
     status = update.status;
     const becameReady = documents.update(update);
     shelf.update(update);
+    reader.update(update.documents);
     overall.update(status);
     questions.update(status, becameReady);
     drawVitals();
@@ -117,6 +123,7 @@ async function begin() {
 function tryAgain() {
   uploads.tryAgain();
   questions.tryAgain();
+  reader.tryAgain();
 }
 
 begin();

@@ -1,11 +1,12 @@
 // A passage as a card: clamped around what answers the question, with the words marked and its place told.
 
-import { make, plural } from "./elements.js";
+import { announce, make, plural } from "./elements.js";
 import { cut, inUnits, laidOut, textOf, unitsOf } from "./layout.js";
 
 const CLAMP_CHARACTERS = 420;
 const WHOLE_CHARACTERS = 560; // what is a little longer than the clamp is shown whole
 const PLACES_NAMED = 3;
+const TOLD_MILLISECONDS = 2500;
 
 /**
  * A card.
@@ -24,7 +25,7 @@ export function card(passage, number, quoted, open) {
     passage.heading ? make("p", { class: "fine section" }, passage.heading) : null,
     passage.is_near ? make("p", { class: "fine" }, "Near in meaning") : null,
     passage.also?.length ? make("p", { class: "fine also" }, also(passage)) : null,
-    ...quotation(pieces, inUnits(passage.quote, passage.blocks ?? [], passage.start)));
+    ...quotation(pieces, inUnits(passage.quote, passage.blocks ?? [], passage.start), copying(passage)));
   element.dataset.document = passage.document_id;
   element.dataset.start = passage.start;
   return element;
@@ -65,16 +66,34 @@ export function placeOf({ pages, start, end }, separator = " · ") {
   return [told, `characters ${start.toLocaleString("en")}–${end.toLocaleString("en")}`].filter(Boolean).join(separator);
 }
 
-function quotation(pieces, blocks) {
+/** A button that copies the exact words with where they stand; browsers lend the clipboard to safe addresses alone. */
+function copying({ quote, citation, name }) {
+  if (!navigator.clipboard) return null;
+  const button = make("button", { type: "button", class: "quiet", "aria-label": `Copy the passage from ${name}` }, "Copy");
+  button.addEventListener("click", async () => {
+    let told = "Copied";
+    try {
+      await navigator.clipboard.writeText(`“${quote}”\n${citation}`);
+    } catch {
+      told = "Not copied: the browser does not allow it"; // a person may refuse it, or the page is not in front
+    }
+    button.textContent = told;
+    announce(`${told}.`);
+    setTimeout(() => { button.textContent = "Copy"; }, TOLD_MILLISECONDS);
+  });
+  return button;
+}
+
+function quotation(pieces, blocks, copy) {
   const length = pieces.reduce((sum, piece) => sum + textOf(piece).length, 0);
   const quote = make("blockquote");
   if (length <= WHOLE_CHARACTERS) {
     quote.append(...laidOut(pieces, blocks));
-    return [quote];
+    return [quote, make("p", { class: "foot" }, copy)];
   }
   const [start, end] = clamped(pieces, length);
   const moved = blocks.map((one) => ({ ...one, start: one.start - start, end: one.end - start }));
-  const more = make("button", { type: "button", class: "quiet more", "aria-expanded": "false" }, "Show more");
+  const more = make("button", { type: "button", class: "quiet", "aria-expanded": "false" }, "Show more");
   const draw = (isWhole) => {
     quote.replaceChildren(...(isWhole
       ? laidOut(pieces, blocks)
@@ -84,7 +103,7 @@ function quotation(pieces, blocks) {
   };
   more.addEventListener("click", () => draw(more.getAttribute("aria-expanded") === "false"));
   draw(false);
-  return [quote, more];
+  return [quote, make("p", { class: "foot" }, more, copy)];
 }
 
 /** The part with the most marks, begun where a sentence or at least a word begins. */

@@ -2,8 +2,9 @@
 
 import * as address from "./address.js";
 import { ask } from "./api.js";
+import * as called from "./called.js";
 import { numberOnTheWay } from "./documents.js";
-import { announce, byId, isFocusLost, make, plural, setText } from "./elements.js";
+import { announce, byId, entitle, isFocusLost, make, plural, setText } from "./elements.js";
 import { card, lose } from "./passages.js";
 import * as reader from "./reader.js";
 
@@ -50,7 +51,7 @@ export function restore({ q = "", ask: isAsked = null }) {
     setText(note, "");
     byId("search-empty").hidden = false;
     document.body.classList.remove("busy");
-    document.title = "ragline";
+    entitle("search", "");
   }
 }
 
@@ -128,7 +129,7 @@ async function run(what, query) {
   drawAgain();
   shown = key(query, what === question);
   if (query !== cut(query)) { refuse(query); return; }
-  document.title = `${query} · ragline`;
+  entitle("search", query);
   document.body.classList.add("busy");
   note.classList.remove("error");
   beLoud(true);
@@ -170,6 +171,7 @@ function clear() {
   more.hidden = true;
   answer.replaceChildren();
   answer.hidden = true;
+  called.show({ documents: [], hasMore: false });
   byId("search-empty").hidden = true;
   byId("search").closest("section").scrollTop = 0; // what comes is read from its beginning
 }
@@ -178,9 +180,10 @@ const open = (passage) => reader.open(passage.document_id, passage);
 
 async function search(query) {
   const find = (skip, limit = PIECE) => ask("GET", `search?${new URLSearchParams({ q: query, skip, limit })}`);
-  const results = await findFirst(find, Math.max(PIECE, address.passagesShown()));
+  const [results, named] = await Promise.all([findFirst(find, Math.max(PIECE, address.passagesShown())), called.find(query)]);
   return () => {
     clear();
+    called.show(named);
     append(results);
     showMore = () => goOn(find);
     tell = () => setText(note, told(query, results.note));

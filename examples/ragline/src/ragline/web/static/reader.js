@@ -2,14 +2,17 @@
 
 import * as address from "./address.js";
 import { ask } from "./api.js";
-import { bytes, byId, isFocusLost, make, plural, setText } from "./elements.js";
+import { bytes, byId, entitle, isFocusLost, make, moment, plural, setText } from "./elements.js";
+import { emphasize } from "./emphasis.js";
 import * as finder from "./finder.js";
 import { inUnits, laidOut, unitsOf } from "./layout.js";
+import * as notice from "./notice.js";
 import * as outline from "./outline.js";
 
 const PIECE_CHARACTERS = 6000;
 const AROUND_CHARACTERS = 3000;
 const TOLD_CHARACTERS = 60;
+const NEAR_END_PIXELS = 400;
 const dialog = byId("reader");
 const text = byId("reader-text");
 let latest = 0; // a document that was opened since is the one that is shown
@@ -17,9 +20,30 @@ let latest = 0; // a document that was opened since is the one that is shown
 let shown = null;
 /** What was asked for last: the id of the document, and where its passage begins. */
 let wanted = {};
+/** The state of the document that is open, if it has no text. */
+let textless = null;
+/** Whether the document that is open is gone. */
+let isLost = false;
+/** Whether it could not be shown for a reason that may pass. */
+let isAwaited = false;
+let isReadingOn = false;
+/** Where the page itself has scrolled to: whoever scrolls from there wants to read on. */
+let putAt = 0;
 
-export function start() {
-  dialog.addEventListener("close", () => { shown = null; latest += 1; address.leaveDocument(); goBack(); });
+/** @param {(id: number, uris: string[]) => number|undefined} successor tells which document has replaced one */
+export function start(successor) {
+  dialog.addEventListener("close", () => {
+    shown = null;
+    latest += 1;
+    entitle("document", "");
+    address.leaveDocument();
+    goBack();
+  });
+  text.addEventListener("scroll", readOnAtEnd, { passive: true });
+  notice.start(successor, (id) => {
+    address.rewrite({ document: id, start: null, end: null, name: null });
+    show(id, null);
+  });
   byId("reader-close").addEventListener("click", () => dialog.close());
   byId("reader-before").addEventListener("click", () => go(-1));
   byId("reader-after").addEventListener("click", () => go(1));
@@ -40,13 +64,13 @@ export function restore({ document: id, start: from, end }) {
 
 /** Open a document, at a passage if one is given. */
 export function open(id, passage = null) {
-  address.write({ document: id, start: passage?.start ?? null, end: passage?.end ?? null });
+  address.write({ document: id, start: passage?.start ?? null, end: passage?.end ?? null, name: null });
   show(id, passage);
 }
 
 async function show(id, passage) {
   const number = ++latest;
-  wanted = { id, start: passage?.start };
+  wanted = { id, start: passage?.start, passage };
   clear(id);
   if (!dialog.open) dialog.showModal();
   try {
@@ -62,12 +86,12 @@ async function show(id, passage) {
       return;
     }
     describe(detail);
-    if (!found) { text.replaceChildren(make("p", { class: "fine" }, reasonWhyThereIsNoText(detail))); return; }
-    take(id, found, Boolean(passage));
+    if (!found) { sayWhyThereIsNoText(detail); return; }
+    take(id, found, Boolean(passage), passage?.marks);
     outline.show(detail.headings);
     finder.show(id);
-    if (passage) text.querySelector("mark").scrollIntoView({ block: "center" });
-    else text.scrollTop = 0;
+    if (passage) lookAtMark();
+    else put(0);
     text.focus({ preventScroll: true });
   } catch (error) {
     if (number === latest) refuse(error);
@@ -83,10 +107,10 @@ function goBack() {
   (passage ?? row ?? byId("questions-title")).focus({ preventScroll: true });
 }
 
-/** Show a part of a document, with what was asked for marked or not. */
-function take(id, { before, quote, after, start, end, length, blocks }, isMarked) {
+/** Show a part of a document, with the passage marked or not, and the words emphasized that were asked for. */
+function take(id, { before, quote, after, start, end, length, blocks }, isMarked, words = []) {
   const mark = isMarked ? [before.length, before.length + quote.length] : null;
-  shown = { id, start, end, length, blocks, text: before + quote + after, mark };
+  shown = { id, start, end, length, blocks, words, text: before + quote + after, mark };
   draw();
 }
 
@@ -96,7 +120,7 @@ async function goTo({ start, end }) {
   const number = ++latest;
   if (start >= shown.start && end <= shown.end) {
     const unit = unitsOf(shown.text);
-    shown.mark = [unit(start - shown.start), unit(end - shown.start)];
+    Object.assign(shown, { words: [], mark: [unit(start - shown.start), unit(end - shown.start)] });
     draw();
   } else {
     const { id } = shown;
@@ -105,7 +129,7 @@ async function goTo({ start, end }) {
     if (number !== latest) return;
     take(id, found, true);
   }
-  text.querySelector("mark").scrollIntoView({ block: "center" });
+  lookAtMark();
 }
 
 function unmark() {
@@ -113,7 +137,20 @@ function unmark() {
   const scrolled = text.scrollTop;
   shown.mark = null;
   draw();
+  put(scrolled);
+}
+
+function put(scrolled) {
   text.scrollTop = scrolled;
+  putAt = text.scrollTop;
+}
+
+/** What is marked in the middle of the window; from its beginning where that is too small for it. */
+function lookAtMark() {
+  const marks = [...text.querySelectorAll("mark")];
+  const height = marks.at(-1).getBoundingClientRect().bottom - marks[0].getBoundingClientRect().top;
+  marks[0].scrollIntoView({ block: height > text.clientHeight * 0.8 ? "start" : "center" });
+  putAt = text.scrollTop;
 }
 
 /** Read on at a heading: the focus goes there too. */
@@ -121,7 +158,7 @@ async function goToHeading({ start, title }) {
   try {
     await goTo({ start, end: start + [...title].length });
   } catch (error) {
-    setText(byId("reader-facts"), error.message);
+    complain(error);
     return;
   }
   if (!shown?.mark) return; // another document was opened meanwhile
@@ -132,6 +169,7 @@ async function goToHeading({ start, title }) {
   const mark = text.querySelector("mark");
   mark.tabIndex = -1;
   mark.scrollIntoView({ block: "start" });
+  putAt = text.scrollTop;
   mark.focus({ preventScroll: true });
 }
 
@@ -150,19 +188,71 @@ function draw() {
   const isCode = blocks.length === 1 && blocks[0].kind === "code" && blocks[0].start === 0 && blocks[0].end >= all.length;
   text.classList.toggle("code", isCode); // what is nothing else scrolls as a whole, and needs no block of its own
   text.replaceChildren(...laidOut(pieces, isCode ? [] : blocks));
+  const unit = unitsOf(all);
+  emphasize(text, shown.words.map((span) => span.map((at) => unit(at - shown.start))));
   drawEnds();
 }
 
 /** Say why there is nothing to read: most often the document is gone since it was found. */
 function refuse(error) {
-  const isGone = error.status === 404;
+  const isGone = isOfNone(error);
   setText(byId("reader-title"), isGone ? "This document is no longer here" : "This document cannot be shown");
+  entitle("document", byId("reader-title").textContent);
   const reason = isGone ? "It was deleted, or a newer version has replaced it." : error.message;
   text.replaceChildren(make("p", { class: isGone ? "fine" : "error" }, reason));
+  isLost = isGone;
+  isAwaited = error.status === 0 || error.status >= 500;
+  if (!isGone) return;
+  notice.offerNewer();
+  const { name } = address.read();
+  if (name) notice.lookFor(name);
+}
+
+/** Whether a request failed since there is no such document: of some numbers no document can be. */
+const isOfNone = ({ status }) => status === 404 || status === 422;
+
+/** Say what went wrong with a document that is open, above its text. */
+function complain(error) {
+  if (isOfNone(error)) lose();
+  else notice.say(error.message);
+}
+
+/** Take over what became of documents: one that had no text yet is shown when it has. */
+export function update(documents) {
+  const known = documents.find(({ id }) => id === wanted.id);
+  if (!dialog.open) return;
+  if (isLost) notice.offerNewer();
+  else if (known && textless && textless !== known.state) show(wanted.id, wanted.passage);
+}
+
+/** Ask again for the document that the server did not answer for, now that it is back. */
+export function tryAgain() {
+  if (dialog.open && isAwaited) show(wanted.id, wanted.passage);
+}
+
+/** Take over which documents are gone. */
+export function markLost(isGone) {
+  if (dialog.open && isGone(wanted.id)) lose();
+}
+
+/** The document is gone while it is read: what is here of it stays, and no more of it can be had. */
+function lose() {
+  if (isLost) return;
+  isLost = true;
+  outline.show([]);
+  finder.show(null);
+  byId("reader-download").hidden = true;
+  drawEnds();
+  notice.sayGone(shown !== null);
+  if (isFocusLost()) text.focus({ preventScroll: true });
 }
 
 function clear(id) {
   shown = null;
+  textless = null;
+  isLost = false;
+  isAwaited = false;
+  notice.clear(id);
   for (const part of ["facts", "places"]) setText(byId(`reader-${part}`), "");
   setText(byId("reader-title"), "Document"); // until its name is known
   byId("reader-download").href = `/api/documents/${id}/original`;
@@ -176,16 +266,23 @@ function clear(id) {
 
 function describe(detail) {
   setText(byId("reader-title"), detail.name);
+  entitle("document", detail.name);
+  notice.know(detail.uris);
+  address.rewrite({ name: detail.name }); // who comes when it is replaced finds its successor by that
   const facts = [bytes(detail.size_bytes)];
   if (detail.pages) facts.push(plural(detail.pages, "page"));
   if (detail.characters) facts.push(plural(detail.characters, "character"));
   if (detail.chunks) facts.push(plural(detail.chunks, "passage"));
   if (detail.encoding && detail.encoding !== "utf-8") facts.push(detail.encoding);
-  const added = detail.reached.queued && new Date(detail.reached.queued);
-  if (added) facts.push(`added ${added.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" })}`);
+  if (detail.reached.queued) facts.push(`added ${moment(detail.reached.queued)}`);
   setText(byId("reader-facts"), facts.join(" · "));
   setText(byId("reader-places"), detail.uris.map(shownUri).join("\n"));
   byId("reader-download").hidden = false;
+}
+
+function sayWhyThereIsNoText(detail) {
+  textless = detail.state;
+  text.replaceChildren(make("p", { class: "fine" }, reasonWhyThereIsNoText(detail)));
 }
 
 function reasonWhyThereIsNoText({ state, reason, is_found: isFound }) {
@@ -194,25 +291,42 @@ function reasonWhyThereIsNoText({ state, reason, is_found: isFound }) {
   return isFound ? "There is no text." : "Its text is not read yet.";
 }
 
+/** Who scrolls to the end reads on, and keeps what is selected. */
+async function readOnAtEnd() {
+  const left = text.scrollHeight - text.clientHeight - text.scrollTop;
+  if (isReadingOn || left > NEAR_END_PIXELS || Math.abs(text.scrollTop - putAt) < 2) return;
+  if (byId("reader-after").hidden || !getSelection().isCollapsed) return;
+  isReadingOn = true;
+  await fetchMore(1);
+  isReadingOn = false;
+}
+
 /** Read on, or what comes before. */
 async function go(direction) {
   if (!shown) return;
   const button = byId(direction < 0 ? "reader-before" : "reader-after");
+  button.disabled = true;
+  const isDone = await fetchMore(direction);
+  button.disabled = false;
+  if (isDone) text.focus({ preventScroll: true });
+  else if (dialog.open && isFocusLost()) button.focus(); // while it was disabled it lost the focus
+}
+
+async function fetchMore(direction) {
   const { id } = shown;
   const start = direction < 0 ? Math.max(0, shown.start - PIECE_CHARACTERS) : shown.end;
   const end = direction < 0 ? shown.start : shown.end + PIECE_CHARACTERS;
-  button.disabled = true;
   try {
     const found = await ask("GET", `documents/${id}/excerpt?${new URLSearchParams({ start, end, around: 0 })}`);
-    if (shown?.id !== id) return;
+    // Another place was gone to meanwhile, or the same piece has come by another way.
+    if (shown?.id !== id || (direction < 0 ? shown.start !== end : shown.end !== start)) return false;
     if (direction < 0) prepend(found);
     else append(found);
-    text.focus({ preventScroll: true });
+    notice.say("");
+    return true;
   } catch (error) {
-    setText(byId("reader-facts"), error.message);
-  } finally {
-    button.disabled = false;
-    if (dialog.open && isFocusLost()) button.focus(); // while it was disabled it lost the focus
+    if (shown?.id === id) complain(error);
+    return false;
   }
 }
 
@@ -227,7 +341,7 @@ function prepend(found) {
   shown.blocks = joined(found.blocks, shown.blocks);
   draw();
   text.scrollTop = scrolled;
-  text.scrollTop += topOf(place + length) - top;
+  put(text.scrollTop + topOf(place + length) - top);
 }
 
 /** How high a place of the text stands in the window. */
@@ -245,7 +359,7 @@ function append(found) {
   const scrolled = text.scrollTop;
   Object.assign(shown, { end: found.end, text: shown.text + found.quote, blocks: joined(shown.blocks, found.blocks) });
   draw();
-  text.scrollTop = scrolled;
+  put(scrolled);
 }
 
 /** The blocks of two pieces of a text that follow each other; one that was divided between them is one. */
@@ -256,8 +370,8 @@ function joined(before, after) {
 }
 
 function drawEnds() {
-  byId("reader-before").hidden = !shown || shown.start === 0;
-  byId("reader-after").hidden = !shown || shown.end >= shown.length;
+  byId("reader-before").hidden = !shown || isLost || shown.start === 0;
+  byId("reader-after").hidden = !shown || isLost || shown.end >= shown.length;
   const share = shown?.length ? Math.round((shown.end / shown.length) * 100) : 100;
   setText(byId("reader-share"), shown && share < 100 ? `to ${share} % of the text` : "");
 }

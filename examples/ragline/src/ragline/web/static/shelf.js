@@ -320,8 +320,9 @@ function neighbour(going) {
 }
 
 async function actOnSelected(action) {
-  const chosen = wanted().filter((row) => isSelected(row) && canBe(action, row.document)).map(({ document }) => document);
-  if (action === "delete" && !(await isSure(chosen))) return;
+  const selected = wanted().filter(isSelected).map(({ document }) => document);
+  const chosen = selected.filter((document) => canBe(action, document));
+  if (action === "delete" && !(await isSure(chosen, selected.length - chosen.length))) return;
   const near = neighbour(new Set(chosen.map(({ id }) => id)));
   const errors = [];
   const waiting = [...chosen];

@@ -7,6 +7,7 @@ import { Notes, dismiss, say } from "./notes.js";
 
 const AT_ONCE = 3;
 const ROWS_SHOWN = 5;
+const ROWS_REFUSED = 3; // for one reason, of one choice of files
 const tray = byId("uploads");
 const waiting = [];
 const running = new Set();
@@ -36,7 +37,8 @@ function offer(files, leftOut) {
   const notes = new Notes();
   notes.add("leftOut", leftOut);
   if (files.length) announce(`${plural(files.length, "file")} to upload.`);
-  begin(files.map(({ file, name }) => ({ file, name, notes, row: null })));
+  const refused = new Map();
+  begin(files.map(({ file, name }) => ({ file, name, notes, refused, row: null })));
 }
 
 function begin(uploads) {
@@ -135,7 +137,19 @@ function forget(upload) {
   upload.row = null;
 }
 
+/** Whether a file is told of in one line with others: those that were refused for one reason are a row each if they are few. */
+function isTogether(upload, reason) {
+  const same = upload.refused.get(reason) ?? [];
+  upload.refused.set(reason, [...same, upload]);
+  if (same.length < ROWS_REFUSED) return false;
+  const untold = same.length === ROWS_REFUSED ? [...same, upload] : [upload];
+  untold.forEach(forget);
+  upload.notes.add("refused", untold.map(({ name }) => name), reason);
+  return true;
+}
+
 function refuse(upload, reason, mayPass) {
+  if (!mayPass && isTogether(upload, reason)) return;
   const { name } = upload;
   const row = upload.row ??= line(name);
   row.element.dataset.state = "failed";
