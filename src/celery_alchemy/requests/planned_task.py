@@ -17,6 +17,7 @@ from celery import Task, current_app
 
 from ..errors import ConfigurationError, NotConfiguredError
 from ..messages.celery_types import AnyTask, App
+from ..sessions.coroutine_functions import is_coroutine_function
 from ..sessions.sources import SessionOptions
 from ..signatures.entities import Missing
 from ..signatures.injection import Injection, caller_header, injection_of, without_placeholders
@@ -137,7 +138,7 @@ class PlannedTask(AnyTask):
             dump = getattr(self, "_dump_pydantic_arguments", None)  # Celery 5.7
             if dump is not None:
                 self._dump_pydantic_arguments = without_placeholders(dump, self._injection)
-        if inspect.iscoroutinefunction(inspect.unwrap(body)):
+        if is_coroutine_function(inspect.unwrap(body)):
             # An optional extra: greenlet and an async driver are only there where it is used.
             from .async_body import in_async_unit_of_work
 

@@ -23,12 +23,13 @@ from ..error_texts import storable
 from ..errors import StepError
 from ..outbox.step_records import StepLog, kept_value, read_value
 from ..sessions.at_hand import at_hand
+from ..sessions.coroutine_functions import is_coroutine_function
 from ..sessions.transaction import refuse_uncallable
 from ..signatures.results import refuse_entities
 from .attempt import UnitOfWork
 from .deliveries import Overtaken
 from .step_failures import failed, log_of, warn_of_look
-from .step_functions import called, is_coroutine_function
+from .step_functions import called
 from .step_unit import SteppedUnit
 
 __all__ = ["begin", "keep", "step"]
@@ -166,7 +167,8 @@ async def _awaited(
         token = _inside.set(log)
         try:
             # A plain function may use the Session behind the AsyncSession.
-            value = work() if is_coroutine_function(function) else await greenlet_spawn(work)
+            is_coroutine = is_coroutine_function(inspect.unwrap(function))
+            value = work() if is_coroutine else await greenlet_spawn(work)
             if inspect.isawaitable(value):
                 value = await value
             return await greenlet_spawn(keep, unit, name, value)

@@ -19,6 +19,7 @@ from celery.utils.functional import head_from_fun
 from sqlalchemy.orm import Session
 
 from ..errors import SessionParameterError
+from ..sessions.coroutine_functions import is_coroutine_function
 from .entities import EntityParameter, entity_parameters
 from .unresolved import IMPORT_IT, classes_in, text_of, unresolved_parameters
 
@@ -120,7 +121,7 @@ def injection_of(body: Body, *, bound: bool, task_name: str) -> Injection:
     if bound and parameters:
         parameters = parameters[1:]
     hints = hints_of(body)
-    is_async = inspect.iscoroutinefunction(inspect.unwrap(body))
+    is_async = is_coroutine_function(inspect.unwrap(body))
     found: list[SessionParameter] = []
     for index, parameter in enumerate(parameters):
         annotation = hints.get(parameter.name, parameter.annotation)

@@ -15,6 +15,7 @@ from typing import ClassVar, Protocol, TypeGuard, get_args
 from ..databases import is_known
 from ..errors import ConfigurationError
 from ..messages.celery_types import AnyTask
+from ..sessions.coroutine_functions import is_coroutine_function
 from ..sessions.isolation import ShownEngine
 from .entities import Missing
 from .outcomes import ONCE_COMMITS_ON, SUCCESS, CommitOn
@@ -116,7 +117,7 @@ def check_options(cls: Options, name: str) -> None:
             f"record_failure={record!r} of task {name!r} cannot be called.",
             "Give a function: def failed(session: Session, exc: Exception, *args, **kwargs).",
         )
-    if inspect.iscoroutinefunction(record):
+    if is_coroutine_function(record):
         raise ConfigurationError(
             f"record_failure of task {name!r} is an `async def`.",
             "Make it a plain `def` with a Session: it also runs where there is no event loop, for"
@@ -164,7 +165,7 @@ def check_around(around: object, whose: str) -> None:
         problem = f"around={around!r} {whose} cannot be called."
     elif inspect.isgeneratorfunction(around) or inspect.isasyncgenfunction(around):
         problem = f"The around {whose} is a generator function, which makes no context manager."
-    elif inspect.iscoroutinefunction(around):
+    elif is_coroutine_function(around):
         problem = f"The around {whose} is an `async def` that returns a coroutine."
     else:
         return
