@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -67,6 +68,28 @@ def test_entity_is_loaded_in_the_tasks_session(library: Library, way: str) -> No
         return work.title
 
     assert WAYS[way](library, title_of, emma) == "Emma"
+
+
+def test_entity_is_loaded_behind_a_decorators_own_argument(library: Library) -> None:
+    """Its place is the one that callers give it."""
+    library.stored(emma := Work(title="Emma"))
+
+    def with_tenant(body: Callable[..., str]) -> Callable[..., str]:
+        @functools.wraps(body)
+        def call(tenant: str, *args: Any, **kwargs: Any) -> str:
+            return f"{body(*args, **kwargs)} of {tenant}"
+
+        return call
+
+    @library.task()
+    @with_tenant
+    def title_of(session: Session, work: Work) -> str:
+        assert inspect(work).session is session
+        return work.title
+
+    title_of.delay("acme", emma)
+
+    assert library.run()[-1].result == "Emma of acme"
 
 
 @pytest.mark.databases("sqlite+aiosqlite", "postgresql+asyncpg")

@@ -44,7 +44,8 @@ def caller(body: Body, injection: Injection) -> Call:
     entities, unresolved = injection.entities, injection.unresolved
     if not injection.asks:
         return lambda unit, args, kwargs: body(*args, **kwargs)
-    is_first = injection.session is not None and injection.session.index == 0
+    asked = injection.session
+    is_first = asked is not None and asked.index == 0 and asked.named is None
     if is_first and not entities and not unresolved:
         return lambda unit, args, kwargs: body(unit.offered(), *args, **kwargs)
 
