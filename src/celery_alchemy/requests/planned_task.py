@@ -32,8 +32,9 @@ from ..signatures.options import (
 from ..signatures.outcomes import CommitOn, commit_on_from
 from .arguments import resolve_before_own_call
 from .plan import Habit, OncePlan, Plan
-from .registry import BoundFactory, FactoryHome, Home, home_of, needs_task
+from .registry import Home, home_of
 from .request_class import REQUEST, combine_requests
+from .session_factory import BoundFactory, FactoryHome, needs_task
 from .sync_body import in_unit_of_work
 from .tracer import Tracer, ends_what_it_raises
 
@@ -48,9 +49,9 @@ class PlannedTask(AnyTask):
 
     abstract = True
 
-    #: A sessionmaker, a scoped_session, or a callable that returns a new Session: makes an Alchemy
-    #: unnecessary for this class. It may be a method, ``def session_factory(self)``, or a property
-    #: that returns one of these.
+    #: A sessionmaker, a scoped_session, one of their async twins, or a callable that returns a new
+    #: Session or AsyncSession: makes an Alchemy unnecessary for this class. It may be a method,
+    #: ``def session_factory(self)``, or a property that returns one of these.
     session_factory: ClassVar[Any] = None
 
     #: Outcomes that commit: any of ``"success"``, ``"retry"``, ``"ignore"``, ``"reject"``. None for
