@@ -83,7 +83,9 @@ def _load_entities(
 
 def session_first(record: Body) -> Call:
     """Return the call of a function that takes the session first, whatever its annotation."""
-    return lambda unit, args, kwargs: record(unit.session, *args, **kwargs)
+    return lambda unit, args, kwargs: record(
+        unit.offered() if unit.plan.is_async else unit.session, *args, **kwargs
+    )
 
 
 def borrow(unit: UnitOfWork, injection: Injection, kwargs: dict[str, object]) -> None:

@@ -13,13 +13,12 @@ import functools
 from collections.abc import Awaitable, Callable
 
 from celery.app.task import Context
-from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.util import await_only
 
-from ..messages.celery_types import Fields
 from ..signatures.injection import Injection
 from .arguments import sessions_in_scope
-from .event_loop import process_loop
-from .loop_call import LoopCall, loop_call
+from .event_loop import carry, process_loop
+from .loop_call import LoopCall
 from .once_body import refuse_items
 from .plan import Planned
 from .sync_body import in_unit_of_work
@@ -50,27 +49,13 @@ def in_async_unit_of_work(
         # Here, in the caller's scope.
         kwargs = dict(sessions_in_scope(injection, kwargs))
         is_awaited = bool(request.called_directly) and not request.is_eager and _in_a_loop()
-        carried = functools.partial(
-            _carry, LoopCall(request, is_awaited), in_greenlet, args, kwargs
-        )
+        filled = functools.partial(in_greenlet, *args, **kwargs)
+        carried = functools.partial(carry, LoopCall(request, is_awaited), filled)
         # What a coroutine awaits runs in the coroutine's own loop, with that loop's engine.
         return carried() if is_awaited else process_loop.run(carried)
 
     run.__signature__ = injection.signature  # type: ignore[attr-defined]
     return run
-
-
-async def _carry(
-    call: LoopCall,
-    run: Callable[..., object],
-    args: tuple[object, ...],
-    kwargs: Fields,
-) -> object:
-    before = loop_call.set(call)
-    try:
-        return await greenlet_spawn(run, *args, **kwargs)
-    finally:
-        loop_call.reset(before)
 
 
 def _in_a_loop() -> bool:

@@ -60,7 +60,8 @@ class PlannedTask(AnyTask):
 
     #: ``fn(session, exc, *args, **kwargs)``, run in a transaction of its own when the task has
     #: failed for good. In a class it may be a method: ``def record_failure(self, session, exc,
-    #: ...)``. Of a ``once`` task its death is part of the same transaction.
+    #: ...)``, and of an ``async def`` task an ``async def``. Of a ``once`` task its death is part
+    #: of the same transaction.
     record_failure: Any = None
 
     #: Isolation level of the transaction, such as ``"SERIALIZABLE"``. None for the engine's.
@@ -339,12 +340,19 @@ def _refuse_unfit_record(cls: type[PlannedTask], name: str) -> None:
 
     Raises:
         SessionParameterError: What its signature asks for cannot be given.
-        ConfigurationError: It does not take the arguments that every call of the task has.
+        ConfigurationError: It does not take the arguments that every call of the task has, or it is
+            an ``async def`` of a plain task.
     """
     record = inspect.getattr_static(cls, "record_failure")
     run = inspect.getattr_static(cls, "run")
     if record is None or run is inspect.getattr_static(Task, "run"):
         return
+    is_async = is_coroutine_function(inspect.unwrap(_function(run)))
+    if is_coroutine_function(inspect.unwrap(_function(record))) and not is_async:
+        raise ConfigurationError(
+            f"record_failure of task {name!r} is an `async def`, and the task a plain `def`.",
+            "Make it a plain `def` with a Session, or make the task an `async def`.",
+        )
     record_is_bound = isinstance(record, classmethod) or _is_method(record)
     of_record = injection_of(
         _function(record), bound=record_is_bound, task_name=f"record_failure of {name}"

@@ -12,7 +12,6 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
-from importlib import import_module
 from typing import Any, TypeVar, overload
 
 from sqlalchemy.exc import DBAPIError
@@ -28,6 +27,7 @@ from ..sessions.transaction import refuse_uncallable
 from ..signatures.results import refuse_entities
 from .attempt import UnitOfWork
 from .deliveries import Overtaken
+from .loop_call import in_greenlet
 from .step_failures import failed, log_of, warn_of_look
 from .step_functions import called
 from .step_unit import SteppedUnit
@@ -96,7 +96,7 @@ def step(name: str, function: Callable[..., object], /, *args: object, **kwargs:
         args, kwargs = (*function.args, *args), {**function.keywords, **kwargs}
         function = function.func
     work = functools.partial(called, unit, name, function, args, kwargs)
-    if unit.plan.is_async and not _in_greenlet():
+    if unit.plan.is_async and not in_greenlet():
         return _awaited(unit, name, function, work)
     return _plain(unit, name, work)
 
@@ -191,13 +191,6 @@ def _nested(unit: UnitOfWork, log: StepLog, name: str) -> StepError:
         f"begins while the step {log.running!r} runs, and would commit half of that one's work",
         "Do one after the other: a step cannot be inside of another one's function.",
     )
-
-
-def _in_greenlet() -> bool:
-    """Tell whether SQLAlchemy runs this code in a greenlet, as ``AsyncSession.run_sync`` does."""
-    # An optional extra without types of its own. SQLAlchemy 2.0.0 has no public question for it.
-    greenlet = import_module("greenlet")
-    return type(greenlet.getcurrent()).__name__ == "_AsyncIoGreenlet"
 
 
 # --- the record ----------------------------------------------------------------------------------

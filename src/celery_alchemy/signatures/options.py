@@ -117,12 +117,6 @@ def check_options(cls: Options, name: str) -> None:
             f"record_failure={record!r} of task {name!r} cannot be called.",
             "Give a function: def failed(session: Session, exc: Exception, *args, **kwargs).",
         )
-    if is_coroutine_function(record):
-        raise ConfigurationError(
-            f"record_failure of task {name!r} is an `async def`.",
-            "Make it a plain `def` with a Session: it also runs where there is no event loop, for"
-            " a child that was killed.",
-        )
 
 
 def needs_transaction(cls: Options) -> str | None:
