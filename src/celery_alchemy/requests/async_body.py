@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
+import inspect
+from collections.abc import Callable
 
 from celery.app.task import Context
 from sqlalchemy.util import await_only
@@ -23,17 +24,19 @@ from .once_body import refuse_items
 from .plan import Planned
 from .sync_body import in_unit_of_work
 
-__all__ = ["in_async_unit_of_work"]
+__all__ = ["in_async_unit_of_work", "in_own_loop"]
 
 
 def in_async_unit_of_work(
-    task: Planned, body: Callable[..., Awaitable[object]], injection: Injection
+    task: Planned, body: Callable[..., object], injection: Injection
 ) -> Callable[..., object]:
     """Wrap a coroutine function so that Celery can call it and each call is one unit of work."""
 
     @functools.wraps(body)
     def leaf(*args: object, **kwargs: object) -> object:
-        return await_only(body(*args, **kwargs))
+        made = body(*args, **kwargs)
+        # A decorator may answer by itself, without the coroutine.
+        return await_only(made) if inspect.isawaitable(made) else made
 
     in_greenlet = in_unit_of_work(task, leaf, injection, is_async=True)
 
@@ -56,6 +59,22 @@ def in_async_unit_of_work(
 
     run.__signature__ = injection.signature  # type: ignore[attr-defined]
     return run
+
+
+def in_own_loop(
+    task: Planned, body: Callable[..., object], injection: Injection
+) -> Callable[..., object]:
+    """Wrap a coroutine function under a decorator that runs it: a plain body.
+
+    What is a coroutine all the same is run in the loop of the process.
+    """
+
+    @functools.wraps(body)
+    def plain(*args: object, **kwargs: object) -> object:
+        made = body(*args, **kwargs)
+        return process_loop.run(lambda: made) if inspect.isawaitable(made) else made
+
+    return in_unit_of_work(task, plain, injection)
 
 
 def _in_a_loop() -> bool:

@@ -6,7 +6,6 @@ neighbours, which ask nobody else.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +18,6 @@ from sqlalchemy.orm import Session
 from ..errors import NotConfiguredError
 from ..events import SessionListener
 from ..messages.celery_types import AnyTask, App
-from ..sessions.coroutine_functions import is_coroutine_function
 from ..sessions.engine import worker_pool
 from ..sessions.ledger import SessionOptions
 from ..sessions.scope import RequestRegistry
@@ -228,11 +226,12 @@ class Plan:
         if self.record is None:
             return None
         name = f"record_failure of {self.name}"
+        injection = injection_of(self.record, bound=False, task_name=name)
         return replace(
             self,
             name=name,
-            injection=injection_of(self.record, bound=False, task_name=name),
-            is_async=is_coroutine_function(inspect.unwrap(self.record)),
+            injection=injection,
+            is_async=injection.is_async,
             policy=SUCCESS,
             options=SessionOptions(),
             time_limit=None,

@@ -142,10 +142,11 @@ class PlannedTask(AnyTask):
                 self._dump_pydantic_arguments = without_placeholders(dump, self._injection)
         if is_coroutine_function(inspect.unwrap(body)):
             # An optional extra: greenlet and an async driver are only there where it is used.
-            from .async_body import in_async_unit_of_work
+            from .async_body import in_async_unit_of_work, in_own_loop
 
-            self.is_async = True
-            self.__dict__["run"] = in_async_unit_of_work(self, body, self._injection)
+            self.is_async = self._injection.is_async
+            wrap = in_async_unit_of_work if self.is_async else in_own_loop
+            self.__dict__["run"] = wrap(self, body, self._injection)
         else:
             self.__dict__["run"] = in_unit_of_work(self, body, self._injection)
 
@@ -347,20 +348,17 @@ def _refuse_unfit_record(cls: type[PlannedTask], name: str) -> None:
     run = inspect.getattr_static(cls, "run")
     if record is None or run is inspect.getattr_static(Task, "run"):
         return
-    is_async = is_coroutine_function(inspect.unwrap(_function(run)))
-    if is_coroutine_function(inspect.unwrap(_function(record))) and not is_async:
-        raise ConfigurationError(
-            f"record_failure of task {name!r} is an `async def`, and the task a plain `def`.",
-            "Make it a plain `def` with a Session, or make the task an `async def`.",
-        )
     record_is_bound = isinstance(record, classmethod) or _is_method(record)
     of_record = injection_of(
         _function(record), bound=record_is_bound, task_name=f"record_failure of {name}"
     )
-    body = injection_of(
-        _function(run), bound=not isinstance(run, staticmethod), task_name=name
-    ).signature
-    given = [one for one in body.parameters.values() if one.default is one.empty]
+    of_run = injection_of(_function(run), bound=not isinstance(run, staticmethod), task_name=name)
+    if of_record.is_async and not of_run.is_async:
+        raise ConfigurationError(
+            f"record_failure of task {name!r} is an `async def`, and the task a plain `def`.",
+            "Make it a plain `def` with a Session, or make the task an `async def`.",
+        )
+    given = [one for one in of_run.signature.parameters.values() if one.default is one.empty]
     positional = [
         one for one in given if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
     ]

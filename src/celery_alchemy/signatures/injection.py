@@ -19,7 +19,7 @@ from celery.utils.functional import head_from_fun
 from sqlalchemy.orm import Session
 
 from ..errors import SessionParameterError
-from ..sessions.coroutine_functions import is_coroutine_function
+from ..sessions.coroutine_functions import is_coroutine_function, runs_what_it_wraps
 from .entities import EntityParameter, entity_parameters
 from .unresolved import IMPORT_IT, classes_in, text_of, unresolved_parameters
 from .wrappers import Parameters, parameters_of
@@ -74,12 +74,15 @@ class Injection:
         signature: The signature without it, and without ``self``.
         entities: The parameters that are annotated with mapped classes.
         unresolved: The parameters whose annotation cannot be resolved at run time.
+        is_async: The body is to be awaited: a coroutine function, which no decorator runs by
+            itself.
     """
 
     session: SessionParameter | None
     signature: inspect.Signature
     entities: tuple[EntityParameter, ...] = ()
     unresolved: tuple[EntityParameter, ...] = ()
+    is_async: bool = False
 
     @property
     def asks(self) -> bool:
@@ -146,7 +149,8 @@ def injection_of(body: Body, *, bound: bool, task_name: str) -> Injection:
     seen = parameters_of(body, bound=bound)
     parameters = list(seen.all)
     hints = hints_of(body)
-    is_async = is_coroutine_function(inspect.unwrap(body))
+    is_coroutine = is_coroutine_function(inspect.unwrap(body))
+    is_async = is_coroutine and not runs_what_it_wraps(body)
     found: list[SessionParameter] = []
     for index, parameter in enumerate(parameters):
         annotation = hints.get(parameter.name, parameter.annotation)
@@ -156,6 +160,9 @@ def injection_of(body: Body, *, bound: bool, task_name: str) -> Injection:
         kind: Literal["Session", "AsyncSession"] = (
             "Session" if issubclass(class_, Session) else "AsyncSession"
         )
+        if kind == "AsyncSession":
+            # It is of the loop in which it is awaited, and not of a decorator's own.
+            is_async = is_coroutine
         _refuse_wrong_kind(kind, parameter.name, task_name, is_async=is_async)
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise SessionParameterError(
@@ -170,7 +177,11 @@ def injection_of(body: Body, *, bound: bool, task_name: str) -> Injection:
         parameters=[p for p in parameters if asked is None or p.name != asked.name]
     )
     return Injection(
-        asked, visible, entity_parameters(visible, hints), unresolved_parameters(visible, hints)
+        asked,
+        visible,
+        entity_parameters(visible, hints),
+        unresolved_parameters(visible, hints),
+        is_async,
     )
 
 
