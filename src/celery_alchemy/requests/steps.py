@@ -22,8 +22,8 @@ from ..error_texts import storable
 from ..errors import StepError
 from ..outbox.step_records import StepLog, kept_value, read_value
 from ..sessions.at_hand import at_hand
+from ..sessions.callables import refuse_uncallable
 from ..sessions.coroutine_functions import is_coroutine_function
-from ..sessions.transaction import refuse_uncallable
 from ..signatures.results import refuse_entities
 from .attempt import UnitOfWork
 from .deliveries import Overtaken

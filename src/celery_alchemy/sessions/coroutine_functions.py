@@ -9,6 +9,7 @@ import functools
 import inspect
 import re
 from types import CodeType
+from typing import Any
 
 __all__ = ["is_coroutine_function", "runs_what_it_wraps"]
 
@@ -26,7 +27,7 @@ def is_coroutine_function(function: object) -> bool:
     )
 
 
-def runs_what_it_wraps(function: object) -> bool:
+def runs_what_it_wraps(function: Any) -> bool:
     """Tell whether a decorator around an ``async def`` runs it, in an event loop of its own.
 
     Nobody but the decorator knows; the names that its code uses say what it most likely does.

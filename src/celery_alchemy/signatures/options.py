@@ -214,9 +214,9 @@ def check_once(cls: Options, name: str, policy: CommitOn | None) -> None:
         ConfigurationError: ``once`` itself is wrong, or another option contradicts it.
     """
     once = once_of(cls)
-    if once is not True and not callable(once):
+    if once is not True and (not callable(once) or is_coroutine_function(once)):
         raise ConfigurationError(
-            f"once={once!r} of task {name!r} is neither True nor a callable.",
+            f"once={once!r} of task {name!r} is neither True nor a plain callable.",
             "Use once=True, or once=lambda order_id: f'charge:{order_id}'.",
         )
     if any(isinstance(vars(base).get("once"), dict) for base in cls.__mro__):
