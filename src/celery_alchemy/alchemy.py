@@ -31,6 +31,7 @@ from .requests.around import Around
 from .requests.insight import switch_on
 from .requests.plain_sends import intercept
 from .requests.registry import give_home
+from .requests.sends_by_name import let_entities_travel
 from .sessions.binds import Bind, Bound, bound_if_given, bound_to, engine_options_of
 from .sessions.blocks import async_session_block, begin_block, session_block
 from .sessions.engine import WorkerPool
@@ -200,6 +201,7 @@ class Alchemy:
             Publisher(app), lambda: self.engine, self._max_message_bytes, self.place, routes
         )
         install(app, intercept)
+        let_entities_travel(app)
         if give_home(app, self) not in (None, self):
             # Not refused: a test may give an app another database.
             warnings.warn(_REPLACED.format(app=app.main), stacklevel=3)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from .errors import ConfigurationError
+from .sessions.coroutine_functions import is_coroutine_function
 from .sessions.state import Ledger
 from .signatures.outcomes import Outcome
 
@@ -50,12 +51,15 @@ def listener_of(listener: SessionListener) -> SessionListener:
     """Return what is told of closed sessions.
 
     Raises:
-        ConfigurationError: It cannot be called.
+        ConfigurationError: It cannot be called, or nobody would await it.
     """
-    if not callable(listener):
+    given: object = listener
+    is_coroutine = is_coroutine_function(given)
+    if is_coroutine or not callable(given):
+        problem = "is an `async def`, which nobody awaits" if is_coroutine else "cannot be called"
         raise ConfigurationError(
-            f"on_session_closed={listener!r} cannot be called.",
-            "Give a function that takes a SessionReport.",
+            f"on_session_closed={listener!r} {problem}.",
+            "Give a plain function that takes a SessionReport.",
         )
     return listener
 

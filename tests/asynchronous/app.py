@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from typing import Any
 
 from sqlalchemy import String, text
@@ -71,6 +72,12 @@ def record(session: Session, exc: BaseException, name: str) -> None:
     session.add(Mark(name=f"{name}: {type(exc).__name__}"))
 
 
+async def record_in_loop(session: AsyncSession, exc: BaseException, name: str) -> None:
+    """Write down why a task failed, in an event loop."""
+    session.add(Mark(name=f"{name}: {type(exc).__name__}"))
+    await session.flush()
+
+
 async def _wait(session: AsyncSession, name: str) -> None:
     session.add(Mark(name=name))
     await session.flush()
@@ -100,6 +107,12 @@ async def wait_hard(session: AsyncSession, name: str) -> None:
         # The task's own limit for statements is the same moment: either of the two might be first.
         await session.execute(text("SET LOCAL statement_timeout = '4s'"))
     await _wait(session, name)
+
+
+@app.task(shared=False, name="dies", record_failure=record_in_loop)
+async def dies(name: str) -> None:
+    """Take the process down."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @app.task(shared=False, name="retry", bind=True, base=SessionTask)

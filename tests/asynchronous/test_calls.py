@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import Any, cast
 import pytest
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session
 
 from celery_alchemy import ConfigurationError, NoSessionError, SessionTask, UncommittedChangesError, released
 from celery_alchemy.requests.event_loop import process_loop
@@ -388,3 +390,77 @@ def test_plain_task_has_no_async_session(shop: Shop) -> None:
     assert isinstance(traced.value, NoSessionError)
     assert "self.async_session of task 'adds'" in str(traced.value)
     assert "use self.session" in str(traced.value)
+
+
+def run_async(body: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a coroutine function, as projects did before their tasks could be `async def`."""
+
+    @functools.wraps(body)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return asyncio.run(body(*args, **kwargs))
+
+    return call
+
+
+def test_decorator_that_runs_the_coroutine_itself_makes_a_plain_task(shop: Shop) -> None:
+    """It is called where no loop runs, and has a Session as any plain task."""
+
+    @shop.task(bind=True)
+    @run_async
+    async def add(self: SessionTask, session: Session, title: str) -> bool:
+        await asyncio.sleep(0)
+        session.add(Book(title=title))
+        return self.session is session
+
+    @shop.task()
+    @run_async
+    async def double(number: int) -> int:
+        await asyncio.sleep(0)
+        return number * 2
+
+    assert WAYS["worker"](shop, add, "Emma") is True
+    assert WAYS["apply"](shop, double, 2) == 4
+    assert shop.titles() == ["Emma"]
+
+
+def test_decorator_that_hands_the_coroutine_on_leaves_the_task_async(shop: Shop) -> None:
+    """Whatever it is called, it may also answer by itself, without the coroutine."""
+
+    def counted(body: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(body)
+        def call(self: SessionTask, title: str) -> Any:
+            return body(self, title) if title else "nothing to do"
+
+        return call
+
+    @shop.task(bind=True)
+    @counted
+    async def add(self: SessionTask, title: str) -> str:
+        self.async_session.add(Book(title=title))
+        await self.async_session.flush()
+        return title
+
+    def next_run(body: Callable[..., Any]) -> Callable[..., Any]:
+        run = functools.partial(body)
+
+        @functools.wraps(body)
+        def call(*args: Any) -> Any:
+            return run(*args)
+
+        return call
+
+    @shop.task()
+    @next_run
+    async def asking(session: AsyncSession) -> bool:
+        return (await session.scalars(select(Book.title))).all() == ["Emma"]
+
+    @shop.task()
+    @next_run
+    async def double(number: int) -> int:
+        await asyncio.sleep(0)
+        return number * 2
+
+    assert [WAYS["worker"](shop, add, title) for title in ("Emma", "")] == ["Emma", "nothing to do"]
+    assert WAYS["apply"](shop, asking) is True
+    assert WAYS["worker"](shop, double, 2) == 4
+    assert shop.titles() == ["Emma"]

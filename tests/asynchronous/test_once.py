@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from celery.canvas import xmap, xstarmap
 from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
@@ -139,6 +140,36 @@ def test_death_and_record_failure_are_one_transaction(stand: OutboxStand) -> Non
     assert ended.state == "FAILURE"
     assert stand.effects() == ["Emma: no such account"]
     assert [row["error"] for row in upkeep.dead(stand.alchemy.engine)] == ["LookupError: no such account"]
+
+
+def test_death_and_coroutine_record_failure_are_one_transaction(stand: OutboxStand) -> None:
+    """As with a plain one: a process that dies between them leaves neither; what may pass is tried again in the loop."""
+    crashes = [Crash(), OperationalError("INSERT", {}, Exception("lost"), connection_invalidated=True)]
+    threads: list[str] = []
+
+    async def record(session: AsyncSession, exc: BaseException, name: str) -> None:
+        threads.append(threading.current_thread().name)
+        session.add(Effect(name=f"{name}: {exc}"))
+        await session.flush()
+        if crashes:
+            raise crashes.pop(0)
+
+    @stand.task(once=True, record_failure=record)
+    async def charge(session: AsyncSession, name: str) -> None:
+        raise LookupError("no such account")
+
+    charge.delay("Emma")
+    [sent] = stand.sent()
+    with pytest.raises(Crash):
+        stand.deliver(sent)
+    left = stand.effects(), upkeep.dead(stand.alchemy.engine)
+    ended = stand.deliver(sent)
+
+    assert left == ([], [])
+    assert (ended.state, type(ended.value)) == ("FAILURE", LookupError)
+    assert stand.effects() == ["Emma: no such account"]
+    assert [row["error"] for row in upkeep.dead(stand.alchemy.engine)] == ["LookupError: no such account"]
+    assert threads == [LOOP] * 3
 
 
 def test_rival_that_has_succeeded_first_leaves_nothing_to_record(stand: OutboxStand) -> None:

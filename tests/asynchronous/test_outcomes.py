@@ -14,7 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from celery_alchemy import ConfigurationError, SessionTask
+from celery_alchemy import ConfigurationError, SessionParameterError, SessionTask
 from tests.unit.shop import Book, Shop
 
 pytestmark = pytest.mark.databases("sqlite+aiosqlite", "postgresql+asyncpg", "postgresql+psycopg", "mariadb+asyncmy")
@@ -172,17 +172,104 @@ def test_failure_is_recorded_outside_of_the_loop(shop: Shop, way: str) -> None:
     assert threads != [LOOP]
 
 
+@pytest.mark.parametrize("way", ["worker", "direct call", "awaited", "last retry"])
+def test_record_failure_may_be_a_coroutine_function(shop: Shop, way: str) -> None:
+    """It has an AsyncSession of its own, in the loop of the task; it is committed."""
+    loops: list[Any] = []
+    options = {"autoretry_for": (LookupError,), "max_retries": 1} if way == "last retry" else {}
+
+    async def record(session: AsyncSession, exc: BaseException, title: str) -> None:
+        await asyncio.sleep(0)
+        loops.append(asyncio.get_running_loop())
+        session.add(Book(title=f"{title}: {exc}"))
+        await session.flush()
+
+    @shop.task(record_failure=record, **options)
+    async def work(session: AsyncSession, title: str) -> None:
+        loops.append(asyncio.get_running_loop())
+        session.add(Book(title=title))
+        await session.flush()
+        raise LookupError("no such page")
+
+    async def awaiting() -> None:
+        await work("Emma")
+
+    if way in ("worker", "last retry"):
+        shop.trace(work, "Emma", request={"retries": int(way == "last retry")})
+    else:
+        with pytest.raises(LookupError):
+            asyncio.run(awaiting()) if way == "awaited" else work("Emma")
+
+    assert shop.titles() == ["Emma: no such page"]
+    assert len(loops) == 2
+    assert len(set(map(id, loops))) == 1
+
+
+def test_coroutine_record_failure_without_annotations_gets_the_session_first(shop: Shop) -> None:
+    """By the contract's order, as a plain one; a method of the class has the task."""
+
+    class Importer(SessionTask):
+        abstract = True
+
+        async def record_failure(self, session, exc, title):  # type: ignore[no-untyped-def]
+            await session.flush()
+            session.add(Book(title=f"{self.name} {title}: {exc}"))
+
+    @shop.task(base=Importer, name="work")
+    async def work(title: str) -> None:
+        raise LookupError("no such page")
+
+    shop.trace(work, "Emma")
+
+    assert shop.titles() == ["work Emma: no such page"]
+
+
+def test_error_and_time_limit_of_a_coroutine_record_failure_mask_nothing(
+    shop: Shop, soft_limit: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are logged; the task's own error stands, and half a reason is rolled back."""
+
+    async def record(session: AsyncSession, exc: BaseException, limit: bool) -> None:
+        session.add(Book(title="half a reason"))
+        await session.flush()
+        if limit:
+            asyncio.get_running_loop().call_soon(soft_limit)
+            await asyncio.sleep(60)
+        raise ZeroDivisionError
+
+    @shop.task(name="work", record_failure=record)
+    async def work(limit: bool) -> None:
+        raise LookupError("no such page")
+
+    for limit in (False, True):
+        with pytest.raises(LookupError):
+            work(limit)
+
+    assert caplog.text.count("record_failure of task work failed; the task's own error stands") == 2
+    assert "ZeroDivisionError" in caplog.text
+    assert "SoftTimeLimitExceeded" in caplog.text
+    assert shop.titles() == []
+    assert shop.checked_out() == 0
+
+
 @pytest.mark.databases("sqlite+aiosqlite")
-def test_record_failure_that_is_async_is_refused(shop: Shop) -> None:
-    """It also runs in the worker's parent, for a child that was killed: nobody would await it there."""
+def test_record_failure_of_another_kind_than_its_session_or_task_is_refused(shop: Shop) -> None:
+    """A plain task has no loop in which it could be awaited; a Session would block that of an async one."""
 
     async def record(session: AsyncSession, exc: BaseException) -> None: ...
 
-    @shop.task(name="work", record_failure=record)
-    async def work(session: AsyncSession) -> None: ...
+    async def blocking(session: Session, exc: BaseException) -> None: ...
 
-    with pytest.raises(ConfigurationError, match="record_failure of task 'work' is an `async def`"):
+    @shop.task(name="work", record_failure=record)
+    def work(session: Session) -> None: ...
+
+    @shop.task(name="blocks", record_failure=blocking)
+    async def blocks(session: AsyncSession) -> None: ...
+
+    with pytest.raises(ConfigurationError, match=r"record_failure of task 'work' is an `async def`, and.*plain `def` with a"):
         work.apply()
+    with pytest.raises(SessionParameterError, match="record_failure of blocks.*Annotate it with AsyncSession"):
+        blocks.apply()
 
 
 def test_refused_commit_fails_the_task(shop: Shop) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
+from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 
 from tests.asynchronous.app import BEFORE_FORK_VARIABLE, Base
 from tests.conftest import StartWorker
@@ -107,6 +107,22 @@ def test_time_limits_end_async_tasks(start_worker: StartWorker, run: Run, databa
     assert before[:3] == after[:3]
     assert run("where")[0] != before[0]
     eventually(lambda: database.transactions() == 0, what="no query of a killed process runs on")
+
+
+@pytest.mark.databases(*ASYNC)
+def test_coroutine_record_failure_of_a_lost_child_runs_in_the_parent(
+    start_worker: StartWorker, broker: Broker, run: Run, marks: Callable[[], list[str]]
+) -> None:
+    """In a loop of the parent's, again and again, while new children are forked and use theirs."""
+    start_worker(APP, pool="prefork", concurrency=1)
+
+    for number in range(3):
+        with pytest.raises(WorkerLostError):
+            run("dies", str(number))
+        run("where")
+
+    eventually(lambda: len(marks()) == 3, what="each end is recorded")
+    assert marks() == [f"{number}: WorkerLostError" for number in range(3)]
 
 
 @pytest.mark.databases("postgresql+asyncpg", "postgresql+psycopg")

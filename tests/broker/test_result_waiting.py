@@ -132,3 +132,21 @@ def test_waiting_for_a_result_is_no_leak(stand: BrokerStand) -> None:
     """The thread that looks for results keeps its connection for a while, for whoever waits next."""
     with no_leaks(), pytest.raises(CeleryTimeoutError):
         stand.app.AsyncResult("of nobody").get(timeout=0.3)
+
+
+def refuse(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_later_wait_is_served_where_no_thread_could_be_started(stand: BrokerStand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait that asked for the thread fails, and leaves nothing behind that the next one would rely on."""
+    results = [stand.app.AsyncResult(uuid()) for _ in range(2)]
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="new thread"):
+        patch.setattr(threading.Thread, "start", refuse)
+        results[0].get(timeout=30)
+    with waiting(lambda: results[1].get(timeout=30)) as got:
+        eventually(lambda: is_listened_to(stand))
+        stand.app.backend.store_result(results[1].id, "come", "SUCCESS")
+
+    assert [value for value, _ in got] == ["come"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -272,3 +273,23 @@ def test_missing_table_is_named_to_the_sender(database: Database) -> None:
         enqueue(session, ping.s())
 
     alchemy.engine.dispose()
+
+
+@pytest.mark.databases("postgresql")
+def test_commit_stands_where_no_thread_can_be_started(
+    database: Database, make_alchemy: MakeAlchemy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the interpreter's end nobody tells the workers, which look by themselves; the send has not failed."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    alchemy = make_alchemy()
+    add = alchemy.app.tasks["add"]
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        add.delay(1, 2)
+        with alchemy.begin() as session:
+            enqueue(session, add.s(3, 4))
+
+    assert database.rows("SELECT count(*) FROM celery_outbox WHERE due_at IS NOT NULL") == [(2,)]

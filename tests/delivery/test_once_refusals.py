@@ -230,3 +230,17 @@ def test_once_body_that_has_only_read_may_say_commit(stand: OutboxStand) -> None
     [ended] = [stand.deliver(sent) for sent in stand.sent()]
 
     assert (ended.state, stand.effects()) == ("SUCCESS", ["once"])
+
+
+async def _key(number: int) -> str:
+    return f"n{number}"
+
+
+def test_coroutine_function_as_key_is_refused(stand: OutboxStand) -> None:
+    """When the task is made: its result is no key, and nobody awaits it."""
+
+    @stand.task(name="work", once=_key)
+    def work(number: int) -> None: ...
+
+    with pytest.raises(ConfigurationError, match="of task 'work' is neither True nor a plain callable"):
+        work.delay(1)

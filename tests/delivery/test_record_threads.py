@@ -183,3 +183,27 @@ def test_fork_waits_a_moment_for_a_thread_in_a_database_library_and_no_longer(mo
 
     assert os.waitstatus_to_exitcode(status) == 7
     assert forking.FORK_WAIT_SECONDS * 0.9 <= took < 20
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_work_is_done_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch, others: int) -> None:
+    """At the interpreter's end, or on a machine without room: by the caller, or by a thread that is there; nobody waits in vain."""
+    threads, may_go_on = Background("tests", "A test", MOST_THREADS), threading.Event()
+    done: list[int] = []
+    for _ in range(others):
+        threads.run(lambda: may_go_on.wait(30))
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        threads.run(lambda: done.append(1))
+        may_go_on.set()
+    drained = threads.drain(5)
+
+    assert done == [1]
+    assert drained
+    threads.run(lambda: done.append(2))
+    assert threads.drain(5)
+    assert done == [1, 2]

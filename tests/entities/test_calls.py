@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from celery import chain, group
+from celery import Signature, Task, chain, group
+from kombu.exceptions import EncodeError
 from sqlalchemy import inspect
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from celery_alchemy import EntityReturnedError, enqueue
+from celery_alchemy import EntityReferenceError, EntityReturnedError, enqueue
 from tests.entities.conftest import MakeLibrary
 from tests.entities.library import Copy, Library, Reader, Work
 
@@ -35,6 +37,11 @@ def delivered(send: Callable[[Any, Work], object]) -> Callable[[Library, Any, Wo
     return way
 
 
+def by_name(task: Any, work: Work) -> Any:
+    """Make a signature as a program does that knows no more than the task's name."""
+    return Signature(task.name, (work,), immutable=True, app=task.app)
+
+
 WAYS: dict[str, Callable[[Library, Any, Work], Any]] = {
     "delay": delivered(lambda task, work: task.delay(work)),
     "apply_async with kwargs": delivered(lambda task, work: task.apply_async(kwargs={"work": work})),
@@ -48,6 +55,15 @@ WAYS: dict[str, Callable[[Library, Any, Work], Any]] = {
     "group": delivered(lambda task, work: group(task.s(work), task.s(work=work)).delay()),
     "group with arguments": delivered(lambda task, work: group(task.s(), task.s()).delay(work)),
     "link": delivered(lambda task, work: task.apply_async((work,), link=task.si(work))),
+    "send_task": delivered(lambda task, work: task.app.send_task(task.name, [work])),
+    "send_task with kwargs": delivered(lambda task, work: task.app.send_task(task.name, kwargs={"work": work})),
+    "signature by name": delivered(lambda task, work: task.app.signature(task.name, (work,)).delay()),
+    "chain by name": delivered(lambda task, work: chain(by_name(task, work), by_name(task, work)).delay()),
+    "group by name": delivered(lambda task, work: group(by_name(task, work), by_name(task, work)).delay()),
+    "group in a chain by name": delivered(
+        lambda task, work: chain(task.si(work), group(by_name(task, work), by_name(task, work))).delay()
+    ),
+    "link by name": delivered(lambda task, work: task.apply_async((work,), link=by_name(task, work))),
     "apply": lambda library, task, work: task.apply((work,)).get(),
     "apply of a signature": lambda library, task, work: task.s(work).apply().get(),
     "always eager": always_eager,
@@ -67,6 +83,47 @@ def test_entity_is_loaded_in_the_tasks_session(library: Library, way: str) -> No
         return work.title
 
     assert WAYS[way](library, title_of, emma) == "Emma"
+
+
+def test_entity_by_the_name_of_another_services_task_becomes_a_reference(library: Library) -> None:
+    """Nothing is known of that task here; one that could load no entity gets none, as before."""
+    library.stored(emma := Work(title="Emma"))
+
+    @library.task(base=Task, name="plain", lazy=False)
+    def plain(work: Work) -> None: ...
+
+    library.app.send_task("elsewhere.rename", [emma], {"others": [emma]})
+
+    [sent] = library.messages()
+    reference, [other] = sent.args[0], sent.kwargs["others"]
+    assert isinstance(reference, dict)
+    assert other == reference
+    with pytest.raises(EntityReferenceError, match="flush"):
+        library.app.send_task("elsewhere.rename", [Work(title="pending")])
+    with pytest.raises(EncodeError):
+        library.app.send_task("plain", [emma])
+
+
+def test_entity_is_loaded_behind_a_decorators_own_argument(library: Library) -> None:
+    """Its place is the one that callers give it."""
+    library.stored(emma := Work(title="Emma"))
+
+    def with_tenant(body: Callable[..., str]) -> Callable[..., str]:
+        @functools.wraps(body)
+        def call(tenant: str, *args: Any, **kwargs: Any) -> str:
+            return f"{body(*args, **kwargs)} of {tenant}"
+
+        return call
+
+    @library.task()
+    @with_tenant
+    def title_of(session: Session, work: Work) -> str:
+        assert inspect(work).session is session
+        return work.title
+
+    title_of.delay("acme", emma)
+
+    assert library.run()[-1].result == "Emma of acme"
 
 
 @pytest.mark.databases("sqlite+aiosqlite", "postgresql+asyncpg")

@@ -33,6 +33,24 @@ def selects(library: Library) -> Iterator[list[str]]:
     event.remove(library.alchemy.engine, "before_cursor_execute", note)
 
 
+def test_entity_beside_plain_values_is_loaded(library: Library) -> None:
+    """`work: Work | int` serves callers that have an object and callers that have its key; a missing row is no None."""
+    library.stored(emma := Work(title="Emma"))
+
+    @library.task()
+    def title_of(session: Session, work: Work | int | str) -> str:
+        return work.title if isinstance(work, Work) else f"{work!r}"
+
+    for value in (emma, 7, "seven"):
+        title_of.delay(value)
+    delivered = [run.result for run in library.run()]
+    title_of.delay(emma)
+    library.database.execute("DELETE FROM work")
+
+    assert delivered == ["Emma", "7", "'seven'"]
+    assert library.run()[0].state == "FAILURE"
+
+
 def test_entity_arrives_as_the_row_in_the_tasks_session(library: Library) -> None:
     """Through JSON; what the body changes on it is committed."""
     library.stored(emma := Work(title="Emma"))

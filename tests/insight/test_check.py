@@ -14,9 +14,10 @@ import pytest
 from celery import Celery, Task
 from sqlalchemy import create_engine
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session, sessionmaker
 
-from celery_alchemy import Alchemy
+from celery_alchemy import Alchemy, SessionTask
 from celery_alchemy.operations.check import Finding, check
 from tests import forked
 from tests.services.brokers import Broker
@@ -60,6 +61,21 @@ def found(alchemy: Alchemy) -> dict[str, Finding]:
     findings = check(alchemy)
     assert len({finding.code for finding in findings}) == len(findings)
     return {finding.code: finding for finding in findings}
+
+
+def test_async_task_without_async_sessions_is_found(make_alchemy: MakeAlchemy) -> None:
+    """The worker would refuse to start for it."""
+    alchemy = make_alchemy()
+    assert alchemy.app is not None
+    base = type("ShopTask", (SessionTask,), {"abstract": True, "session_factory": sessionmaker()})
+
+    @task_of(alchemy.app, name="pays", base=base)
+    async def pays(session: AsyncSession) -> None: ...
+
+    finding = found(alchemy)["no-session-source"]
+    assert finding.level == "error"
+    assert "Task pays: session_factory of task 'pays' is a 'sessionmaker'" in finding.reason
+    assert "async_sessionmaker" in finding.fix
 
 
 @pytest.mark.databases("sqlite", "postgresql", "mariadb")

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from celery_alchemy import SessionReport, events
+from celery_alchemy import ConfigurationError, SessionReport, events
 from tests.insight.clock import Clock
 from tests.unit.conftest import MakeShop
 from tests.unit.shop import Book, Shop, add_books
@@ -295,3 +295,13 @@ def test_idle_time_before_the_end_of_a_once_task_is_measured(
 
     assert [report.idle_seconds for report in reports] == [6.0]
     assert ["idle for 6.0 s before the end of the task" in record.getMessage() for record in caplog.records] == [True]
+
+
+async def _listen(report: SessionReport) -> None: ...
+
+
+@pytest.mark.parametrize(("listener", "message"), [(3, "cannot be called"), (_listen, "is an `async def`")])
+def test_listener_that_nobody_could_call_or_await_is_refused(shop: Shop, listener: Any, message: str) -> None:
+    """When it is given, not when the first session is closed."""
+    with pytest.raises(ConfigurationError, match=message):
+        shop.alchemy.on_session_closed(listener)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -178,3 +179,22 @@ def test_soft_limit_in_a_step_leaves_those_before(stand: OutboxStand, soft_limit
     )
     assert stand.deliver(stand.sent()[0]).value == "b"
     assert (made, stand.effects()) == (["a", "b", "b"], ["a", "b"])
+
+
+def test_object_with_an_async_call_is_a_coroutine_function(stand: OutboxStand) -> None:
+    """It is called in the loop, is awaited, and is given the AsyncSession that it asks for; so is a partial of it."""
+
+    class Write:
+        async def __call__(self, session: AsyncSession, name: str) -> str:
+            session.add(Effect(name=name))
+            await session.flush()
+            return name
+
+    @stand.task(name="ingest", once=True)
+    async def ingest() -> list[str]:
+        return [await step("a", Write(), "a"), await step("b", functools.partial(Write(), name="b"))]
+
+    ended = stand.deliver(send(stand, ingest))
+
+    assert ended.value == ["a", "b"]
+    assert stand.effects() == ["a", "b"]

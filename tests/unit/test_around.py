@@ -421,7 +421,11 @@ async def _async_generator(task: Any, session: AsyncSession) -> AsyncIterator[No
 async def _coroutine(task: Any, session: AsyncSession) -> None: ...
 
 
-@pytest.mark.parametrize("wrong", [_generator, _async_generator, _coroutine, "tenant"])
+class _AsyncCallable:
+    async def __call__(self, task: Any, session: AsyncSession) -> None: ...
+
+
+@pytest.mark.parametrize("wrong", [_generator, _async_generator, _coroutine, _AsyncCallable(), "tenant"])
 def test_what_cannot_work_is_refused_when_it_is_given(shop: Shop, wrong: Callable[..., Any]) -> None:
     """To the Alchemy, and to the task."""
     with pytest.raises(ConfigurationError, match="@contextmanager"):

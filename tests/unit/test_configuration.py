@@ -37,6 +37,11 @@ async def _coroutine() -> Session:
     return Session()
 
 
+class _AsyncMaker:
+    async def __call__(self) -> Session:
+        return Session()
+
+
 @pytest.fixture
 def app() -> Iterator[Celery]:
     """A fresh app."""
@@ -71,6 +76,7 @@ def test_wrong_url_is_refused_when_alchemy_is_made(app: Celery, url: str, messag
         (Session, "bind is a 'type'"),
         (_dependency, "yields its session"),
         (_coroutine, "is an `async def`"),
+        (_AsyncMaker(), "is an `async def`"),
         (lambda url: Session(create_engine(url)), "cannot be called without arguments.*'url'"),
     ],
 )

@@ -418,6 +418,116 @@ def test_decorated_body_keeps_its_session(shop: Shop) -> None:
     assert task(left=1) == (True, 1, 2)
 
 
+def with_tenant(body: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep the first argument for itself, as decorators for tenants, locks and users do."""
+
+    @functools.wraps(body)
+    def call(tenant: str, *args: Any, **kwargs: Any) -> Any:
+        return tenant, body(*args, **kwargs)
+
+    return call
+
+
+@pytest.mark.parametrize("body", [first, middle, last, keyword_only, with_default])
+def test_decorator_that_takes_an_argument_for_itself_gets_it(shop: Shop, body: Callable[..., Any]) -> None:
+    """The session goes past it to the body, by its name; so do the arguments behind the session."""
+    task = shop.task(name="work")(with_tenant(body))
+
+    results = [
+        task("acme", 1, 2),
+        task("acme", 1, right=2),
+        task(tenant="acme", left=1, right=2),
+        task.apply(args=["acme", 1, 2]).get(),
+        shop.trace(task, "acme", 1, 2).value,
+    ]
+
+    assert [(tenant, tuple(values)) for tenant, values in results] == [("acme", (True, 1, 2))] * 5
+    assert list(inspect.signature(task).parameters) == ["tenant", "left", "right"]
+
+
+def test_decorator_of_a_bound_task_takes_an_argument_for_itself(shop: Shop) -> None:
+    """The task is given to it as ever; among decorators, each is seen through."""
+
+    def with_lock(body: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(body)
+        def call(self: SessionTask, tenant: str, *args: Any, **kwargs: Any) -> Any:
+            return tenant, body(self, *args, **kwargs)
+
+        return call
+
+    def logged(body: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(body)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return body(*args, **kwargs)
+
+        return call
+
+    task = shop.task(bind=True, name="work")(logged(with_lock(logged(bound_first))))
+
+    assert task("acme", 1, 2) == ("acme", (True, 1, 2))
+    assert task("acme", left=1) == ("acme", (True, 1, 2))
+
+
+def test_decorator_that_names_the_session_gets_it_there(shop: Shop) -> None:
+    """It may look at the session, and hand it on as it likes."""
+
+    def counting(body: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(body)
+        def call(tenant: str, session: Session, *args: Any) -> Any:
+            return tenant, body(session, *args)
+
+        return call
+
+    task = shop.task()(counting(first))
+    task.delay("acme", 1, 2)
+
+    assert task("acme", 1, 2) == ("acme", (True, 1, 2))
+    assert shop.waiting() == 1
+    with pytest.raises(TypeError, match="tenant"):
+        task.delay()
+
+
+def test_decorator_that_gives_the_session_itself_keeps_doing_so(shop: Shop) -> None:
+    """It takes neither that parameter nor names for others: nothing is injected."""
+
+    def provided(body: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(body)
+        def call(left: int, right: int) -> Any:
+            with Session() as own:
+                return body(own, left, right)
+
+        return call
+
+    assert shop.task()(provided(first))(1, 2) == (True, 1, 2)
+
+
+def test_decorator_past_which_no_session_can_be_given_is_refused(shop: Shop) -> None:
+    """It would get the session for its own argument; the error names that."""
+
+    def with_tenant(body: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(body)
+        def call(tenant: str, *args: Any) -> Any:
+            return tenant, body(*args)
+
+        return call
+
+    with pytest.raises(SessionParameterError, match=r"takes 'tenant' and hands on no.*\*\*kwargs"):
+        bool(shop.task()(with_tenant(first)))
+
+
+def test_positional_only_session_behind_a_default_is_injected(shop: Shop) -> None:
+    """The arguments that are left out get their defaults, so that the session stands at its place."""
+
+    def work(left: int, right: int = 2, session: Session | None = None, /) -> Values:
+        return isinstance(session, Session), left, right
+
+    task = shop.task()(work)
+
+    assert task(1) == task(1, 2) == task.apply(args=[1]).get() == (True, 1, 2)
+    with pytest.raises(TypeError):
+        task()
+
+
 def test_task_without_a_session_parameter_is_left_alone(shop: Shop) -> None:
     """A parameter that is merely called session is an ordinary argument."""
 

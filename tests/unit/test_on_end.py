@@ -7,6 +7,7 @@ import gc
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from celery_alchemy import PublishError, SessionTask, on_commit, on_end, released
+from celery_alchemy import CallableError, PublishError, SessionTask, on_commit, on_end, released
 from celery_alchemy.requests.event_loop import process_loop
 from celery_alchemy.testing import joined
 from tests.unit.shop import Book, Shop, add_books
@@ -475,3 +476,52 @@ def test_send_of_work_that_failed_is_not_reported(shop: Shop, caplog: pytest.Log
 
     gc.collect()
     assert warned(caplog) == []
+
+
+@pytest.mark.databases("sqlite+aiosqlite", "postgresql+asyncpg")
+def test_coroutine_functions_are_awaited_under_an_async_session(shop: Shop, ran: Ran) -> None:
+    """In a task and outside, behind the commit; what one raises is the callable's error, and the others run."""
+
+    async def note(name: str) -> None:
+        await asyncio.sleep(0)
+        ran.append(name)
+
+    async def fail() -> None:
+        raise LookupError("no such page")
+
+    @shop.task()
+    async def work(session: AsyncSession) -> None:
+        on_commit(session, fail)
+        on_commit(session, partial(note, "committed"))
+        on_end(session, lambda: note("ended"))
+        ran.append("returned")
+
+    async def outside() -> None:
+        async with shop.alchemy.async_session() as session:
+            on_end(session, partial(note, "ended outside"))
+            on_commit(session, fail)
+            await session.commit()
+
+    work()
+    with pytest.raises(PublishError, match="no such page"):
+        asyncio.run(outside())
+
+    assert ran == ["returned", "committed", "ended", "ended outside"]
+
+
+def test_coroutine_function_is_refused_for_a_plain_session(shop: Shop, ran: Ran) -> None:
+    """A lock would never be given back; a coroutine that comes out of a plain function is an error of that."""
+
+    async def note() -> None: ...
+
+    class Note:
+        async def __call__(self) -> None: ...
+
+    with shop.alchemy.session() as session:
+        for later in (on_commit, on_end):
+            for given in (note, Note(), partial(Note())):
+                with pytest.raises(CallableError, match="was given an `async def`.*AsyncSession"):
+                    later(session, given)
+        on_commit(session, lambda: note())  # noqa: PLW0108 - only its result shows that it is one.
+        with pytest.raises(PublishError, match="was given a coroutine"):
+            session.commit()

@@ -110,12 +110,14 @@ class Listener:
         """Look for results while the block waits for them."""
         wait = Wait(keys)
         with self._lock:
-            self._waits.add(wait)
-            self._came.set()
             if self._thread is None:
                 name = "celery-alchemy-results"
-                self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=name, daemon=True)
+                # It may raise, at the end of the interpreter or of the machine's room.
+                thread.start()
+                self._thread = thread
+            self._waits.add(wait)
+            self._came.set()
         try:
             yield wait
         finally:

@@ -105,8 +105,10 @@ class Taker:
         """Begin to take; does nothing the second time."""
         if self._thread is None:
             name = "celery-alchemy-taker"
-            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=name, daemon=True)
+            # It may raise, at the end of the interpreter or of the machine's room.
+            thread.start()
+            self._thread = thread
         self.wake()
 
     def wake(self) -> None:

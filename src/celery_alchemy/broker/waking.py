@@ -206,8 +206,15 @@ class Bell:
             self._rung.set()
             if self._thread is None or not self._thread.is_alive():
                 name = "celery-alchemy-bell"
-                self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=name, daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    # The interpreter ends, or the machine has no room for another thread. What was
+                    # committed stays so, and workers look by themselves every second.
+                    logger.debug("No thread %s can be started", name, exc_info=True)
+                    return
+                self._thread = thread
 
     def _run(self) -> None:
         told_at = float("-inf")

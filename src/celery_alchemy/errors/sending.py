@@ -40,6 +40,9 @@ class SignatureError(CeleryAlchemyError, TypeError):
         )
 
 
+_RUNS_AT_ONCE = "what is written with its brackets, and no lambda in front, runs at once"
+
+
 class CallableError(CeleryAlchemyError, TypeError):
     """Something that cannot be called was to be called later.
 
@@ -47,18 +50,20 @@ class CallableError(CeleryAlchemyError, TypeError):
         what: What would call it, for people.
         given: What was given, for people.
         way: The call that would be right, with ``lambda`` around what is to be done.
+        why: Why it is, for people.
     """
 
-    def __init__(self, what: str, given: str, way: str) -> None:
-        super().__init__(what, given, way)
+    def __init__(self, what: str, given: str, way: str, why: str = _RUNS_AT_ONCE) -> None:
+        super().__init__(what, given, way, why)
         self.what = what
         self.given = given
         self.way = way
+        self.why = why
 
     def __str__(self) -> str:
         return (
-            f"{self.what} needs a callable and was given {self.given}. Write {self.way}: what is"
-            " written with its brackets, and no lambda in front, runs at once."
+            f"{self.what} needs a callable and was given {self.given}. Write {self.way}:"
+            f" {self.why}."
         )
 
 

@@ -292,8 +292,14 @@ def _tasks(alchemy: Alchemy) -> Iterator[Finding]:
             continue
         try:
             task.home()
+            if task.is_async and (task.injection.session is not None or task.is_once):
+                # As the worker does at its start, which would end it.
+                task.session_plan.async_source  # noqa: B018
         except NotConfiguredError as exc:
             yield Finding("no-session-source", "error", str(exc), "Tie an Alchemy to the app.")
+        except ConfigurationError as exc:
+            told = f"Task {task.name}: {exc.problem}"
+            yield Finding("no-session-source", "error", told, exc.remedy)
         # A message that the database holds is nobody else's while its worker lives.
         if task.is_once and not task.time_limit and not alchemy.is_broker:
             yield Finding(

@@ -44,7 +44,8 @@ def caller(body: Body, injection: Injection) -> Call:
     entities, unresolved = injection.entities, injection.unresolved
     if not injection.asks:
         return lambda unit, args, kwargs: body(*args, **kwargs)
-    is_first = injection.session is not None and injection.session.index == 0
+    asked = injection.session
+    is_first = asked is not None and asked.index == 0 and asked.named is None
     if is_first and not entities and not unresolved:
         return lambda unit, args, kwargs: body(unit.offered(), *args, **kwargs)
 
@@ -82,7 +83,9 @@ def _load_entities(
 
 def session_first(record: Body) -> Call:
     """Return the call of a function that takes the session first, whatever its annotation."""
-    return lambda unit, args, kwargs: record(unit.session, *args, **kwargs)
+    return lambda unit, args, kwargs: record(
+        unit.offered() if unit.plan.is_async else unit.session, *args, **kwargs
+    )
 
 
 def borrow(unit: UnitOfWork, injection: Injection, kwargs: dict[str, object]) -> None:

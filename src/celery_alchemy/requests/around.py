@@ -82,7 +82,7 @@ def _manager(unit: UnitOfWork) -> AbstractContextManager[object]:
     if isinstance(manager, AbstractAsyncContextManager):
         raise ConfigurationError(
             f"{what}, an async context manager, for a plain Session: plain tasks have one, and"
-            " every record_failure.",
+            " every plain record_failure.",
             "Return a plain context manager for a Session, and the async one for an AsyncSession.",
         )
     raise ConfigurationError(

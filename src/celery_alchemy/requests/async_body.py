@@ -10,31 +10,33 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
+import inspect
+from collections.abc import Callable
 
 from celery.app.task import Context
-from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.util import await_only
 
-from ..messages.celery_types import Fields
 from ..signatures.injection import Injection
 from .arguments import sessions_in_scope
-from .event_loop import process_loop
-from .loop_call import LoopCall, loop_call
+from .event_loop import carry, process_loop
+from .loop_call import LoopCall
 from .once_body import refuse_items
 from .plan import Planned
 from .sync_body import in_unit_of_work
 
-__all__ = ["in_async_unit_of_work"]
+__all__ = ["in_async_unit_of_work", "in_own_loop"]
 
 
 def in_async_unit_of_work(
-    task: Planned, body: Callable[..., Awaitable[object]], injection: Injection
+    task: Planned, body: Callable[..., object], injection: Injection
 ) -> Callable[..., object]:
     """Wrap a coroutine function so that Celery can call it and each call is one unit of work."""
 
     @functools.wraps(body)
     def leaf(*args: object, **kwargs: object) -> object:
-        return await_only(body(*args, **kwargs))
+        made = body(*args, **kwargs)
+        # A decorator may answer by itself, without the coroutine.
+        return await_only(made) if inspect.isawaitable(made) else made
 
     in_greenlet = in_unit_of_work(task, leaf, injection, is_async=True)
 
@@ -50,9 +52,8 @@ def in_async_unit_of_work(
         # Here, in the caller's scope.
         kwargs = dict(sessions_in_scope(injection, kwargs))
         is_awaited = bool(request.called_directly) and not request.is_eager and _in_a_loop()
-        carried = functools.partial(
-            _carry, LoopCall(request, is_awaited), in_greenlet, args, kwargs
-        )
+        filled = functools.partial(in_greenlet, *args, **kwargs)
+        carried = functools.partial(carry, LoopCall(request, is_awaited), filled)
         # What a coroutine awaits runs in the coroutine's own loop, with that loop's engine.
         return carried() if is_awaited else process_loop.run(carried)
 
@@ -60,17 +61,20 @@ def in_async_unit_of_work(
     return run
 
 
-async def _carry(
-    call: LoopCall,
-    run: Callable[..., object],
-    args: tuple[object, ...],
-    kwargs: Fields,
-) -> object:
-    before = loop_call.set(call)
-    try:
-        return await greenlet_spawn(run, *args, **kwargs)
-    finally:
-        loop_call.reset(before)
+def in_own_loop(
+    task: Planned, body: Callable[..., object], injection: Injection
+) -> Callable[..., object]:
+    """Wrap a coroutine function under a decorator that runs it: a plain body.
+
+    What is a coroutine all the same is run in the loop of the process.
+    """
+
+    @functools.wraps(body)
+    def plain(*args: object, **kwargs: object) -> object:
+        made = body(*args, **kwargs)
+        return process_loop.run(lambda: made) if inspect.isawaitable(made) else made
+
+    return in_unit_of_work(task, plain, injection)
 
 
 def _in_a_loop() -> bool:

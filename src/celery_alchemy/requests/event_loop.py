@@ -20,10 +20,11 @@ from queue import SimpleQueue
 from typing import Generic, Literal, TypeVar
 
 from celery.signals import worker_process_shutdown
+from sqlalchemy.util import greenlet_spawn
 
-from .loop_call import waiting
+from .loop_call import LoopCall, loop_call, waiting
 
-__all__ = ["LOOP_THREAD", "ProcessLoop", "process_loop"]
+__all__ = ["LOOP_THREAD", "ProcessLoop", "carry", "process_loop"]
 
 #: The name of the thread that the event loop runs in.
 LOOP_THREAD = "celery-alchemy-loop"
@@ -162,6 +163,15 @@ class _Running:
         self.loop.call_soon_threadsafe(self.loop.stop)
         if self._has_ended.acquire(timeout=timeout_seconds):
             self.loop.close()
+
+
+async def carry(call: LoopCall, run: Callable[[], T]) -> T:
+    """Run plain code that uses an async driver, in a greenlet of the loop, for a request."""
+    before = loop_call.set(call)
+    try:
+        return await greenlet_spawn(run)
+    finally:
+        loop_call.reset(before)
 
 
 class ProcessLoop:

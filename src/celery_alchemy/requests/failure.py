@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import monotonic
 
@@ -18,6 +18,7 @@ from celery.app.task import Context
 from celery.app.trace import task_has_custom
 from sqlalchemy import event
 from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only
 
 from ..databases.transient import is_lost_connection, is_transient
 from ..databases.trying_again import again, backoff_seconds
@@ -35,7 +36,7 @@ from .deliveries import (
     set_aside,
     waits_for_database,
 )
-from .loop_call import aside, cause_of, pause
+from .loop_call import LoopCall, aside, cause_of, in_greenlet, pause
 from .once import OnceUnit
 from .once_records import State, look
 from .plan import Plan
@@ -77,11 +78,18 @@ def record_if_final(failure: Failure) -> None:
     """Record the failure of a task that is not ``once``, unless the task runs again after it."""
     if failure.plan.record is None or not is_final(failure):
         return
-    if failure.plan.is_async:
-        # Its session is a synchronous one, for which the loop must not wait.
+    if _waits_outside(failure.plan):
         aside(functools.partial(_record, failure))
     else:
         _record(failure)
+
+
+def _waits_outside(plan: Plan) -> bool:
+    """Tell whether an async task has a plain ``record_failure``.
+
+    Its session is a synchronous one, for which the loop must not wait.
+    """
+    return plan.is_async and plan.record_plan is not None and not plan.record_plan.is_async
 
 
 def is_final(failure: Failure) -> bool:
@@ -114,8 +122,7 @@ def end_for_good(unit: OnceUnit, failure: Failure, reason: str | None = None) ->
         failure: How it has failed.
         reason: Why it failed, for people; left out, the error's text.
     """
-    if failure.plan.is_async and failure.plan.record is not None:
-        # A synchronous session writes both, which the loop must not wait for.
+    if _waits_outside(failure.plan):
         return aside(functools.partial(failed_for_good, failure, unit.key, reason))
     return failed_for_good(failure, unit.key, reason, unit.in_own_session)
 
@@ -164,6 +171,7 @@ def failed_for_good(
                 run,
                 in_own_session,
                 RECORD_SECONDS if seconds is None else seconds,
+                rest,
             )
         except Exception:
             logger.exception(_FAILED, f"record_failure of task {plan.name}")
@@ -253,6 +261,7 @@ def _record_with_death(
     run: Callable[[_Attempt], State | None],
     in_own_session: InOwnSession,
     seconds: float,
+    rest: Callable[[float], object] | None,
 ) -> State:
     """Run a ``record_failure`` with the death as the last thing in its transaction.
 
@@ -286,13 +295,16 @@ def _record_with_death(
             min(backoff_seconds(tries - 1), left) if left > 0 and tries <= RECORD_ATTEMPTS else None
         )
 
-    return again(act, seconds_until_next)
+    return again(act, seconds_until_next, rest)
 
 
 def _run(
     failure: Failure, timeout_at: float | None, attempt: _Attempt | None = None
 ) -> State | None:
     """Run ``record(session, exc, *args, **kwargs)`` in a unit of work of its own.
+
+    One that is an ``async def`` runs in the event loop of the process: from a thread that waits for
+    it, or in the greenlet in which the task's body has failed.
 
     Args:
         failure: How the task has failed.
@@ -306,6 +318,33 @@ def _run(
     record, plan = failure.plan.record, failure.plan.record_plan
     if record is None or plan is None:
         return None
+    if not plan.is_async:
+        return _run_here(failure, plan, record, timeout_at, attempt)
+    act = functools.partial(
+        _run_here, failure, plan, functools.partial(_awaited, record), timeout_at, attempt
+    )
+    if in_greenlet():
+        return act()
+    # An optional extra: greenlet and an async driver are only there where it is used.
+    from .event_loop import carry, process_loop
+
+    call = LoopCall(failure.request, is_awaited=False)
+    return process_loop.run(functools.partial(carry, call, act))
+
+
+def _awaited(record: Callable[..., object], *args: object, **kwargs: object) -> object:
+    """Call an ``async def`` in a greenlet of a loop."""
+    made = record(*args, **kwargs)
+    return await_only(made) if isinstance(made, Awaitable) else made
+
+
+def _run_here(
+    failure: Failure,
+    plan: Plan,
+    record: Callable[..., object],
+    timeout_at: float | None,
+    attempt: _Attempt | None,
+) -> State | None:
     injection, args = plan.injection, (failure.exc, *failure.args)
     call = session_first(record) if injection.session is None else caller(record, injection)
     if plan.around is not None:
@@ -326,7 +365,10 @@ def _run(
             else:
                 unit.fail(Overtaken(unit.owner()))
         except BaseException as record_exc:
-            unit.fail(record_exc)
+            exc = cause_in(unit, record_exc)
+            unit.fail(exc)
+            if exc is not record_exc:
+                raise exc from record_exc
             raise
     finally:
         unit.has_ended = True

@@ -21,7 +21,7 @@ from ..messages.celery_types import AnyTask, App
 from ..sessions.engine import worker_pool
 from ..sessions.ledger import SessionOptions
 from ..sessions.scope import RequestRegistry
-from ..sessions.sources import Asks, SessionSource
+from ..sessions.sources import Asks, AsyncSessionSource, SessionSource
 from ..signatures.entities import Missing
 from ..signatures.injection import Injection, injection_of
 from ..signatures.outcomes import ONCE_COMMITS_ON, SUCCESS, CommitOn
@@ -29,8 +29,6 @@ from .registry import Home
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
-
-    from ..sessions.async_engine import AsyncSource
 
 __all__ = ["Habit", "OncePlan", "Plan", "Planned", "Timelimit"]
 
@@ -184,7 +182,7 @@ class Plan:
         return source if class_ is None else source.of_class(class_, f"Task {self.name!r}")
 
     @cached_property
-    def async_source(self) -> AsyncSource:
+    def async_source(self) -> AsyncSessionSource:
         """Where the AsyncSessions of an ``async def`` task come from.
 
         Raises:
@@ -228,11 +226,12 @@ class Plan:
         if self.record is None:
             return None
         name = f"record_failure of {self.name}"
+        injection = injection_of(self.record, bound=False, task_name=name)
         return replace(
             self,
             name=name,
-            injection=injection_of(self.record, bound=False, task_name=name),
-            is_async=False,
+            injection=injection,
+            is_async=injection.is_async,
             policy=SUCCESS,
             options=SessionOptions(),
             time_limit=None,

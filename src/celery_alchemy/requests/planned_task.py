@@ -17,6 +17,7 @@ from celery import Task, current_app
 
 from ..errors import ConfigurationError, NotConfiguredError
 from ..messages.celery_types import AnyTask, App
+from ..sessions.coroutine_functions import is_coroutine_function
 from ..sessions.sources import SessionOptions
 from ..signatures.entities import Missing
 from ..signatures.injection import Injection, caller_header, injection_of, without_placeholders
@@ -31,8 +32,9 @@ from ..signatures.options import (
 from ..signatures.outcomes import CommitOn, commit_on_from
 from .arguments import resolve_before_own_call
 from .plan import Habit, OncePlan, Plan
-from .registry import BoundFactory, FactoryHome, Home, home_of, needs_task
+from .registry import Home, home_of
 from .request_class import REQUEST, combine_requests
+from .session_factory import BoundFactory, FactoryHome, needs_task
 from .sync_body import in_unit_of_work
 from .tracer import Tracer, ends_what_it_raises
 
@@ -47,9 +49,9 @@ class PlannedTask(AnyTask):
 
     abstract = True
 
-    #: A sessionmaker, a scoped_session, or a callable that returns a new Session: makes an Alchemy
-    #: unnecessary for this class. It may be a method, ``def session_factory(self)``, or a property
-    #: that returns one of these.
+    #: A sessionmaker, a scoped_session, one of their async twins, or a callable that returns a new
+    #: Session or AsyncSession: makes an Alchemy unnecessary for this class. It may be a method,
+    #: ``def session_factory(self)``, or a property that returns one of these.
     session_factory: ClassVar[Any] = None
 
     #: Outcomes that commit: any of ``"success"``, ``"retry"``, ``"ignore"``, ``"reject"``. None for
@@ -58,7 +60,8 @@ class PlannedTask(AnyTask):
 
     #: ``fn(session, exc, *args, **kwargs)``, run in a transaction of its own when the task has
     #: failed for good. In a class it may be a method: ``def record_failure(self, session, exc,
-    #: ...)``. Of a ``once`` task its death is part of the same transaction.
+    #: ...)``, and of an ``async def`` task an ``async def``. Of a ``once`` task its death is part
+    #: of the same transaction.
     record_failure: Any = None
 
     #: Isolation level of the transaction, such as ``"SERIALIZABLE"``. None for the engine's.
@@ -137,12 +140,13 @@ class PlannedTask(AnyTask):
             dump = getattr(self, "_dump_pydantic_arguments", None)  # Celery 5.7
             if dump is not None:
                 self._dump_pydantic_arguments = without_placeholders(dump, self._injection)
-        if inspect.iscoroutinefunction(inspect.unwrap(body)):
+        if is_coroutine_function(inspect.unwrap(body)):
             # An optional extra: greenlet and an async driver are only there where it is used.
-            from .async_body import in_async_unit_of_work
+            from .async_body import in_async_unit_of_work, in_own_loop
 
-            self.is_async = True
-            self.__dict__["run"] = in_async_unit_of_work(self, body, self._injection)
+            self.is_async = self._injection.is_async
+            wrap = in_async_unit_of_work if self.is_async else in_own_loop
+            self.__dict__["run"] = wrap(self, body, self._injection)
         else:
             self.__dict__["run"] = in_unit_of_work(self, body, self._injection)
 
@@ -337,7 +341,8 @@ def _refuse_unfit_record(cls: type[PlannedTask], name: str) -> None:
 
     Raises:
         SessionParameterError: What its signature asks for cannot be given.
-        ConfigurationError: It does not take the arguments that every call of the task has.
+        ConfigurationError: It does not take the arguments that every call of the task has, or it is
+            an ``async def`` of a plain task.
     """
     record = inspect.getattr_static(cls, "record_failure")
     run = inspect.getattr_static(cls, "run")
@@ -347,10 +352,13 @@ def _refuse_unfit_record(cls: type[PlannedTask], name: str) -> None:
     of_record = injection_of(
         _function(record), bound=record_is_bound, task_name=f"record_failure of {name}"
     )
-    body = injection_of(
-        _function(run), bound=not isinstance(run, staticmethod), task_name=name
-    ).signature
-    given = [one for one in body.parameters.values() if one.default is one.empty]
+    of_run = injection_of(_function(run), bound=not isinstance(run, staticmethod), task_name=name)
+    if of_record.is_async and not of_run.is_async:
+        raise ConfigurationError(
+            f"record_failure of task {name!r} is an `async def`, and the task a plain `def`.",
+            "Make it a plain `def` with a Session, or make the task an `async def`.",
+        )
+    given = [one for one in of_run.signature.parameters.values() if one.default is one.empty]
     positional = [
         one for one in given if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
     ]

@@ -13,16 +13,11 @@ from weakref import WeakKeyDictionary
 from sqlalchemy.orm import Session
 
 from ..sessions.any_session import in_scope
+from ..sessions.coroutine_functions import is_coroutine_function
 from ..signatures.injection import Injection, injection_of, is_async_session_class
 from .attempt import UnitOfWork
 
-__all__ = ["called", "is_coroutine_function"]
-
-
-def is_coroutine_function(function: Callable[..., object]) -> bool:
-    """Tell whether calling a function, or an object, makes a coroutine."""
-    inner = inspect.unwrap(function)
-    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__)
+__all__ = ["called"]
 
 
 def called(
@@ -43,7 +38,8 @@ def called(
         return function(*args, **kwargs)
     if injection.session is None:
         return function(*args, **kwargs)
-    session = unit.offered() if is_coroutine_function(function) else unit.session
+    is_coroutine = is_coroutine_function(inspect.unwrap(function))
+    session = unit.offered() if is_coroutine else unit.session
     filled_args, filled_kwargs = injection.fill(args, kwargs, session)
     return function(*filled_args, **filled_kwargs)
 

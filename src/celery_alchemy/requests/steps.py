@@ -12,7 +12,6 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
-from importlib import import_module
 from typing import Any, TypeVar, overload
 
 from sqlalchemy.exc import DBAPIError
@@ -23,12 +22,14 @@ from ..error_texts import storable
 from ..errors import StepError
 from ..outbox.step_records import StepLog, kept_value, read_value
 from ..sessions.at_hand import at_hand
-from ..sessions.transaction import refuse_uncallable
+from ..sessions.callables import refuse_uncallable
+from ..sessions.coroutine_functions import is_coroutine_function
 from ..signatures.results import refuse_entities
 from .attempt import UnitOfWork
 from .deliveries import Overtaken
+from .loop_call import in_greenlet
 from .step_failures import failed, log_of, warn_of_look
-from .step_functions import called, is_coroutine_function
+from .step_functions import called
 from .step_unit import SteppedUnit
 
 __all__ = ["begin", "keep", "step"]
@@ -95,7 +96,7 @@ def step(name: str, function: Callable[..., object], /, *args: object, **kwargs:
         args, kwargs = (*function.args, *args), {**function.keywords, **kwargs}
         function = function.func
     work = functools.partial(called, unit, name, function, args, kwargs)
-    if unit.plan.is_async and not _in_greenlet():
+    if unit.plan.is_async and not in_greenlet():
         return _awaited(unit, name, function, work)
     return _plain(unit, name, work)
 
@@ -166,7 +167,8 @@ async def _awaited(
         token = _inside.set(log)
         try:
             # A plain function may use the Session behind the AsyncSession.
-            value = work() if is_coroutine_function(function) else await greenlet_spawn(work)
+            is_coroutine = is_coroutine_function(inspect.unwrap(function))
+            value = work() if is_coroutine else await greenlet_spawn(work)
             if inspect.isawaitable(value):
                 value = await value
             return await greenlet_spawn(keep, unit, name, value)
@@ -189,13 +191,6 @@ def _nested(unit: UnitOfWork, log: StepLog, name: str) -> StepError:
         f"begins while the step {log.running!r} runs, and would commit half of that one's work",
         "Do one after the other: a step cannot be inside of another one's function.",
     )
-
-
-def _in_greenlet() -> bool:
-    """Tell whether SQLAlchemy runs this code in a greenlet, as ``AsyncSession.run_sync`` does."""
-    # An optional extra without types of its own. SQLAlchemy 2.0.0 has no public question for it.
-    greenlet = import_module("greenlet")
-    return type(greenlet.getcurrent()).__name__ == "_AsyncIoGreenlet"
 
 
 # --- the record ----------------------------------------------------------------------------------

@@ -57,7 +57,10 @@ class Background:
             self._here.is_meant = False
 
     def run(self, work: Callable[[], object]) -> None:
-        """Have work done; returns at once. What it raises is logged."""
+        """Have work done; returns at once. What it raises is logged.
+
+        Where no thread can be started, and none is there, the caller does it.
+        """
         if getattr(self._here, "is_meant", False):
             work()
             return
@@ -68,7 +71,21 @@ class Background:
             self._threads += 1
         # A daemon: what waits for a lock does not keep the process from its end.
         name = f"celery-alchemy-{self._name}"
-        threading.Thread(target=self._serve, name=name, daemon=True).start()
+        thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            # The interpreter ends, or the machine has no room for another thread.
+            logger.debug("No thread %s can be started", name, exc_info=True)
+            self._serve_without_new_thread()
+
+    def _serve_without_new_thread(self) -> None:
+        with self._changed:
+            if self._threads > 1:
+                # One that is there already comes to it.
+                self._threads -= 1
+                return
+        self._serve()
 
     def _serve(self) -> None:
         while True:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from .async_engine import AsyncSource
 
-__all__ = ["Bind", "Bound", "bound_if_given", "bound_to", "engine_options_of"]
+__all__ = ["Bind", "Bound", "bound_if_given", "bound_to", "engine_options_of", "is_async_kind"]
 
 # The type parameters of SQLAlchemy's factories are invariant: Any stands for each class of
 # sessions.
@@ -182,7 +182,7 @@ def _registry_of(bind: object) -> RequestRegistry | None:
     """Return what hands out the requests' sessions, of a scoped_session or its async twin."""
     if isinstance(bind, scoped_session):
         return request_registry(bind, is_async=False)
-    if _is_async(bind, "async_scoped_session"):
+    if is_async_kind(bind, "async_scoped_session"):
         return request_registry(cast("HasRegistry", bind), is_async=True)
     return None
 
@@ -216,9 +216,9 @@ def _url_of(bind: object) -> URL | None:
     if isinstance(bind, URL):
         url = bind
     else:
-        is_maker = _is_async(bind, "async_sessionmaker")
+        is_maker = is_async_kind(bind, "async_sessionmaker")
         engine = getattr(bind, "kw", {}).get("bind") if is_maker else bind
-        if not _is_async(engine, "AsyncEngine"):
+        if not is_async_kind(engine, "AsyncEngine"):
             return None
         url = cast("AsyncEngine", engine).url
     if url.get_dialect().is_async and url.get_driver_name() != "psycopg":
@@ -228,7 +228,7 @@ def _url_of(bind: object) -> URL | None:
     return url
 
 
-def _is_async(bind: object, name: str) -> bool:
+def is_async_kind(bind: object, name: str) -> bool:
     """Tell whether a bind is one of SQLAlchemy's async kinds, without importing its extension."""
     return any(
         base.__name__ == name and base.__module__.startswith("sqlalchemy.ext.asyncio")

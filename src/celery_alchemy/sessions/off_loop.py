@@ -12,7 +12,16 @@ from contextvars import copy_context
 
 from sqlalchemy.util import await_only
 
-__all__ = ["off_loop"]
+__all__ = ["in_greenlet_of_loop", "off_loop"]
+
+
+def in_greenlet_of_loop() -> bool:
+    """Tell whether this runs for an AsyncSession, in a greenlet in which it can be awaited."""
+    # Not imported: greenlet is no dependency, and where it is not loaded no AsyncSession runs.
+    greenlet = sys.modules.get("greenlet")
+    return greenlet is not None and bool(
+        getattr(greenlet.getcurrent(), "__sqlalchemy_greenlet_provider__", False)
+    )
 
 
 def off_loop(work: Callable[[], None]) -> None:
@@ -20,11 +29,7 @@ def off_loop(work: Callable[[], None]) -> None:
 
     When an AsyncSession's commit asks for it, it runs in a thread, so that the event loop goes on.
     """
-    # Not imported: greenlet is no dependency, and where it is not loaded no AsyncSession runs.
-    greenlet = sys.modules.get("greenlet")
-    if greenlet is None or not getattr(
-        greenlet.getcurrent(), "__sqlalchemy_greenlet_provider__", False
-    ):
+    if not in_greenlet_of_loop():
         work()
         return
     loop = asyncio.get_running_loop()

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from itertools import repeat
 from operator import methodcaller
 from types import FunctionType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.orm import Session, sessionmaker
@@ -24,8 +24,13 @@ from .isolation import isolate
 from .ledger import keep_ledger, listen
 from .state import NO_OPTIONS, STATE, Ledger, SessionOptions, SessionState
 
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
 __all__ = [
     "DEFERRED",
+    "AsyncSessionSource",
+    "Makers",
     "OneMaker",
     "SessionOptions",
     "SessionSource",
@@ -100,6 +105,22 @@ class SessionSource(Protocol):
 
         None where no single one can be seen without asking a session.
         """
+        ...
+
+
+class AsyncSessionSource(Protocol):
+    """Gives the AsyncSessions of ``async def`` tasks."""
+
+    def of_class(self, class_: type[AsyncSession], asker: str) -> AsyncSessionSource:
+        """Return a source of the same sessions, but of the class that a parameter asks for.
+
+        Raises:
+            ConfigurationError: The class is not related to the source's own.
+        """
+        ...
+
+    def opened(self, options: SessionOptions = ...) -> AsyncSession:
+        """Return a new AsyncSession; to be called in the event loop."""
         ...
 
 

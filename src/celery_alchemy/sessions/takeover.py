@@ -13,6 +13,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.orm import Session, scoped_session
 
 from ..errors import ConfigurationError
+from .coroutine_functions import is_coroutine_function
 from .ledger import NO_OPTIONS, SessionOptions, keep_ledger, listen
 
 __all__ = [
@@ -40,7 +41,7 @@ def refuse_unfit(make: Callable[..., object], what: str) -> None:
     """
     if inspect.isgeneratorfunction(make) or inspect.isasyncgenfunction(make):
         problem = f"{what} yields its session, and so would close it by itself."
-    elif inspect.iscoroutinefunction(make):
+    elif is_coroutine_function(make):
         problem = f"{what} is an `async def`."
     else:
         try:

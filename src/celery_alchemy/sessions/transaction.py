@@ -12,14 +12,16 @@ import logging
 import sys
 from collections.abc import Callable
 from functools import partial
+from types import CoroutineType
 
 from sqlalchemy import event
 from sqlalchemy.orm import Session, SessionTransaction
 
-from ..errors import CallableError, PublishError
+from ..errors import PublishError
 from . import zope
 from .any_session import AnySession, sync_session_of
 from .at_hand import owner_of
+from .callables import end_coroutine, refuse_unawaitable, refuse_uncallable
 from .callers_connection import callers_connection, when_ended
 from .commits import Commits, commits_under_way
 from .joint_work import is_unwritten, write_joint
@@ -32,7 +34,6 @@ __all__ = [
     "note_rollback",
     "on_commit",
     "on_end",
-    "refuse_uncallable",
     "wait_for_commit",
 ]
 
@@ -64,14 +65,15 @@ def on_commit(
     Args:
         session: A Session, an AsyncSession, or a registry of either (scoped_session,
             async_scoped_session). One without a transaction begins one, as any use of it would.
-        callable: Takes no arguments. Under an AsyncSession it runs in the event loop's thread and
-            must not block.
+        callable: Takes no arguments. Under an AsyncSession it runs in the event loop's thread, must
+            not block, and may be a coroutine function, which is awaited there.
         what: A name for it in logs and errors.
 
     Raises:
-        CallableError: It cannot be called.
+        CallableError: It cannot be called, or it is a coroutine function for a plain Session.
     """
     refuse_uncallable(callable, "on_commit()", "on_commit(session, lambda: ...)")
+    refuse_unawaitable(callable, session, "on_commit")
     wait_for_commit(sync_session_of(session), callable, what or _name_of(callable))
 
 
@@ -124,16 +126,17 @@ def on_end(
 
     Args:
         session: A Session, an AsyncSession, or a registry of either.
-        callable: Takes no arguments. Under an AsyncSession it runs in the event loop's thread and
-            must not block.
+        callable: Takes no arguments. Under an AsyncSession it runs in the event loop's thread, must
+            not block, and may be a coroutine function, which is awaited there.
         what: A name for it in logs and errors.
 
     Raises:
-        CallableError: It cannot be called.
+        CallableError: It cannot be called, or it is a coroutine function for a plain Session.
         PublishError: From a commit, outside of tasks: the callable has failed after it. In a task,
             and after a rollback or a close, the error is logged, so that it hides no other.
     """
     refuse_uncallable(callable, "on_end()", "on_end(session, lambda: ...)")
+    refuse_unawaitable(callable, session, "on_end")
     session = sync_session_of(session)
     # Opens a session that was not used so far; it has no connection for that.
     if not session.in_transaction():
@@ -158,22 +161,6 @@ def _closed(session: Session, close: Callable[[Session], None]) -> None:
         waiting, state.waiting = state.waiting, None
         if waiting is not None:
             _finish(session, waiting, None, committed=False)
-
-
-def refuse_uncallable(given: object, what: str, way: str) -> None:
-    """Refuse what cannot be called where it is given, not where it would be called.
-
-    Args:
-        given: What was given.
-        what: What would call it, for people.
-        way: The call that would be right.
-
-    Raises:
-        CallableError: It cannot be called.
-    """
-    if not callable(given):
-        shown = "None" if given is None else f"a {type(given).__name__!r}"
-        raise CallableError(what, shown, way)
 
 
 def _name_of(callable: Callable[[], object]) -> str:  # noqa: A002 - as above.
@@ -320,7 +307,9 @@ def _finish(session: Session, waiting: Waiting, owner: str | None, committed: bo
             report_unsent(entries)
     for run, what in ends:
         try:
-            run()
+            made = run()
+            if isinstance(made, CoroutineType):
+                end_coroutine(made, what)
         except Exception as exc:
             failures.append((what, exc))
             if owner is not None or not committed:
@@ -367,7 +356,9 @@ def _run_committed(
     own: Exception | None = None
     for entry in entries:
         try:
-            entry.run()
+            made = entry.run()
+            if isinstance(made, CoroutineType):
+                end_coroutine(made, entry.what)
         except Exception as exc:
             if getattr(entry.run, "raises_its_own", False) and (
                 owner is None or getattr(entry.run, "fails_its_owner", False)

@@ -294,9 +294,10 @@ def _wanted(annotation: object) -> EntityParameter | None:
         locks = any(extra is ForUpdate or isinstance(extra, ForUpdate) for extra in extras)
         return replace(wanted, for_update=True) if wanted is not None and locks else wanted
     if origin in (Union, types.UnionType):
-        members = [member for member in get_args(annotation) if member is not type(None)]
-        wanted = _wanted(members[0]) if len(members) == 1 else None
-        return None if wanted is None else replace(wanted, is_optional=True)
+        members = get_args(annotation)
+        found = [wanted for wanted in map(_wanted, members) if wanted is not None]
+        # Beside it, an int, say, for callers that have the key only: that passes as it is.
+        return replace(found[0], is_optional=type(None) in members) if len(found) == 1 else None
     if origin in _SEVERAL:
         many, inner = _SEVERAL[origin], get_args(annotation)
         if many is tuple and inner[1:] != (...,):

@@ -19,8 +19,10 @@ from celery.utils.functional import head_from_fun
 from sqlalchemy.orm import Session
 
 from ..errors import SessionParameterError
+from ..sessions.coroutine_functions import is_coroutine_function, runs_what_it_wraps
 from .entities import EntityParameter, entity_parameters
 from .unresolved import IMPORT_IT, classes_in, text_of, unresolved_parameters
+from .wrappers import Parameters, parameters_of
 
 __all__ = [
     "Body",
@@ -51,11 +53,16 @@ class SessionParameter:
             if it is keyword-only.
         class_: The subclass of Session or AsyncSession that it is annotated with; None for one of
             these two.
+        named: The positional parameters from that place on that are given by name, as the session
+            is: behind what a decorator takes for itself. None where they are given by place.
+        defaults: Of a session that can only be given by place, the defaults of those before it.
     """
 
     name: str
     index: int | None
     class_: type | None = None
+    named: tuple[str, ...] | None = None
+    defaults: tuple[object, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +74,15 @@ class Injection:
         signature: The signature without it, and without ``self``.
         entities: The parameters that are annotated with mapped classes.
         unresolved: The parameters whose annotation cannot be resolved at run time.
+        is_async: The body is to be awaited: a coroutine function, which no decorator runs by
+            itself.
     """
 
     session: SessionParameter | None
     signature: inspect.Signature
     entities: tuple[EntityParameter, ...] = ()
     unresolved: tuple[EntityParameter, ...] = ()
+    is_async: bool = False
 
     @property
     def asks(self) -> bool:
@@ -90,17 +100,37 @@ class Injection:
             session: What the parameter gets.
         """
         filled = dict(kwargs)
-        if self.session is None:
+        asked = self.session
+        if asked is None:
             return args, filled
-        index = self.session.index
-        if index is not None and len(args) >= index:
-            return (*args[:index], session, *args[index:]), filled
-        filled[self.session.name] = session
+        index = asked.index
+        if asked.named is not None:
+            args = _by_name(args, filled, index, asked.named)
+        elif index is not None:
+            if len(args) < index <= len(args) + len(asked.defaults):
+                args = (*args, *asked.defaults[len(args) - index :])
+            if len(args) >= index:
+                return (*args[:index], session, *args[index:]), filled
+        filled[asked.name] = session
         return args, filled
 
     def is_given(self, kwargs: Mapping[str, object]) -> bool:
         """Tell whether the caller passed the session."""
         return self.session is not None and self.session.name in kwargs
+
+
+def _by_name(
+    args: tuple[object, ...], filled: dict[str, object], index: int | None, named: tuple[str, ...]
+) -> tuple[object, ...]:
+    """Move the arguments from a place on among those by name; return what is left.
+
+    Too many, or one that is there by name too, stay for Python to refuse.
+    """
+    moved = args[index:]
+    if len(moved) > len(named) or not filled.keys().isdisjoint(named[: len(moved)]):
+        return args
+    filled.update(zip(named, moved, strict=False))
+    return args[:index]
 
 
 def injection_of(body: Body, *, bound: bool, task_name: str) -> Injection:
@@ -113,14 +143,14 @@ def injection_of(body: Body, *, bound: bool, task_name: str) -> Injection:
 
     Raises:
         SessionParameterError: Two parameters ask for a session, an annotation that may be a session
-            cannot be resolved, or a session is asked for in ``*args`` or ``**kwargs``.
+            cannot be resolved, a session is asked for in ``*args`` or ``**kwargs``, or a decorator
+            leaves no way to give it.
     """
-    signature = inspect.signature(body)
-    parameters = list(signature.parameters.values())
-    if bound and parameters:
-        parameters = parameters[1:]
+    seen = parameters_of(body, bound=bound)
+    parameters = list(seen.all)
     hints = hints_of(body)
-    is_async = inspect.iscoroutinefunction(inspect.unwrap(body))
+    is_coroutine = is_coroutine_function(inspect.unwrap(body))
+    is_async = is_coroutine and not runs_what_it_wraps(body)
     found: list[SessionParameter] = []
     for index, parameter in enumerate(parameters):
         annotation = hints.get(parameter.name, parameter.annotation)
@@ -130,24 +160,59 @@ def injection_of(body: Body, *, bound: bool, task_name: str) -> Injection:
         kind: Literal["Session", "AsyncSession"] = (
             "Session" if issubclass(class_, Session) else "AsyncSession"
         )
+        if kind == "AsyncSession":
+            # It is of the loop in which it is awaited, and not of a decorator's own.
+            is_async = is_coroutine
         _refuse_wrong_kind(kind, parameter.name, task_name, is_async=is_async)
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise SessionParameterError(
                 f"Task {task_name!r} asks for sessions in {parameter}.",
                 "Name one parameter for one session.",
             )
-        keyword_only = parameter.kind is parameter.KEYWORD_ONLY
-        place = None if keyword_only else index
         subclass = None if class_.__module__.startswith("sqlalchemy.") else class_
-        found.append(SessionParameter(parameter.name, place, subclass))
+        found.append(_placed(seen, index, subclass, task_name))
     _refuse_twins(found, task_name)
     asked = found[0] if found else None
-    visible = signature.replace(
+    visible = inspect.signature(body).replace(
         parameters=[p for p in parameters if asked is None or p.name != asked.name]
     )
     return Injection(
-        asked, visible, entity_parameters(visible, hints), unresolved_parameters(visible, hints)
+        asked,
+        visible,
+        entity_parameters(visible, hints),
+        unresolved_parameters(visible, hints),
+        is_async,
     )
+
+
+def _placed(
+    seen: Parameters, index: int, subclass: type | None, task_name: str
+) -> SessionParameter:
+    """Return how the session is given that is asked for at a place.
+
+    Raises:
+        SessionParameterError: It stands behind a decorator's own parameters, and cannot be given by
+            name.
+    """
+    parameter, before = seen.all[index], seen.all[:index]
+    if parameter.kind is parameter.KEYWORD_ONLY:
+        return SessionParameter(parameter.name, None, subclass)
+    if parameter.name not in seen.behind:
+        defaults = [one.default for one in before if one.default is not one.empty]
+        only_by_place = parameter.kind is parameter.POSITIONAL_ONLY
+        return SessionParameter(
+            parameter.name, index, subclass, None, tuple(defaults) if only_by_place else ()
+        )
+    if seen.takers or parameter.kind is parameter.POSITIONAL_ONLY:
+        raise SessionParameterError(
+            f"Task {task_name!r} asks for a session as {parameter.name!r}, and a decorator around"
+            f" it takes {', '.join(map(repr, seen.takers or (before[0].name,)))} and hands on no"
+            " arguments by name: where the session stands for it cannot be known.",
+            "Give the decorator's function **kwargs and hand them on, and let the session be given"
+            " by name.",
+        )
+    named = [one.name for one in seen.all[index + 1 :] if one.kind is one.POSITIONAL_OR_KEYWORD]
+    return SessionParameter(parameter.name, index, subclass, tuple(named))
 
 
 def _refuse_twins(found: list[SessionParameter], task_name: str) -> None:

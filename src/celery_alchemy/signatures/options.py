@@ -15,6 +15,7 @@ from typing import ClassVar, Protocol, TypeGuard, get_args
 from ..databases import is_known
 from ..errors import ConfigurationError
 from ..messages.celery_types import AnyTask
+from ..sessions.coroutine_functions import is_coroutine_function
 from ..sessions.isolation import ShownEngine
 from .entities import Missing
 from .outcomes import ONCE_COMMITS_ON, SUCCESS, CommitOn
@@ -116,12 +117,6 @@ def check_options(cls: Options, name: str) -> None:
             f"record_failure={record!r} of task {name!r} cannot be called.",
             "Give a function: def failed(session: Session, exc: Exception, *args, **kwargs).",
         )
-    if inspect.iscoroutinefunction(record):
-        raise ConfigurationError(
-            f"record_failure of task {name!r} is an `async def`.",
-            "Make it a plain `def` with a Session: it also runs where there is no event loop, for"
-            " a child that was killed.",
-        )
 
 
 def needs_transaction(cls: Options) -> str | None:
@@ -164,7 +159,7 @@ def check_around(around: object, whose: str) -> None:
         problem = f"around={around!r} {whose} cannot be called."
     elif inspect.isgeneratorfunction(around) or inspect.isasyncgenfunction(around):
         problem = f"The around {whose} is a generator function, which makes no context manager."
-    elif inspect.iscoroutinefunction(around):
+    elif is_coroutine_function(around):
         problem = f"The around {whose} is an `async def` that returns a coroutine."
     else:
         return
@@ -219,9 +214,9 @@ def check_once(cls: Options, name: str, policy: CommitOn | None) -> None:
         ConfigurationError: ``once`` itself is wrong, or another option contradicts it.
     """
     once = once_of(cls)
-    if once is not True and not callable(once):
+    if once is not True and (not callable(once) or is_coroutine_function(once)):
         raise ConfigurationError(
-            f"once={once!r} of task {name!r} is neither True nor a callable.",
+            f"once={once!r} of task {name!r} is neither True nor a plain callable.",
             "Use once=True, or once=lambda order_id: f'charge:{order_id}'.",
         )
     if any(isinstance(vars(base).get("once"), dict) for base in cls.__mro__):
