@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from celery.exceptions import BackendStoreError, Reject, Retry
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -25,6 +25,17 @@ from tests.stand import tracer_of
 pytestmark = pytest.mark.databases("postgresql", "mariadb")
 
 WRITE = text("INSERT INTO effect (name) VALUES ('written')")
+
+
+#: For all later transactions of a connection.
+_READ_ONLY = {
+    "postgresql": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+    "mariadb": "SET SESSION TRANSACTION READ ONLY",
+}
+
+
+def store(session: Session) -> None:
+    session.execute(WRITE)
 
 
 class OwnError(Exception):
@@ -122,6 +133,40 @@ def test_async_once_task_that_is_cut_off_goes_back(stand: BrokerStand, database:
 
     assert type(told) is PutBack, told
     assert effects(stand) == []
+
+
+def demote_the_first(stand: BrokerStand) -> None:
+    """Have the next connection of the tasks' engine lead to a server that only reads since a failover."""
+    is_standby = [True]
+    stand.alchemy.engine.dispose()
+
+    def connect(driver_connection: Any, record: object) -> None:
+        if is_standby.pop():
+            cursor = driver_connection.cursor()
+            cursor.execute(_READ_ONLY[stand.database.name])
+            cursor.close()
+            driver_connection.commit()
+        is_standby.append(False)
+
+    event.listen(stand.alchemy.engine, "connect", connect)
+
+
+@pytest.mark.parametrize("body", [lambda session: session.execute(WRITE), lambda session: step("write", store), lambda session: None])
+def test_once_task_goes_back_where_the_database_only_reads(stand: BrokerStand, body: Any) -> None:
+    """Since a failover, for a while: as one whose database is cut. The next delivery does it, on another connection."""
+
+    def run(session: Session) -> str:
+        session.execute(text("SELECT 1"))
+        body(session)
+        return "done"
+
+    task = stand.task(run, once=True)
+    demote_the_first(stand)
+
+    assert type(ended(stand, task, id="1")) is PutBack
+    assert stand.database.rows("SELECT id FROM celery_outbox WHERE died_at IS NOT NULL") == []
+    stand.trace(task, request={"id": "1"})
+    assert [(status, id_) for status, id_ in stand.rows("status, id")] == [("SUCCESS", "1")]
 
 
 def test_error_from_none_stands_for_itself(stand: BrokerStand, database: Database) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kombu import Queue
+from sqlalchemy import NullPool, create_engine, event, text
 
 from tests.broker.lines import Line
 from tests.conftest import StartWorker
@@ -63,6 +65,52 @@ def test_once_tasks_of_an_outage_run_again(
     assert sorted(database.rows("SELECT name FROM effect")) == [("first",), ("second",)]
     unfinished = "SELECT id FROM celery_outbox WHERE completed_at IS NULL"
     eventually(lambda: database.rows(unfinished) == [], what="no message waits, and none is dead")
+
+
+@pytest.mark.databases("postgresql")
+def test_worker_goes_on_after_its_database_has_only_read(
+    start_worker: StartWorker, broker: Broker, database: Database, tmp_path: Path
+) -> None:
+    """As after a failover, or with a full disk: what runs goes back to its queue meanwhile."""
+    marks, gate = tmp_path / "marks", tmp_path / "gate"
+    database.execute("CREATE TABLE effect (name VARCHAR(100))")
+    worker = start_worker("tests.broker.app", settings=OWN)
+    result = broker.client.send_task("write at the gate", ("first", str(marks), str(gate)))
+    eventually(marks.exists, what="it has begun")
+    name = database.engine.url.database
+
+    database.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    database.disconnect_others()
+    worker.wait_for_log("in a read-only transaction")
+    gate.touch()
+    worker.wait_for_log("reject requeue=True")
+    server = create_engine(database.engine.url.set(database="postgres"), isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with server.connect() as connection:
+        connection.execute(text(f'ALTER DATABASE "{name}" RESET default_transaction_read_only'))
+
+    assert result.get(timeout=60, interval=0.02) == "first"
+    assert broker.client.send_task("add", (1, 2)).get(timeout=60, interval=0.02) == 3
+
+
+@pytest.mark.databases("postgresql")
+def test_connection_that_only_reads_is_not_taken_with_again(line: Line) -> None:
+    """A worker that got one on a server that is a standby now would take nothing, for ever."""
+    jobs = Queue("jobs")
+    line.send(jobs)
+    home = line.channel.connection.home
+    standby: list[object] = []
+
+    def connect(driver_connection: Any, record: object) -> None:
+        if "taker" in threading.current_thread().name and not standby:
+            standby.append(driver_connection)
+            driver_connection.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+            driver_connection.commit()
+
+    # The engine that takes has the listeners of this one.
+    event.listen(home.engine(), "connect", connect)
+    with line.consuming(jobs) as heard:
+        assert heard.wait_for(1, timeout=15)
+    assert len(standby) == 1
 
 
 def test_message_that_is_cut_off_is_due_later_each_time(line: Line, database: Database) -> None:

@@ -19,11 +19,12 @@ from ..outbox.relay import prune as prune_records
 from ..outbox.result_records import RESULT_ROWS, prune_results
 from ..sessions.fork_lock import fork_guard
 from .broadcasts import prune
+from .ears import Ear, ear_on
 from .hold import moment
 from .homes import BrokerHome
 from .poison import Poison
 from .tables import begun
-from .waking import WAITS, Ear, channel_of, ear_on, somebody_waits
+from .waking import WAITS, channel_of, somebody_waits
 from .workers import beat, enlist, release_lost
 
 __all__ = ["Heart", "beat_seconds"]

@@ -22,15 +22,14 @@ from sqlalchemy.pool import SingletonThreadPool, StaticPool
 from ..outbox.place import Place
 from ..outbox.result_records import ended
 from ..sessions.fork_lock import fork_guard
+from .ears import Ear, ear_on
 from .waking import (
     RESULTS,
     WAITS,
     WAITS_SECONDS,
-    Ear,
     changes_of,
     channel_of,
     close_for_good,
-    ear_on,
 )
 
 __all__ = ["Listener", "Wait", "listener_of"]

@@ -16,7 +16,7 @@ from time import monotonic
 from uuid import uuid4
 from weakref import WeakSet
 
-from ..databases.transient import is_lost_connection, is_transient
+from ..databases.transient import is_away, is_read_only, is_transient
 from ..outbox.outbox import missing_table
 from ..sessions.fork_lock import fork_guard
 from .acknowledging import acknowledge, give_back, note_begun
@@ -208,7 +208,7 @@ class Taker:
                 self._rest()
 
     def _note_failure(self, exc: Exception) -> None:
-        if is_transient(exc) and not is_lost_connection(exc):
+        if is_transient(exc) and not is_away(exc):
             # SQLite's one lock is another's for long, or InnoDB chose this transaction to end a
             # deadlock.
             logger.debug("Taking messages is tried again: %r", exc)
@@ -216,6 +216,8 @@ class Taker:
             reason = missing_table(exc) or exc
             logger.warning("Messages cannot be taken now, it is tried again: %s", reason)
             self._down = True
+        if is_read_only(exc):
+            self._line.drop()
         self._line.close()
 
     def _enlist(self) -> None:

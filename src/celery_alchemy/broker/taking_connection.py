@@ -58,6 +58,11 @@ class TakingConnection:
             self.changes = changes_of(self._connection)
         return self._connection
 
+    def drop(self) -> None:
+        """Have it not be lent again: since a failover it may lead to a server that only reads."""
+        if self._connection is not None:
+            self._connection.invalidate()
+
     def close(self) -> None:
         """Close it; what was seen on it may not have been taken."""
         connection, self._connection, self.changes = self._connection, None, None

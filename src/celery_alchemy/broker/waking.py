@@ -14,19 +14,16 @@ import mmap
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterable
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from time import monotonic
-from typing import Protocol
 from weakref import WeakValueDictionary
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from ..outbox.lone_statement import send_alone
 from ..outbox.place import Place
 from ..sessions.fork_lock import fork_guard
-from ..sessions.sockets import is_readable
 from .homes import BrokerHome
 
 __all__ = [
@@ -35,13 +32,11 @@ __all__ = [
     "WAITS",
     "WAITS_SECONDS",
     "Bell",
-    "Ear",
     "aside",
     "bell_of",
     "changes_of",
     "channel_of",
     "close_for_good",
-    "ear_on",
     "somebody_waits",
 ]
 
@@ -70,95 +65,11 @@ def aside() -> AbstractContextManager[object]:
     return _aside
 
 
-class Ear(Protocol):
-    """Hears what is told, on a connection."""
-
-    def heard_within(self, seconds: float) -> AbstractSet[str]:
-        """Wait for so long, and return the channels on which something was told meanwhile."""
-        ...
-
-
 def channel_of(place: Place, kind: str = MESSAGES) -> str:
     """Return the name of a channel of the library's tables in their database."""
     schema = place.schema or ""
     own = f"_{hashlib.sha256(schema.encode()).hexdigest()[:12]}" if schema else ""
     return f"celery_alchemy{own}{kind}"
-
-
-class _Notification(Protocol):
-    """What was told, as the drivers have it."""
-
-    channel: str
-
-
-class _Psycopg(Protocol):
-    """A connection of psycopg."""
-
-    def fileno(self) -> int: ...
-
-    def notifies(self, *, timeout: float, stop_after: int) -> Iterable[_Notification]: ...
-
-
-class _Psycopg2(Protocol):
-    """A connection of psycopg2."""
-
-    notifies: list[_Notification]
-
-    def fileno(self) -> int: ...
-
-    def poll(self) -> object: ...
-
-
-class _PsycopgEar:
-    def __init__(self, connection: Connection) -> None:
-        driver = connection.connection.driver_connection
-        assert driver is not None
-        self._driver: _Psycopg = driver
-
-    def heard_within(self, seconds: float) -> AbstractSet[str]:
-        """Wait until the socket can be read, and take what has come.
-
-        psycopg would wait by itself, and with it all tasks of an eventlet pool.
-        """
-        heard = self._taken()  # What came with the answer to a statement is not in the socket.
-        if not heard and is_readable(self._driver.fileno(), seconds):
-            heard = self._taken()
-        return heard
-
-    def _taken(self) -> AbstractSet[str]:
-        return {notify.channel for notify in self._driver.notifies(timeout=0, stop_after=1)}
-
-
-class _Psycopg2Ear:
-    def __init__(self, connection: Connection) -> None:
-        driver = connection.connection.driver_connection
-        assert driver is not None
-        self._driver: _Psycopg2 = driver
-
-    def heard_within(self, seconds: float) -> AbstractSet[str]:
-        """Wait until the socket can be read, and take what has come."""
-        if not self._driver.notifies:
-            is_readable(self._driver.fileno(), seconds)
-            self._driver.poll()
-        heard = {notify.channel for notify in self._driver.notifies}
-        del self._driver.notifies[:]
-        return heard
-
-
-_EARS: dict[str, Callable[[Connection], Ear]] = {"psycopg": _PsycopgEar, "psycopg2": _Psycopg2Ear}
-
-
-def ear_on(connection: Connection, *channels: str) -> Ear | None:
-    """Have a connection listen; None where the database or the driver cannot."""
-    if connection.dialect.name != "postgresql":
-        return None
-    make = _EARS.get(connection.dialect.driver)
-    if make is None:
-        return None
-    with connection.begin():
-        for channel in channels:
-            connection.execute(text(f"LISTEN {channel}"))
-    return make(connection)
 
 
 def changes_of(connection: Connection) -> Callable[[], int] | None:

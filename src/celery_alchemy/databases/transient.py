@@ -11,7 +11,7 @@ import sqlite3
 
 from sqlalchemy.exc import DBAPIError
 
-__all__ = ["is_busy", "is_lost_connection", "is_read_only", "is_transient"]
+__all__ = ["is_away", "is_busy", "is_lost_connection", "is_read_only", "is_transient"]
 
 #: SQLSTATEs of PostgreSQL. https://www.postgresql.org/docs/current/errcodes-appendix.html
 POSTGRESQL = {
@@ -131,6 +131,11 @@ def is_read_only(exc: BaseException) -> bool:
     if _number(original) == _MYSQL_OPTION_PREVENTS:
         return _READ_ONLY_OPTIONS.search(str(original)) is not None
     return (_number(original) or _sqlstate(original)) in _READ_ONLY
+
+
+def is_away(exc: BaseException) -> bool:
+    """Tell whether nothing can be written: the connection is lost, or the database only reads."""
+    return is_lost_connection(exc) or is_read_only(exc)
 
 
 def is_lost_connection(exc: BaseException) -> bool:

@@ -23,7 +23,7 @@ from sqlalchemy import Engine, bindparam, delete, select, update
 
 from ..databases import database_of
 from ..databases.tables import Found, from_now, outbox
-from ..databases.transient import is_lost_connection, is_transient
+from ..databases.transient import is_away, is_transient
 from ..error_texts import error_text, storable
 from ..messages.message import Message
 from ..messages.publisher import Publisher
@@ -235,7 +235,7 @@ class Relay:
 
 
 def _passes_by_itself(exc: BaseException) -> bool:
-    return is_transient(exc) and not is_lost_connection(exc)
+    return is_transient(exc) and not is_away(exc)
 
 
 def claim_due(table: OutboxTable, claim: str) -> tuple[list[Claimed], list[tuple[str, str]]]:

@@ -17,7 +17,7 @@ from uuid import uuid4
 from celery.app.task import Context
 from sqlalchemy.exc import IntegrityError
 
-from ..databases.transient import is_lost_connection, is_transient
+from ..databases.transient import is_away, is_transient
 from ..databases.trying_again import again, at_once
 from ..messages.message import recording
 from ..outbox.outbox import ROW_HEADER, Outbox, Row
@@ -85,7 +85,7 @@ def insist(act: Callable[[], _T]) -> _T:
 
 
 def _is_in_favour_of_another(exc: Exception) -> bool:
-    return isinstance(exc, Overtaken) or (is_transient(exc) and not is_lost_connection(exc))
+    return isinstance(exc, Overtaken) or (is_transient(exc) and not is_away(exc))
 
 
 def in_session_of(

@@ -20,7 +20,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
-from ..databases.transient import is_lost_connection, is_transient
+from ..databases.transient import is_away, is_transient
 from ..databases.trying_again import again, backoff_seconds
 from ..error_texts import error_text
 from ..outbox.place import OutboxTable
@@ -287,7 +287,7 @@ def _record_with_death(
         nonlocal tries
         if not attempt.may_repeat or not (isinstance(exc, Overtaken) or is_transient(exc)):
             return None
-        if is_lost_connection(exc) and waits_for_database(plan, request):
+        if is_away(exc) and waits_for_database(plan, request):
             left = until - monotonic()
             return min(INSIST_EVERY_SECONDS, left) if left > 0 else None
         left, tries = until_by_itself - monotonic(), tries + 1

@@ -21,7 +21,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from ..databases.transient import is_lost_connection, is_transient
+from ..databases.transient import is_away, is_transient
 from ..databases.trying_again import again, at_once
 from ..error_texts import error_text
 from ..errors import OnceCommitError
@@ -244,7 +244,7 @@ class OnceUnit(UnitOfWork):
         except DBAPIError as exc:
             # Another delivery changed the record while this one ran: where READ COMMITTED goes on,
             # the stricter levels refuse.
-            if is_lost_connection(exc) or not is_transient(exc):
+            if is_away(exc) or not is_transient(exc):
                 raise
             return False
 

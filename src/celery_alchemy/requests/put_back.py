@@ -18,7 +18,7 @@ from celery.app.task import Context
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 from sqlalchemy.exc import PendingRollbackError
 
-from ..databases.transient import is_lost_connection, is_transient
+from ..databases.transient import is_away, is_transient
 from ..databases.trying_again import again
 from ..error_texts import error_text
 from .plan import Plan
@@ -67,6 +67,7 @@ def put_back(exc: BaseException) -> PutBack:
 def is_cut_off(plan: Plan, request: Context, exc: BaseException) -> bool:
     """Tell whether the delivery of a ``once`` task goes back, because its database was cut.
 
+    Or only reads, as after a failover, which has let nothing of it be committed either.
     An error of the body's own counts too that was raised from that of the database, or while it was
     handled, unless it says ``from None``. A soft time limit stands for itself.
     """
@@ -83,7 +84,7 @@ def is_delivered_by_database(plan: Plan, request: Context) -> bool:
 
 def _is_lost(exc: BaseException) -> bool:
     lost_before = isinstance(exc, PendingRollbackError) and exc.code == _LOST_BEFORE
-    return lost_before or is_lost_connection(exc)
+    return lost_before or is_away(exc)
 
 
 def _stands_for(exc: BaseException, kind: Callable[[BaseException], bool]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from ..databases.transient import is_lost_connection, is_read_only, is_transient
+from ..databases.transient import is_away, is_transient
 from ..outbox import step_records
 from ..outbox.place import OutboxTable
 from ..outbox.step_records import Record, StepLog
@@ -67,7 +67,7 @@ class SteppedUnit(OnceUnit):
             return False
         except DBAPIError as exc:
             # As for the completion: where READ COMMITTED goes on, the stricter levels refuse.
-            if is_lost_connection(exc) or is_read_only(exc) or not is_transient(exc):
+            if is_away(exc) or not is_transient(exc):
                 raise
             return False
         log.committing = name
