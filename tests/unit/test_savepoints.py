@@ -87,9 +87,7 @@ def test_what_no_savepoint_has_rolled_back_is_a_write(shop: Shop, kind: str, whe
 
 @pytest.mark.parametrize("statement", ["SELECT lo_create(0)", "CREATE SCHEMA attic", "DROP TABLE book"])
 @pytest.mark.parametrize("is_before", [True, False])
-def test_what_changes_the_catalog_alone_is_a_write_after_a_rolled_back_savepoint(
-    shop: Shop, statement: str, is_before: bool
-) -> None:
+def test_what_changes_the_catalog_alone_is_a_write_after_a_rolled_back_savepoint(shop: Shop, statement: str, is_before: bool) -> None:
     """By a function or the driver's cursor it leaves no lock of a table that the database would tell of."""
     if shop.database.name != "postgresql":
         pytest.skip("the other databases have no such transaction, or count it")
