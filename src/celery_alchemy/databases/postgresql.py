@@ -42,7 +42,8 @@ from .tables import NOT_TRANSLATED, Query, Rows, Since, from_now, publishable, t
 
 _HAS_CHANGED = text("SELECT pg_catalog.txid_current_if_assigned() IS NOT NULL")
 
-# What a rolled back SAVEPOINT did is counted too. TOAST tables are in another schema.
+# What a rolled back SAVEPOINT did is counted too, and so is what earlier transactions of this
+# connection did within a second: a write too many, and none too few. TOAST tables are elsewhere.
 _HAS_CHANGED_CATALOG = text(
     "SELECT pg_catalog.current_setting('track_counts') = 'off' OR EXISTS ("
     "SELECT 1 FROM pg_catalog.pg_stat_xact_sys_tables"
