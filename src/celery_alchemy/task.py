@@ -198,7 +198,7 @@ class SessionTask(PlannedTask):
         if unit is None:
             return super().on_replace(sig)
         if self.request.is_eager:
-            raise ReplacedHere(sig, row_key(self.session_plan, self.request))
+            raise ReplacedHere(sig, self.request, row_key(self.session_plan, self.request))
         home = self.session_plan.home
         keeps = (
             home is not None and home.outbox is not None and (self.is_once or home.keeps_messages)

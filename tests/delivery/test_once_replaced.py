@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from celery import chain, group
+from celery import chain, current_task, group
 from celery.exceptions import Ignore
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -163,6 +163,62 @@ def test_eager_replacement_that_fails_is_the_failure_of_the_call_alone(stand: Ou
     assert told == []
     assert stand.effects() == ["charge 7"]
     assert isinstance(charge.apply((7,)).result, OnceReplacedError)
+
+
+@pytest.mark.parametrize("kind", ["task", "group", "chain"])
+@pytest.mark.parametrize("always", [False, True], ids=["apply", "always eager"])
+def test_eager_replacement_has_the_replaced_task_as_its_parent(stand: OutboxStand, kind: str, always: bool) -> None:
+    """In an eager app too, where Celery refuses the results that a chain and a chord wait for."""
+    stand.app.conf.task_always_eager = always
+    seen: list[tuple[str, str]] = []
+
+    @stand.task(name="look", bind=True)
+    def look(self: Any, *_: Any) -> None:
+        seen.append((self.request.parent_id, self.request.root_id))
+
+    ways = {"task": look.s, "group": lambda _: group(look.s(), look.s()), "chain": lambda _: chain(look.s(), look.s())}
+    charge = add_tasks(stand, ways[kind])
+
+    result = charge.apply_async((7,), task_id="one") if always else charge.apply((7,), task_id="one")
+
+    assert result.state == "SUCCESS"
+    assert seen == [("one", "one")] * (1 if kind == "task" else 2)
+    assert current_task._get_current_object() is None
+
+
+def test_eager_replacement_may_be_retried_where_the_caller_wants_errors_raised(stand: OutboxStand) -> None:
+    """As Celery does: ``throw`` is for the end of the replacement, and an eager retry is none."""
+
+    @stand.task(name="flaky", bind=True, max_retries=1)
+    def flaky(self: Any, order: int) -> str:
+        if not self.request.retries:
+            raise self.retry(countdown=0)
+        return f"paid {order}"
+
+    charge = add_tasks(stand, flaky.s)
+
+    assert charge.apply((7,), throw=True).get() == "paid 7"
+
+
+@pytest.mark.filterwarnings("ignore:task_allow_error_cb_on_chord_header")
+@pytest.mark.parametrize("of_parts", [False, True])
+def test_errbacks_of_an_eager_task_hear_of_the_chord_that_replaced_it(stand: OutboxStand, of_parts: bool) -> None:
+    """They are the body's, which does not run when a part of the chord has failed, or of each part if Celery is told so."""
+    told: list[str] = []
+    stand.app.conf.task_allow_error_cb_on_chord_header = of_parts
+
+    @stand.task(name="part")
+    def part() -> None:
+        raise LookupError("no such card")
+
+    @stand.task(name="tell")
+    def tell(request: Any, exc: Exception, traceback: Any) -> None:
+        told.append(str(exc))
+
+    charge = add_tasks(stand, lambda _: group(part.si(), part.si()))
+
+    assert charge.apply((7,), link_error=[tell.s()]).state == "FAILURE"
+    assert told == ["no such card"] * (2 if of_parts else 1)
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])

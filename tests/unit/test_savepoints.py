@@ -83,3 +83,27 @@ def test_what_no_savepoint_has_rolled_back_is_a_write(shop: Shop, kind: str, whe
 
     assert isinstance(shop.trace(work).value, UncommittedChangesError)
     assert shop.titles() == []
+
+
+@pytest.mark.parametrize("statement", ["SELECT lo_create(0)", "CREATE SCHEMA attic", "DROP TABLE book"])
+@pytest.mark.parametrize("is_before", [True, False])
+def test_what_changes_the_catalog_alone_is_a_write_after_a_rolled_back_savepoint(shop: Shop, statement: str, is_before: bool) -> None:
+    """By a function or the driver's cursor it leaves no lock of a table that the database would tell of."""
+    if shop.database.name != "postgresql":
+        pytest.skip("the other databases have no such transaction, or count it")
+
+    @shop.task()
+    def work(session: Session) -> None:
+        driver = session.connection().connection.cursor()
+        if is_before and "book" not in statement:
+            driver.execute(statement)
+        savepoint = session.begin_nested()
+        add_books(session, ["Sanditon"])
+        session.flush()
+        savepoint.rollback()
+        if not is_before or "book" in statement:
+            driver.execute(statement)
+        with released(session):
+            pass
+
+    assert isinstance(shop.trace(work).value, UncommittedChangesError)

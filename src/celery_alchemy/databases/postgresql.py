@@ -42,6 +42,13 @@ from .tables import NOT_TRANSLATED, Query, Rows, Since, from_now, publishable, t
 
 _HAS_CHANGED = text("SELECT pg_catalog.txid_current_if_assigned() IS NOT NULL")
 
+# What a rolled back SAVEPOINT did is counted too, and so is what earlier transactions of this
+# connection did within a second: a write too many, and none too few. TOAST tables are elsewhere.
+_HAS_CHANGED_CATALOG = text(
+    "SELECT pg_catalog.current_setting('track_counts') = 'off' OR EXISTS ("
+    "SELECT 1 FROM pg_catalog.pg_stat_xact_sys_tables"
+    " WHERE schemaname = 'pg_catalog' AND n_tup_ins + n_tup_upd + n_tup_del > 0)"
+)
 # Row locks leave no trace in pg_locks but the lock of their table, ROW SHARE; whoever changes rows
 # holds ROW EXCLUSIVE, and who changes tables a stronger one.
 _TABLE_LOCKS = text(
@@ -304,11 +311,12 @@ def held(connection: Connection, mark: int | None) -> Held | None:
     Its first change, or locked row, gives it one.
 
     One round trip for a transaction that has only read. What has an id and no lock of a table has
-    changed something else, the catalog say: that is a write too, unless there was a rollback to a
-    SAVEPOINT. That gives back the locks of tables, but leaves the id, and the locks of sequences,
-    which no rollback changes.
+    changed something else, the catalog say: that is a write too. A rollback to a SAVEPOINT gives
+    back the locks of tables, but leaves the id, and the locks of sequences, which no rollback
+    changes: after one, the catalog's own counters tell.
     Sources: https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-SNAPSHOT,
-    https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES
+    https://www.postgresql.org/docs/current/explicit-locking.html#LOCKING-TABLES,
+    https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-STATS-VIEWS
 
     Raises:
         DBAPIError: The transaction is aborted, or the connection is lost.
@@ -319,7 +327,7 @@ def held(connection: Connection, mark: int | None) -> Held | None:
     if mark == TAKEN_BACK:
         locks = [lock for lock in locks if not lock.is_nextval]
         if not locks:
-            return NOTHING
+            return WRITES if connection.execute(_HAS_CHANGED_CATALOG).scalar_one() else NOTHING
     locked = tuple(sorted(lock.relname for lock in locks if lock.mode == "RowShareLock"))
     only_rows = locked and all(lock.mode == "RowShareLock" for lock in locks)
     return Held(writes=False, locked=locked) if only_rows else WRITES

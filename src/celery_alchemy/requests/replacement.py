@@ -7,10 +7,14 @@ would meet the locks of that one's transaction and not see its rows.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from traceback import format_exc
+from typing import Any
 
-from celery import states
-from celery.result import EagerResult
+from celery import _state, states
+from celery.app.task import Context
+from celery.result import EagerResult, allow_join_result
 
 from ..errors import OnceResultError
 from ..messages.celery_types import Eager
@@ -39,20 +43,48 @@ def replacement_applied(task: PlannedTask, result: Eager, *, throws: bool | None
     replaced = result.result
     if not isinstance(replaced, ReplacedHere):
         return result
-    signature = replaced.signature
+    raises = bool(task.app.either("task_eager_propagates", throws))
+    ended = _applied(task, result.id, replaced, raises=raises)
+    if raises and isinstance(ended.result, Exception) and ended.state in states.PROPAGATE_STATES:
+        raise ended.result
+    if replaced.key is not None and ended.state == states.SUCCESS:
+        _keep_value(task.session_plan, replaced.key, ended.result)
+    return ended
+
+
+def _applied(task: PlannedTask, task_id: str, replaced: ReplacedHere, *, raises: bool) -> Eager:
+    signature, request = replaced.signature, replaced.request
     if signature.get("subtask_type") == "chain":
         # Celery would give it to all tasks of the chain. Its last one has it.
         signature.options.pop("task_id", None)
     try:
-        ended = signature.apply(throw=throws)
+        # A chain and a chord wait for results of their own, which an eager app refuses in tasks.
+        with _as_parent(task, request), allow_join_result():
+            return signature.apply()
     except Exception as exc:
         # A chain and a chord raise the error of a task that is not their last one.
-        if task.app.either("task_eager_propagates", throws):
+        if raises:
             raise
-        return EagerResult(result.id, exc, states.FAILURE, format_exc(), name=task.name)
-    if replaced.key is not None and ended.state == states.SUCCESS:
-        _keep_value(task.session_plan, replaced.key, ended.result)
-    return ended
+        trace = format_exc()
+        parts_have_them = task.app.conf.task_allow_error_cb_on_chord_header
+        if signature.get("subtask_type") == "chord" and request.errbacks and not parts_have_them:
+            # They are its body's, which has not run.
+            backend: Any = task.backend
+            backend._call_task_errbacks(request, exc, trace)
+        return EagerResult(task_id, exc, states.FAILURE, trace, name=task.name)
+
+
+@contextmanager
+def _as_parent(task: PlannedTask, request: Context) -> Iterator[None]:
+    """Have a request be the parent of the tasks that are applied in this block."""
+    stack = vars(_state)["_task_stack"]
+    stack.push(task)
+    task.request_stack.push(request)
+    try:
+        yield
+    finally:
+        task.request_stack.pop()
+        stack.pop()
 
 
 def _keep_value(plan: Plan, key: str, value: object) -> None:

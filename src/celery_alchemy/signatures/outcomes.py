@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal, get_args
 
+from celery.app.task import Context
 from celery.canvas import Signature
 from celery.exceptions import Ignore, Reject, Retry
 
@@ -50,12 +51,14 @@ class ReplacedHere(Replaced):
 
     Args:
         signature: The replacement.
+        request: What it replaces.
         key: The row of a ``once`` task; None for any other.
     """
 
-    def __init__(self, signature: Signature, key: str | None) -> None:
+    def __init__(self, signature: Signature, request: Context, key: str | None) -> None:
         super().__init__("Replaced by new task")
         self.signature = signature
+        self.request = request
         self.key = key
 
 
