@@ -38,15 +38,25 @@ def tasks(rounds: int) -> list[Figure]:
         "used": Figure("session used, to `with Session(engine)`", most=1.02),
         "once": Figure("`once`, not owed, to `with Session(engine)`", most=1.2),
         "owed": Figure("`once`, owed, to `with Session(engine)`", most=1.3),
-        "row": Figure("... a row by hand, for comparison"),
+        "row": Figure("... a row by hand, without a look, for comparison"),
+        "once by hand": Figure("... a look and a row by hand, for comparison"),
+        "owed by hand": Figure("... an owed row by hand, started and ended, for comparison"),
         "stepped": Figure("a step, to its INSERT and COMMIT by hand", most=1.3),
     }
     with delivery.shop("redis") as made:
         bench = written_by_hand.Tasks(made)
 
-        def turn(task: Any, *, owed: bool = False, clock: Callable[[], float], count: int = TURN) -> float:
+        def turn(
+            task: Any,
+            *,
+            owed: bool = False,
+            clock: Callable[[], float],
+            count: int = TURN,
+            ids: list[str] | None = None,
+        ) -> float:
             trace = build_tracer(task.name, task, app=bench.app)
-            ids = bench.owed(task, count) if owed else [str(uuid4()) for _ in range(count)]
+            if ids is None:
+                ids = bench.owed(task, count) if owed else [str(uuid4()) for _ in range(count)]
             start = clock()
             for task_id in ids:
                 trace(task_id, (task_id,), {}, bench.request(task_id, owed=owed))
@@ -59,6 +69,8 @@ def tasks(rounds: int) -> list[Figure]:
             "by hand": lambda: turn(bench.by_hand, clock=perf_counter),
             "used": lambda: turn(bench.used, clock=perf_counter),
             "row": lambda: turn(bench.row_by_hand, clock=perf_counter),
+            "once by hand": lambda: turn(bench.once_by_hand, clock=perf_counter),
+            "owed by hand": lambda: turn(bench.owed_by_hand, ids=bench.owed_rows(TURN), clock=perf_counter),
             "once": lambda: turn(bench.once, clock=perf_counter),
             "owed": lambda: turn(bench.once, owed=True, clock=perf_counter),
             "stepped": lambda: turn(bench.stepped, clock=perf_counter, count=2),
@@ -67,7 +79,7 @@ def tasks(rounds: int) -> list[Figure]:
 
         def note(times: dict[str, float]) -> None:
             figures["untouched"].measured.append(times["untouched"] - times["plain"])
-            for name in ("used", "once", "owed", "row"):
+            for name in ("used", "once", "owed", "row", "once by hand", "owed by hand"):
                 figures[name].measured.append(times[name] / times["by hand"])
             figures["stepped"].measured.append(times["stepped"] / times["steps by hand"])
 
@@ -88,6 +100,7 @@ def _sending(broker: str, rounds: int) -> list[Figure]:
     drained = Figure("... until the broker has all of it")
     direct = Figure(f"send on commit without an outbox, {broker}", least=1.0)
     by_hand = Figure("... a row by hand, for another process to send")
+    message = Figure("... Celery's message in a row by hand, for another process to send")
     latency = Figure(f"commit to broker, ms, {broker}", most=5.0)
     with delivery.shop(broker) as made:
         bench = written_by_hand.Sending(made)
@@ -111,17 +124,19 @@ def _sending(broker: str, rounds: int) -> list[Figure]:
             drained.measured.append(reference / (times["outbox"] + bench.after))
             direct.measured.append(reference / times["direct"])
             by_hand.measured.append(reference / times["by hand"])
+            message.measured.append(reference / times["message"])
 
         acts = {
             "delay": lambda: turn(made.delay_after_commit),
             "outbox": through_outbox,
             "direct": lambda: turn(bench.direct),
             "by hand": lambda: turn(bench.by_hand),
+            "message": lambda: turn(bench.message_by_hand),
         }
         take_turns(acts, rounds, note)
         made.empty_queue()
         latency.measured += delivery.milliseconds_to_broker(made, samples=100)["outbox"]
-    return [outbox, drained, by_hand, direct, latency]
+    return [outbox, drained, message, by_hand, direct, latency]
 
 
 # --- the relay ------------------------------------------------------------------------------------

@@ -12,12 +12,18 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
 from celery_alchemy import Alchemy, enqueue, step
+from celery_alchemy.messages.message import recording
 from celery_alchemy.requests.once_keys import ROW_HEADER
 
 READ = text("SELECT text FROM line WHERE id = :id")
 CHANGE = text("UPDATE line SET text = :text WHERE id = :id")
 NOTE = text("INSERT INTO done (id) VALUES (:id) ON CONFLICT DO NOTHING")
+LOOK = text("SELECT id FROM done WHERE id = :id")
+OWE = text("INSERT INTO owed (id, starts) VALUES (:id, 0)")
+START = text("UPDATE owed SET starts = starts + 1 WHERE id = :id AND completed_at IS NULL")
+END = text("UPDATE owed SET completed_at = now() WHERE id = :id AND completed_at IS NULL")
 KEEP_STEP = text("INSERT INTO step (id, name, value) VALUES (:id, :name, :value)")
+KEEP_MESSAGE = text("INSERT INTO message (id, body, envelope) VALUES (:id, :body, :envelope)")
 KEEP = text("INSERT INTO to_send (id, task, arguments) VALUES (:id, :task, :arguments)")
 
 #: Steps of one task.
@@ -47,6 +53,7 @@ class Tasks:
         self._engine = create_engine(url)
         with self._engine.begin() as connection:
             connection.execute(text("CREATE TABLE done (id text PRIMARY KEY)"))
+            connection.execute(text("CREATE TABLE owed (id text PRIMARY KEY, starts int, completed_at timestamptz)"))
             connection.execute(text("CREATE TABLE step (id text, name text, value text, PRIMARY KEY (id, name))"))
             connection.execute(rivals.ADD_LINE)
         self._make_tasks()
@@ -74,10 +81,29 @@ class Tasks:
                 work(session, task_id)
                 session.commit()
 
+        def once_by_hand(task_id: str) -> None:
+            with Session(self._engine) as session:
+                if session.execute(LOOK, {"id": task_id}).first() is not None:
+                    return
+                work(session, task_id)
+                session.execute(NOTE, {"id": task_id})
+                session.commit()
+
+        def owed_by_hand(task_id: str) -> None:
+            with Session(self._engine) as session:
+                if not session.execute(START, {"id": task_id}).rowcount:
+                    return
+                session.commit()
+                work(session, task_id)
+                session.execute(END, {"id": task_id})
+                session.commit()
+
         self.plain = self._task(plain)
         self.untouched = self._task(untouched)
         self.by_hand = self._task(by_hand)
         self.row_by_hand = self._task(row_by_hand)
+        self.once_by_hand = self._task(once_by_hand)
+        self.owed_by_hand = self._task(owed_by_hand)
         self.used = self._task(work)
         self.once = self._task(work, once=True)
 
@@ -103,6 +129,13 @@ class Tasks:
         self._alchemy.drain(30)
         return ids
 
+    def owed_rows(self, count: int) -> list[str]:
+        """Write rows that tasks by hand are owed by, and return their ids."""
+        ids = [str(uuid4()) for _ in range(count)]
+        with self._engine.begin() as connection:
+            connection.execute(OWE, [{"id": task_id} for task_id in ids])
+        return ids
+
     def request(self, task_id: str, *, owed: bool) -> dict[str, Any]:
         """Return the request of a delivery."""
         headers = {ROW_HEADER: task_id} if owed else {}
@@ -125,6 +158,7 @@ class Sending:
         self._line: Any = app.task(name="line", shared=False)(rivals.add_line)
         with made.engine.begin() as connection:
             connection.execute(text("CREATE TABLE to_send (id text PRIMARY KEY, task text, arguments text)"))
+            connection.execute(text("CREATE TABLE message (id text PRIMARY KEY, body bytea, envelope text)"))
 
     def outbox(self) -> None:
         """Send through the outbox."""
@@ -143,4 +177,15 @@ class Sending:
         with Session(self._made.engine) as session:
             session.execute(rivals.ADD_LINE)
             session.execute(KEEP, row)
+            session.commit()
+
+    def message_by_hand(self) -> None:
+        """Write the message that Celery makes, for another process to send: the least that an outbox of messages costs."""
+        with Session(self._made.engine) as session:
+            session.execute(rivals.ADD_LINE)
+            with recording(self._made.app) as messages:
+                self._made.line.delay()
+            [message] = messages
+            row = {"id": str(uuid4()), "body": message.body, "envelope": message.envelope()}
+            session.execute(KEEP_MESSAGE, row)
             session.commit()
