@@ -24,6 +24,7 @@ from ..databases.transient import is_away, is_transient
 from ..databases.trying_again import again, backoff_seconds
 from ..error_texts import error_text
 from ..outbox.place import OutboxTable
+from ..sessions.off_loop import in_greenlet_of_loop
 from ..signatures.outcomes import outcome_of
 from .arguments import Arguments, Keywords, caller, session_first
 from .around import enclosed
@@ -36,7 +37,7 @@ from .deliveries import (
     set_aside,
     waits_for_database,
 )
-from .loop_call import LoopCall, aside, cause_of, in_greenlet, pause
+from .loop_call import LoopCall, aside, cause_of, pause
 from .once import OnceUnit
 from .once_records import State, look
 from .plan import Plan
@@ -323,7 +324,7 @@ def _run(
     act = functools.partial(
         _run_here, failure, plan, functools.partial(_awaited, record), timeout_at, attempt
     )
-    if in_greenlet():
+    if in_greenlet_of_loop():
         return act()
     # An optional extra: greenlet and an async driver are only there where it is used.
     from .event_loop import carry, process_loop

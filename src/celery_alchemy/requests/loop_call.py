@@ -11,7 +11,6 @@ from concurrent.futures import CancelledError
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from typing import Protocol, TypeVar
 
 from celery.app.task import Context
@@ -22,7 +21,6 @@ __all__ = [
     "Waiting",
     "aside",
     "cause_of",
-    "in_greenlet",
     "loop_call",
     "pause",
     "waiting",
@@ -91,13 +89,6 @@ def cause_of(exc: BaseException, owner: str) -> BaseException:
     if thread is None or loop_call.get().is_awaited or not isinstance(exc, asyncio.CancelledError):
         return exc
     return thread.interrupted_by or CancelledError(f"{owner} was cancelled: {exc}")
-
-
-def in_greenlet() -> bool:
-    """Tell whether SQLAlchemy runs this code in a greenlet, as ``AsyncSession.run_sync`` does."""
-    # An optional extra without types of its own. SQLAlchemy 2.0.0 has no public question for it.
-    greenlet = import_module("greenlet")
-    return type(greenlet.getcurrent()).__name__ == "_AsyncIoGreenlet"
 
 
 def pause(seconds: float) -> None:

@@ -24,10 +24,10 @@ from ..outbox.step_records import StepLog, kept_value, read_value
 from ..sessions.at_hand import at_hand
 from ..sessions.callables import refuse_uncallable
 from ..sessions.coroutine_functions import is_coroutine_function
+from ..sessions.off_loop import in_greenlet_of_loop
 from ..signatures.results import refuse_entities
 from .attempt import UnitOfWork
 from .deliveries import Overtaken
-from .loop_call import in_greenlet
 from .step_failures import failed, log_of, warn_of_look
 from .step_functions import called
 from .step_unit import SteppedUnit
@@ -96,7 +96,7 @@ def step(name: str, function: Callable[..., object], /, *args: object, **kwargs:
         args, kwargs = (*function.args, *args), {**function.keywords, **kwargs}
         function = function.func
     work = functools.partial(called, unit, name, function, args, kwargs)
-    if unit.plan.is_async and not in_greenlet():
+    if unit.plan.is_async and not in_greenlet_of_loop():
         return _awaited(unit, name, function, work)
     return _plain(unit, name, work)
 

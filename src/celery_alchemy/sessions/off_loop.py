@@ -19,9 +19,8 @@ def in_greenlet_of_loop() -> bool:
     """Tell whether this runs for an AsyncSession, in a greenlet in which it can be awaited."""
     # Not imported: greenlet is no dependency, and where it is not loaded no AsyncSession runs.
     greenlet = sys.modules.get("greenlet")
-    return greenlet is not None and bool(
-        getattr(greenlet.getcurrent(), "__sqlalchemy_greenlet_provider__", False)
-    )
+    # SQLAlchemy 2.0.0 has no public question for it.
+    return greenlet is not None and type(greenlet.getcurrent()).__name__ == "_AsyncIoGreenlet"
 
 
 def off_loop(work: Callable[[], None]) -> None:
