@@ -336,6 +336,23 @@ def test_async_sqlite_in_autocommit_keeps_what_it_writes(database: Database) -> 
     assert database.rows("SELECT y FROM x") == [(1,)]
 
 
+@pytest.mark.databases("sqlite+aiosqlite")
+def test_async_sqlite_works_in_a_worker(database: Database, in_worker: Callable[[str, int], None]) -> None:
+    """Also where SQLAlchemy has no pool of a size for it, before 2.0.38."""
+    in_worker("threads", 4)
+    alchemy = Alchemy(bind=database.url)
+
+    async def read() -> int:
+        async with alchemy.async_session() as session:
+            engine = session.bind
+            value: int = (await session.execute(text("SELECT 42"))).scalar_one()
+        assert isinstance(engine, AsyncEngine)
+        await engine.dispose()
+        return value
+
+    assert asyncio.run(read()) == 42
+
+
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
 def test_sqlite_in_memory_works(url: str, in_worker: Callable[[str, int], None]) -> None:
     """A memory database keeps SQLAlchemy's own pool for it, in a worker too."""

@@ -17,6 +17,7 @@ from weakref import WeakSet
 
 import sqlalchemy
 from sqlalchemy import URL, Engine, make_url
+from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import AssertionPool, NullPool, QueuePool, SingletonThreadPool, StaticPool
@@ -152,9 +153,18 @@ def pool_defaults(url: URL, options: Mapping[str, object], pool: WorkerPool | No
             return defaults
     else:
         defaults = {"pool_pre_ping": True}
-    if pool is not None and "poolclass" not in options and "pool" not in options:
+    is_given = "poolclass" in options or "pool" in options
+    if pool is not None and not is_given and _has_sized_pool(url):
         defaults |= {"pool_size": pool.tasks_per_process, "max_overflow": OVERFLOW}
     return defaults
+
+
+def _has_sized_pool(url: URL) -> bool:
+    """Tell whether its pool has a size; that of aiosqlite has none before SQLAlchemy 2.0.38."""
+    dialect = url.get_dialect()
+    return issubclass(dialect, DefaultDialect) and issubclass(
+        dialect.get_pool_class(url), QueuePool
+    )
 
 
 def _maker_on(engine: Engine) -> sessionmaker[Session]:
