@@ -9,9 +9,9 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra `web` is not installed")
 pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
-from pages import add, browser, document, is_in_state, page, search, service
+from pages import Service, add, browser, document, is_in_state, page, search, service
 
 __all__ = ["browser", "page", "service"]  # fixtures
 
@@ -163,3 +163,37 @@ def test_the_words_of_the_search_stand_out_again_after_a_reload(page: Page) -> N
     page.go_forward()
     expect(page.locator("#reader-text mark")).to_be_visible()
     assert page.evaluate(words) == ["wryneck", "wrynecks"]
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "is_phone", "share"),
+    [(844, 390, True, 0.5), (667, 375, True, 0.5), (720, 450, False, 0.6), (360, 225, False, 0.6)],
+)
+def test_a_low_window_is_for_the_text(
+    browser: Browser, service: Service, width: int, height: int, is_phone: bool, share: float
+) -> None:
+    """On a phone held sideways, and with letters of 200 % and 400 % (WCAG 2.2, 1.4.10), a passage is read."""
+    size = {"width": width, "height": height}
+    with browser.new_context(viewport=size, has_touch=is_phone, is_mobile=is_phone) as context:
+        page = context.new_page()
+        page.goto(service.url)
+        chapters = "\n\n".join(f"## Chapter {at}\n\n" + "The turnstone turns. " * 20 for at in range(30))
+        add(page, "low.md", f"{chapters}\n\nThe knot flies.\n\n{chapters}")
+        is_in_state(page, "low.md", "Ready")
+        search(page, "knot flies")
+        page.locator(".source").first.click()
+        expect(page.locator("#outline")).to_be_visible()
+        expect(page.locator("#reader-before")).to_be_visible()
+
+        seen = page.locator("#reader-text").evaluate(
+            """(text) => {
+                const { top, bottom } = text.getBoundingClientRect();
+                return Math.min(bottom, innerHeight) - Math.max(top, 0);
+            }"""
+        )
+
+        assert seen >= share * height
+        expect(page.locator("#reader-text mark").first).to_be_in_viewport()
+        page.locator("#reader-places").scroll_into_view_if_needed()
+        expect(page.locator("#reader-places")).to_be_in_viewport()
+        assert page.evaluate("document.getElementById('reader').scrollWidth <= innerWidth")
