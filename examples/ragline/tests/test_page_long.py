@@ -167,7 +167,7 @@ def test_the_words_of_the_search_stand_out_again_after_a_reload(page: Page) -> N
 
 @pytest.mark.parametrize(
     ("width", "height", "is_phone", "share"),
-    [(844, 390, True, 0.5), (667, 375, True, 0.5), (720, 450, False, 0.6), (360, 225, False, 0.6)],
+    [(844, 390, True, 0.45), (667, 375, True, 0.45), (720, 450, False, 0.6), (360, 225, False, 0.6)],
 )
 def test_a_low_window_is_for_the_text(
     browser: Browser, service: Service, width: int, height: int, is_phone: bool, share: float
