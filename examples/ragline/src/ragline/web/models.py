@@ -173,6 +173,11 @@ class Place(BaseModel):
     citation: str
 
 
+def marks_in(quote: str, place: int, query: str) -> list[tuple[int, int]]:
+    """Where the words of a query stand in a quote, in characters of the whole text, in which it has its place."""
+    return [(place + start, place + end) for start, end in marked_spans(quote, query)]
+
+
 class Passage(Place):
     """A passage, and where it stands: `quote` is exactly `text[start:end]` of its document."""
 
@@ -190,8 +195,7 @@ class Passage(Place):
     def of(cls, passage: FoundPassage, query: str) -> Passage:
         """A passage that was found."""
         found = cls.model_validate(passage, from_attributes=True)
-        spans = marked_spans(passage.quote, query)
-        found.marks = [(passage.start + start, passage.start + end) for start, end in spans]
+        found.marks = marks_in(passage.quote, passage.start, query)
         return found
 
 
@@ -223,6 +227,10 @@ class Excerpt(BaseModel):
     is_start: bool = Field(description="Whether nothing stands before it that is not here.")
     is_end: bool
     blocks: list[Block] = Field(description="The code and the tables between `start` and `end`.")
+    marks: list[tuple[int, int]] = Field(
+        default=[],
+        description="Where the words of `q` stand in `quote`, in characters of the whole text.",
+    )
 
 
 class Hits(BaseModel):

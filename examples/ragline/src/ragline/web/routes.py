@@ -205,12 +205,15 @@ def get_excerpt(
     around: Annotated[
         int, Query(ge=0, le=5000, description="How much of the text before and after it.")
     ] = reading.AROUND_CHARACTERS,
+    q: Annotated[str, Query(max_length=2000, description="A search whose words are told in the range.")] = "",
 ) -> models.Excerpt:
     """A range of a document's text, with what stands around it."""
     end = min(max(start, end), start + 20_000)
     with alchemy.session() as session:
         found = reading.excerpt(session, document_id, start, end, around=around)
-    return models.Excerpt.model_validate(found, from_attributes=True)
+    shown = models.Excerpt.model_validate(found, from_attributes=True)
+    shown.marks = models.marks_in(found.quote, found.start + len(found.before), q)
+    return shown
 
 
 @api.get("/documents/{document_id}/hits", tags=["documents"], responses=NOT_THERE)

@@ -14,7 +14,7 @@ let unmark = () => {};
 
 /**
  * @param {(place: {start: number, end: number}) => Promise<string>} lead shows a place, and gives the words around it
- * @param {() => number} at tells where what is shown begins
+ * @param {() => number} at tells where a person reads
  * @param {() => void} leave takes the mark away from the place that was shown
  */
 export function start(lead, at, leave) {

@@ -74,6 +74,16 @@ function block(kind, pieces) {
   return element;
 }
 
+/** Lay out anew the last row of a table, which was cut, and the rows that follow it. */
+export function longer(table, pieces, start, end) {
+  const all = table.firstElementChild;
+  const row = all.lastElementChild;
+  const from = start + all.textContent.length - row.textContent.length;
+  row.remove();
+  const behind = cut(pieces, end, end + 1).map(textOf).join("") === "\n" ? 1 : 0;
+  all.append(...rows(cut(pieces, from, end + behind)));
+}
+
 /** A row for each line; a cell begins at each `|`, which stays part of the text. */
 function rows(pieces) {
   const text = pieces.map(textOf).join("");

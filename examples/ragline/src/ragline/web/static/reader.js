@@ -3,11 +3,11 @@
 import * as address from "./address.js";
 import { ask } from "./api.js";
 import { bytes, byId, entitle, isFocusLost, make, moment, plural, setText } from "./elements.js";
-import { emphasize } from "./emphasis.js";
 import * as finder from "./finder.js";
-import { inUnits, laidOut, unitsOf } from "./layout.js";
+import { unitsOf } from "./layout.js";
 import * as notice from "./notice.js";
 import * as outline from "./outline.js";
+import * as sheet from "./sheet.js";
 
 const PIECE_CHARACTERS = 6000;
 const AROUND_CHARACTERS = 3000;
@@ -47,19 +47,19 @@ export function start(successor) {
   byId("reader-close").addEventListener("click", () => dialog.close());
   byId("reader-before").addEventListener("click", () => go(-1));
   byId("reader-after").addEventListener("click", () => go(1));
-  finder.start(async (place) => { await goTo(place); return around(); }, () => shown?.start ?? 0, unmark);
+  finder.start(async (place) => { await goTo(place); return around(); }, placeRead, unmark);
   outline.start(goToHeading);
   address.whenGone(restore);
 }
 
 /** Show what the address says. */
-export function restore({ document: id, start: from, end }) {
+export function restore({ document: id, start: from, end, q = "" }) {
   if (!/^\d+$/.test(id ?? "")) {
     if (dialog.open) dialog.close();
     return;
   }
   const isPassage = [from, end].every((one) => /^\d{1,9}$/.test(one ?? ""));
-  show(Number(id), isPassage ? { start: Number(from), end: Number(end) } : null);
+  show(Number(id), isPassage ? { start: Number(from), end: Number(end), q: [...q].length > byId("query").maxLength ? "" : q } : null);
 }
 
 /** Open a document, at a passage if one is given. */
@@ -74,7 +74,7 @@ async function show(id, passage) {
   clear(id);
   if (!dialog.open) dialog.showModal();
   try {
-    const range = passage ? { start: passage.start, end: passage.end } : { start: 0, end: PIECE_CHARACTERS, around: 0 };
+    const range = passage ? rangeOf(passage) : { start: 0, end: PIECE_CHARACTERS, around: 0 };
     const [detail, found] = await Promise.all([
       ask("GET", `documents/${id}`),
       ask("GET", `documents/${id}/excerpt?${new URLSearchParams(range)}`)
@@ -87,7 +87,7 @@ async function show(id, passage) {
     }
     describe(detail);
     if (!found) { sayWhyThereIsNoText(detail); return; }
-    take(id, found, Boolean(passage), passage?.marks);
+    take(id, found, Boolean(passage), passage?.marks ?? found.marks);
     outline.show(detail.headings);
     finder.show(id);
     if (passage) lookAtMark();
@@ -97,6 +97,9 @@ async function show(id, passage) {
     if (number === latest) refuse(error);
   }
 }
+
+/** Where a passage stands, and the search that it was found by where that alone knows the words to emphasize. */
+const rangeOf = ({ start, end, marks, q }) => ({ start, end, ...(q && !marks ? { q } : {}) });
 
 /** Whoever opened it with the address, and not with a button, goes on where that leads: at its passage or its row. */
 function goBack() {
@@ -118,7 +121,8 @@ function take(id, { before, quote, after, start, end, length, blocks }, isMarked
 async function goTo({ start, end }) {
   if (!shown) return;
   const number = ++latest;
-  if (start >= shown.start && end <= shown.end) {
+  const first = shown.start && shown.start + TOLD_CHARACTERS; // of what begins in the midst of words, nobody can tell the sense
+  if (start >= first && end <= shown.end) {
     const unit = unitsOf(shown.text);
     Object.assign(shown, { words: [], mark: [unit(start - shown.start), unit(end - shown.start)] });
     draw();
@@ -173,6 +177,16 @@ async function goToHeading({ start, title }) {
   mark.focus({ preventScroll: true });
 }
 
+/** Where a person reads: at what is marked, if that is in sight, or at the first place that is. */
+function placeRead() {
+  if (!shown) return 0;
+  const { top, bottom } = text.getBoundingClientRect();
+  const boxes = [...text.querySelectorAll("mark")].map((one) => one.getBoundingClientRect());
+  const isMarkSeen = boxes.some((box) => box.bottom > top && box.top < bottom);
+  const unit = isMarkSeen ? shown.mark[0] : sheet.placeInSight();
+  return shown.start + [...shown.text.slice(0, unit)].length;
+}
+
 /** What is marked, and a few words before and after it. */
 function around() {
   if (!shown?.mark) return "";
@@ -180,16 +194,8 @@ function around() {
   return all.slice(Math.max(0, start - TOLD_CHARACTERS), end + TOLD_CHARACTERS);
 }
 
-/** Draw the text anew, so that a line or a block that was divided between two pieces is one again. */
 function draw() {
-  const { text: all, mark } = shown;
-  const pieces = mark ? [all.slice(0, mark[0]), make("mark", {}, all.slice(...mark)), all.slice(mark[1])] : [all];
-  const blocks = inUnits(all, shown.blocks, shown.start);
-  const isCode = blocks.length === 1 && blocks[0].kind === "code" && blocks[0].start === 0 && blocks[0].end >= all.length;
-  text.classList.toggle("code", isCode); // what is nothing else scrolls as a whole, and needs no block of its own
-  text.replaceChildren(...laidOut(pieces, isCode ? [] : blocks));
-  const unit = unitsOf(all);
-  emphasize(text, shown.words.map((span) => span.map((at) => unit(at - shown.start))));
+  sheet.draw(shown);
   drawEnds();
 }
 
@@ -335,30 +341,20 @@ function prepend(found) {
   const { mark } = shown;
   const from = mark ? mark[0] : 0;
   const place = from + Math.max(0, shown.text.slice(from).search(/\S/)); // a line end has no place of its own
-  const [top, scrolled] = [topOf(place), text.scrollTop];
+  const [top, scrolled] = [sheet.topOf(place), text.scrollTop];
   const { length } = found.quote;
   Object.assign(shown, { start: found.start, text: found.quote + shown.text, mark: mark?.map((at) => at + length) ?? null });
   shown.blocks = joined(found.blocks, shown.blocks);
   draw();
   text.scrollTop = scrolled;
-  put(text.scrollTop + topOf(place + length) - top);
-}
-
-/** How high a place of the text stands in the window. */
-function topOf(place) {
-  const walker = document.createTreeWalker(text, NodeFilter.SHOW_TEXT);
-  let at = 0;
-  while (walker.nextNode() && at + walker.currentNode.length <= place) at += walker.currentNode.length;
-  const range = document.createRange();
-  range.setStart(walker.currentNode, place - at);
-  range.setEnd(walker.currentNode, place - at + 1);
-  return range.getClientRects()[0].top;
+  put(text.scrollTop + sheet.topOf(place + length) - top);
 }
 
 function append(found) {
   const scrolled = text.scrollTop;
   Object.assign(shown, { end: found.end, text: shown.text + found.quote, blocks: joined(shown.blocks, found.blocks) });
-  draw();
+  sheet.drawOn(shown);
+  drawEnds();
   put(scrolled);
 }
 
