@@ -141,7 +141,9 @@ def test_what_is_found_has_the_text_before_it(page: Page) -> None:
     page.keyboard.press("Enter")
 
     expect(page.locator("#reader-text mark")).to_have_text("Sentence 1000 of")
-    expect(page.locator("#reader-text")).to_contain_text("Sentence 998 of the godwit. Sentence 999 of the godwit.")
+    expect(page.locator("#reader-text")).to_contain_text(
+        "Sentence 998 of the godwit. Sentence 999 of the godwit."
+    )
 
 
 def test_the_words_of_the_search_stand_out_again_after_a_reload(page: Page) -> None:
@@ -173,8 +175,9 @@ def test_a_low_window_is_for_the_text(
     browser: Browser, service: Service, width: int, height: int, is_phone: bool, share: float
 ) -> None:
     """On a phone held sideways, and with letters of 200 % and 400 % (WCAG 2.2, 1.4.10), a passage is read."""
-    size = {"width": width, "height": height}
-    with browser.new_context(viewport=size, has_touch=is_phone, is_mobile=is_phone) as context:
+    with browser.new_context(
+        viewport={"width": width, "height": height}, has_touch=is_phone, is_mobile=is_phone
+    ) as context:
         page = context.new_page()
         page.goto(service.url)
         chapters = "\n\n".join(f"## Chapter {at}\n\n" + "The turnstone turns. " * 20 for at in range(30))

@@ -174,7 +174,7 @@ class Place(BaseModel):
 
 
 def marks_in(quote: str, place: int, query: str) -> list[tuple[int, int]]:
-    """Where the words of a query stand in a quote, in characters of the whole text, in which it has its place."""
+    """Where the words of a query stand in a quote with its place in a text, in characters of that text."""
     return [(place + start, place + end) for start, end in marked_spans(quote, query)]
 
 
