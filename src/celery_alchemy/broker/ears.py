@@ -47,16 +47,8 @@ class _Notification(Protocol):
     channel: str
 
 
-class _Info(Protocol):
-    """What the drivers know of a connection."""
-
-    backend_pid: int
-
-
 class _Psycopg(Protocol):
     """A connection of psycopg."""
-
-    info: _Info
 
     def fileno(self) -> int: ...
 
@@ -66,7 +58,6 @@ class _Psycopg(Protocol):
 class _Psycopg2(Protocol):
     """A connection of psycopg2."""
 
-    info: _Info
     notifies: list[_Notification]
 
     def fileno(self) -> int: ...
@@ -75,15 +66,8 @@ class _Psycopg2(Protocol):
 
 
 class _PsycopgEar:
-    def __init__(self, connection: Connection) -> None:
-        driver = connection.connection.driver_connection
-        assert driver is not None
-        self._driver: _Psycopg = driver
-
-    @property
-    def server(self) -> int:
-        """The process that the connection was opened to, as whoever answered has it."""
-        return self._driver.info.backend_pid
+    def __init__(self, driver: _Psycopg) -> None:
+        self._driver = driver
 
     def heard_within(self, seconds: float) -> AbstractSet[str]:
         """Wait until the socket can be read, and take what has come.
@@ -100,15 +84,8 @@ class _PsycopgEar:
 
 
 class _Psycopg2Ear:
-    def __init__(self, connection: Connection) -> None:
-        driver = connection.connection.driver_connection
-        assert driver is not None
-        self._driver: _Psycopg2 = driver
-
-    @property
-    def server(self) -> int:
-        """The process that the connection was opened to, as whoever answered has it."""
-        return self._driver.info.backend_pid
+    def __init__(self, driver: _Psycopg2) -> None:
+        self._driver = driver
 
     def heard_within(self, seconds: float) -> AbstractSet[str]:
         """Wait until the socket can be read, and take what has come."""
@@ -120,7 +97,7 @@ class _Psycopg2Ear:
         return heard
 
 
-_EARS: dict[str, Callable[[Connection], _PsycopgEar | _Psycopg2Ear]] = {
+_EARS: dict[str, Callable[..., Ear]] = {
     "psycopg": _PsycopgEar,
     "psycopg2": _Psycopg2Ear,
 }
@@ -133,10 +110,13 @@ def ear_on(connection: Connection, *channels: str) -> Ear | None:
     make = _EARS.get(connection.dialect.driver)
     if make is None:
         return None
-    ear = make(connection)
+    driver = connection.connection.driver_connection
+    assert driver is not None
+    ear = make(driver)
     with connection.begin():
         server = connection.execute(text("SELECT pg_catalog.pg_backend_pid()")).scalar_one()
-        is_direct = server == ear.server
+        # As whoever answered when it was opened has it.
+        is_direct = server == driver.info.backend_pid
         if is_direct:
             _listen(connection, channels)
     if not is_direct:
