@@ -29,7 +29,7 @@ from sqlalchemy.orm import Session
 
 from celery_alchemy import enqueue
 from celery_alchemy.databases.tables import from_now, outbox
-from celery_alchemy.messages.message import recording
+from celery_alchemy.messages.recording import recording
 from celery_alchemy.outbox.outbox import Row, unique_id
 from celery_alchemy.outbox.relay import relay_of
 

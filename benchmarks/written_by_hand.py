@@ -12,7 +12,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
 from celery_alchemy import Alchemy, enqueue, step
-from celery_alchemy.messages.message import recording
+from celery_alchemy.messages.recording import recording
 from celery_alchemy.requests.once_keys import ROW_HEADER
 
 READ = text("SELECT text FROM line WHERE id = :id")

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from .errors import DeadTaskError, NoSessionError, SessionArgumentError
 from .messages.celery_types import AnyTask, Eager, Result
-from .messages.message import recording
+from .messages.recording import recording
 from .requests.attempt import UnitOfWork, at_hand
 from .requests.deliveries import resend_owed
 from .requests.eager import noted_errors

@@ -12,7 +12,7 @@ from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
 from kombu.serialization import loads
 
-from celery_alchemy.messages.message import recording
+from celery_alchemy.messages.recording import recording
 from celery_alchemy.requests import put_back
 from celery_alchemy.worker.parent import SessionRequest
 from celery_alchemy.worker.record_threads import record_threads

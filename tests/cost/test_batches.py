@@ -10,7 +10,8 @@ from celery import Celery
 from kombu import Connection, Queue
 
 from celery_alchemy.messages import publisher as publishing
-from celery_alchemy.messages.message import Message, recording
+from celery_alchemy.messages.message import Message
+from celery_alchemy.messages.recording import recording
 from celery_alchemy.messages.publisher import Publisher
 from tests.services.brokers import Broker
 

@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from ..databases import is_known
 from ..databases.chord_rows import READS_COMMITTED
 from ..messages.celery_types import App, Fields, Result, signed
-from ..messages.message import is_recording, recording
+from ..messages.recording import is_recording, recording
 from ..outbox.chord_records import (
     LAST,
     Chord,

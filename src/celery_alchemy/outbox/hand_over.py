@@ -35,9 +35,9 @@ BUSY_SECONDS = 0.02
 GATHER_SECONDS = 0.002
 
 #: Once a group has had more than one commit, more gather for as long as some groups take: handing
-#: over is then a fifth of the work of a process that does nothing but send.
-GATHER_GROUPS = 4
-GATHER_MOST_SECONDS = 0.03
+#: over is then a ninth of the work of a process that does nothing but send.
+GATHER_GROUPS = 8
+GATHER_MOST_SECONDS = 0.06
 
 #: What may wait in memory while the broker hangs, in rows and in bytes of their bodies.
 MOST_ROWS = 10_000

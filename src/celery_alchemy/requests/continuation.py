@@ -15,7 +15,7 @@ from celery.app.task import Context
 from sqlalchemy.orm import Session
 
 from ..messages.celery_types import Fields, signed
-from ..messages.message import recording
+from ..messages.recording import recording
 from .plan import Plan
 from .sending import hold
 

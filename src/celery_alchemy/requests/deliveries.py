@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ..databases.transient import is_away, is_transient
 from ..databases.trying_again import again, at_once
-from ..messages.message import recording
+from ..messages.recording import recording
 from ..outbox.outbox import ROW_HEADER, Outbox, Row
 from ..outbox.place import OutboxTable
 from ..sessions.ledger import NO_OPTIONS

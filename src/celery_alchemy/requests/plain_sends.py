@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 
 from ..errors import PublishInTransactionError, PublishInTransactionWarning
 from ..messages.celery_types import App
-from ..messages.message import Message, Recorder
+from ..messages.message import Message
+from ..messages.recording import Recorder
 from ..outbox.outbox import HandOver
 from ..outbox.place import is_same_database
 from ..sessions.sources import is_open

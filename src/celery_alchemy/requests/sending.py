@@ -24,7 +24,8 @@ from ..errors import (
     UnknownTaskError,
 )
 from ..messages.celery_types import App, Fields, app_of, signed
-from ..messages.message import Message, recording
+from ..messages.message import Message
+from ..messages.recording import recording
 from ..messages.publisher import publish_directly
 from ..outbox.outbox import HandOver, Outbox, Row, unique_id
 from ..outbox.place import is_same_database

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from ..messages.message import Message, Recorder
+from ..messages.message import Message
+from ..messages.recording import Recorder
 
 __all__ = ["CapturingPool", "CapturingProducer", "CapturingPublisher"]
 

@@ -22,7 +22,8 @@ from ..databases.tables import outbox
 from ..errors import CeleryAlchemyError, ConfigurationError
 from ..messages.celery_types import App
 from ..messages.kombu_types import connected
-from ..messages.message import Message, _let_backend_ignore_recorders
+from ..messages.message import Message
+from ..messages.recording import let_backend_ignore_recorders
 from ..messages.publisher import Publisher, send
 from ..outbox.outbox import Row
 from ..requests.registry import home_of
@@ -334,7 +335,7 @@ def captured(alchemy: Alchemy) -> Iterator[Sent]:
         reach("publish, after")
 
     with ExitStack() as stack:
-        _let_backend_ignore_recorders(app)
+        let_backend_ignore_recorders(app)
         pool = app.producer_pool
         capturing = CapturingPool(lambda: CapturingProducer(app, keep), pool.connections)
         stack.enter_context(replaced(app.amqp, "_producer_pool", capturing))

@@ -1,0 +1,335 @@
+"""Messages that are made as Celery has made them before: the same ones, and only while Celery would make them so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from celery import Celery, Task
+from celery.app.trace import build_tracer
+from celery.signals import after_task_publish, before_task_publish
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kombu import Queue
+
+from celery_alchemy import Alchemy
+from celery_alchemy.messages import templates
+from celery_alchemy.messages.message import Message
+from celery_alchemy.messages.recording import recording
+from tests.unit.forking import in_child
+
+Send = Callable[[], Any]
+
+
+class Counting(Celery):
+    """An app of nobody's doing: its send_task is Celery's."""
+
+
+class Shop:
+    """An app, and how often Celery itself has made a message."""
+
+    def __init__(self, app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.app = app
+        self.by_celery = 0
+        make = app.amqp.create_task_message
+
+        def count(*args: Any, **kwargs: Any) -> Any:
+            self.by_celery += 1
+            return make(*args, **kwargs)
+
+        # With the code of Celery's own: what else makes messages is left to it.
+        monkeypatch.setattr(templates, "_is_written_beside", lambda function, other: True)
+        monkeypatch.setitem(vars(app.amqp), "create_task_message", count)
+
+        @app.task(name="work", shared=False)
+        def work(*args: Any, **kwargs: Any) -> None:
+            raise NotImplementedError
+
+        self.work: Any = work
+
+    def message(self, **options: Any) -> Message:
+        """Return the message of one send."""
+        with recording(self.app) as messages:
+            self.work.apply_async(**{"args": ("a",), **options})
+        [message] = [one for one in messages if one.task_id is not None]  # not an event
+        return message
+
+    def made_by_celery(self, **options: Any) -> bool:
+        """Tell whether Celery itself makes the message of one send."""
+        before = self.by_celery
+        self.message(**options)
+        return self.by_celery > before
+
+    def learn(self, **options: Any) -> None:
+        """Have Celery make as many as it makes."""
+        assert [self.made_by_celery(**options) for _ in range(4)] == [True, True, False, False]
+
+
+@pytest.fixture
+def shop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
+    """An app with an Alchemy, which never reaches a broker."""
+    app = Counting("shop", broker="memory://", set_as_current=False)
+    Alchemy(app, "sqlite://")
+    yield Shop(app, monkeypatch)
+    app.close()
+
+
+def test_third_message_is_made_without_celery(shop: Shop) -> None:
+    """The first one is kept, the second one is compared."""
+    shop.learn()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+ARGUMENTS = st.tuples(
+    st.lists(JSON, max_size=3).map(tuple) | st.lists(JSON, max_size=3) | st.none(),
+    st.dictionaries(st.text(min_size=1), JSON, max_size=3) | st.none(),
+)
+OPTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "priority": st.integers(0, 9) | st.none(),
+        "queue": st.sampled_from(["other", "quorum", "topic"]),
+        "time_limit": st.integers(60, 90),
+        "soft_time_limit": st.integers(1, 50),
+        "ignore_result": st.booleans(),
+        "shadow": st.sampled_from(["nick", ""]),
+        "serializer": st.sampled_from(["json", "yaml"]),
+        "delivery_mode": st.sampled_from([1, 2, "transient"]),
+        "routing_key": st.sampled_from(["other.key"]),
+        "compression": st.sampled_from(["zlib"]),
+        "headers": st.just({"tenant": "acme"}),
+        "countdown": st.sampled_from([0, None]),
+        "retries": st.integers(0, 2),
+        "link": st.none() | st.just([]),
+        "add_to_parent": st.booleans(),
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def app() -> Iterator[Celery]:
+    """An app with routes and queues."""
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    app.conf.task_queues = [
+        Queue("celery"),
+        Queue("other"),
+        Queue("quorum", queue_arguments={"x-queue-type": "quorum"}),
+        Queue("topic", exchange="topics", routing_key="a.#"),
+    ]
+    app.conf.task_routes = {"routed.*": {"queue": "quorum", "priority": 3}}
+    Alchemy(app, "sqlite://")
+    for name, of_task in {"work": {}, "routed.work": {}, "set.work": {"serializer": "yaml", "time_limit": 99}}.items():
+
+        @app.task(name=name, shared=False, typing=False, **of_task)
+        def work() -> None:
+            raise NotImplementedError
+
+    yield app
+    app.close()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(["work", "routed.work", "set.work"]), OPTIONS, st.lists(ARGUMENTS, min_size=4, max_size=4))
+def test_message_is_the_one_that_celery_makes(app: Celery, name: str, options: dict[str, Any], calls: list[Any]) -> None:
+    """Whatever the options and the arguments, and however often."""
+
+    def sent(number: int, arguments: tuple[Any, Any]) -> list[Message]:
+        with recording(app) as messages:
+            app.tasks[name].apply_async(*arguments, task_id=f"id-{number}", **options)
+        return messages
+
+    found = [sent(*call) for call in enumerate(calls)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(templates, "_key_of", lambda *call: None)
+        expected = [sent(*call) for call in enumerate(calls)]
+    assert found == expected
+    assert [m.arguments for one in found for m in one] == [m.arguments for one in expected for m in one]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"countdown": 5},
+        {"expires": 5},
+        {"headers": {"tenant": "acme"}},
+        {"link": []},
+        {"compression": "zlib"},
+        {"queue": Queue("other")},
+        {"argsrepr": "(hidden)"},
+        {"task_name": "other"},
+        {"kwargs": {}, "args": iter(())},
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_what_differs_from_call_to_call_is_made_by_celery(shop: Shop, options: dict[str, Any]) -> None:
+    """A time, headers, callbacks, objects: Celery looks at them each time."""
+    for _ in range(4):
+        try:
+            assert shop.made_by_celery(**options)
+        except TypeError:  # Celery's own, for arguments that are no list
+            assert "kwargs" in options or "task_name" in options
+
+
+@pytest.mark.parametrize("signal", [before_task_publish, after_task_publish], ids=["before", "after"])
+def test_signals_of_publishing_are_sent(shop: Shop, signal: Any) -> None:
+    """A receiver that comes later hears of the next message."""
+    shop.learn()
+    heard: list[Any] = []
+
+    def hear(headers: dict[str, Any], **details: Any) -> None:
+        heard.append(headers["id"])
+        headers["tenant"] = "acme"  # too late for a message that is out
+
+    signal.connect(hear)
+    try:
+        message = shop.message()
+    finally:
+        signal.disconnect(hear)
+
+    assert heard == [message.task_id]
+    assert ("tenant" in message.headers) == (signal is before_task_publish)
+    assert "tenant" not in shop.message().headers
+
+
+@pytest.mark.parametrize("setting", ["task_send_sent_event", "task_inherit_parent_priority"])
+def test_settings_that_want_more_are_heeded_when_they_change(shop: Shop, setting: str) -> None:
+    """Also when they are changed back."""
+    shop.learn()
+    shop.app.conf[setting] = True
+    assert [shop.made_by_celery() for _ in range(4)] == [True] * 4
+    shop.app.conf[setting] = False
+    shop.learn()
+
+
+def test_queue_that_is_declared_anew_goes_with_the_message(shop: Shop) -> None:
+    """It may have other arguments now."""
+    shop.app.amqp.queues.add(Queue("other"))
+    shop.learn(queue="other")
+    shop.app.amqp.queues.add(Queue("other", queue_arguments={"x-queue-type": "quorum"}))
+
+    [declaration] = shop.message(queue="other").declare
+
+    assert declaration["queue_arguments"] == {"x-queue-type": "quorum"}
+
+
+def test_default_queue_is_the_one_of_now(shop: Shop) -> None:
+    """A setting that changes is another circumstance."""
+    shop.learn()
+    shop.app.conf.task_default_queue = "elsewhere"
+
+    assert shop.message().routing_key == "elsewhere"
+
+
+def test_router_of_the_applications_is_asked_each_time(shop: Shop) -> None:
+    """It may look at the arguments."""
+    shop.app.conf.task_routes = [lambda name, args, *rest, **more: {"queue": args[0]}]
+
+    assert [shop.message(args=(name,)).routing_key for name in "abcabc"] == [*"abcabc"]
+
+
+def test_task_that_is_made_anew_under_its_name_has_its_own(shop: Shop) -> None:
+    """An app may replace a task."""
+    shop.learn()
+    shop.app.tasks.pop("work")
+
+    def again(name: str) -> None:
+        raise NotImplementedError
+
+    shop.work = shop.app.task(name="work", shared=False, serializer="yaml")(again)
+
+    assert shop.message().content_type == "application/x-yaml"
+
+
+def test_headers_of_one_message_are_not_those_of_the_next(shop: Shop) -> None:
+    """What keeps a message adds headers to it."""
+    for number in range(5):
+        message = shop.message()
+        assert "row" not in message.headers
+        message.headers["row"] = number
+        message.properties["row"] = number
+        message.queues.append("row")
+        assert "row" not in shop.message().properties
+
+
+def test_task_in_a_task_knows_its_parents(shop: Shop) -> None:
+    """Who sent it, and what all began with; and its parent knows it as a child."""
+    shop.learn()
+    children: list[Any] = []
+
+    @shop.app.task(name="parent", bind=True, shared=False)
+    def parent(self: Task) -> None:
+        message = shop.message()
+        children.extend(self.request.children)
+        assert (message.headers["parent_id"], message.headers["root_id"]) == ("the parent", "the root")
+
+    before = shop.by_celery
+    trace = build_tracer(parent.name, parent, app=shop.app)
+    trace("the parent", (), {}, {"id": "the parent", "root_id": "the root", "is_eager": False, "delivery_info": {}})
+
+    assert len(children) == 1
+    assert shop.by_celery == before
+
+
+def test_child_process_is_another_sender(shop: Shop) -> None:
+    """Each message names the process that it comes from."""
+    shop.learn()
+
+    def names_itself() -> bool:
+        return bool(shop.message().headers["origin"].startswith(f"gen{os.getpid()}@"))
+
+    assert in_child(names_itself)
+
+
+def test_app_of_a_class_that_sends_in_its_own_way_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its send_task is not Celery's."""
+
+    class Own(Celery):
+        def send_task(self, *args: Any, **options: Any) -> Any:
+            return super().send_task(*args, **{**options, "priority": 9})
+
+    app = Own("own", broker="memory://", set_as_current=False)
+    Alchemy(app, "sqlite://")
+    shop = Shop(app, monkeypatch)
+    monkeypatch.undo()
+
+    assert [shop.message().priority for _ in range(4)] == [9] * 4
+
+
+def test_making_of_messages_that_is_replaced_is_used(shop: Shop) -> None:
+    """Whoever puts another function in Celery's place has it called."""
+    shop.learn()
+    make = shop.app.amqp.create_task_message
+
+    def named(*args: Any, **options: Any) -> Any:
+        message = make(*args, **options)
+        message.headers["made"] = "elsewhere"
+        return message
+
+    vars(shop.app.amqp)["create_task_message"] = named
+
+    assert shop.message().headers["made"] == "elsewhere"
+
+
+def test_options_without_end_do_not_fill_the_memory(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are so many templates at most."""
+    monkeypatch.setattr(templates, "_MOST", 10)
+    kept: list[int] = []
+    learn = templates.Templates._learn
+
+    def noted(self: Any, *call: Any) -> Any:
+        result = learn(self, *call)
+        kept.append(len(self._templates))
+        return result
+
+    monkeypatch.setattr(templates.Templates, "_learn", noted)
+    for seconds in range(1, 100):
+        shop.message(soft_time_limit=seconds)
+
+    assert max(kept) == 10
