@@ -22,8 +22,8 @@ from .databases.tables import outbox_in
 from .errors import ConfigurationError
 from .events import SessionListener, listener_of
 from .messages.celery_types import App, tasks_so_far
-from .messages.recording import install
 from .messages.publisher import Publisher
+from .messages.recording import install
 from .outbox.hand_over import EXIT_SECONDS
 from .outbox.outbox import MAX_MESSAGE_BYTES, Outbox
 from .outbox.place import Place

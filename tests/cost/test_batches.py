@@ -11,8 +11,8 @@ from kombu import Connection, Queue
 
 from celery_alchemy.messages import publisher as publishing
 from celery_alchemy.messages.message import Message
-from celery_alchemy.messages.recording import recording
 from celery_alchemy.messages.publisher import Publisher
+from celery_alchemy.messages.recording import recording
 from tests.services.brokers import Broker
 
 ROWS = 50

@@ -178,7 +178,9 @@ def test_uploads_that_failed_are_tried_again_when_the_server_is_back(page: Page)
     """Those that may pass: what the server refused stays refused."""
     told = Told(page)
     told.tell([told_document(1)])
-    expect(page.locator("#documents > li")).to_have_count(1)  # what is told later would be told to have it tried again
+    expect(page.locator("#documents > li")).to_have_count(
+        1
+    )  # what is told later would be told to have it tried again
     uploads = Uploads(page)
     add(page, "away.md", "x")
     uploads.wait(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from functools import lru_cache, partial
+from typing import cast
 
 from sqlalchemy import (
     ARRAY,
@@ -180,7 +181,7 @@ def hastened(statement: Hastens) -> Hastens:
         return statement
     # In a subquery, which is asked once and not for each row.
     is_set = select(func.pg_catalog.set_config("synchronous_commit", "off", true()))
-    return statement.where(is_set.scalar_subquery() == "off")
+    return cast("Hastens", statement.where(is_set.scalar_subquery() == "off"))
 
 
 def claim(

@@ -1,6 +1,6 @@
 """Ids for the tasks that a message carries along: its callbacks, the rest of its chain, its chord.
 
-Beneath ``message.py``, which gives them when a message is made: a parent that is delivered twice
+Beneath ``recording.py``, which gives them when a message is made: a parent that is delivered twice
 sends its callbacks under the same ids then.
 """
 

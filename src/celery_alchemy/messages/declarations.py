@@ -2,7 +2,7 @@
 
 Queues and exchanges may be known to the sender only.
 
-Beneath ``message.py``, which keeps it, and ``batches.py``, which makes kombu's entities of it
+Beneath ``recording.py``, which asks for it, and ``batches.py``, which makes kombu's entities of it
 again, perhaps in another process.
 """
 

@@ -127,10 +127,10 @@ def encoded(body: object, serializer: str | None) -> tuple[str, str, bytes]:
         kombu.exceptions.EncodeError: It cannot be serialised.
     """
     content_type, content_encoding, data = dumps(body, serializer=serializer)
-    if isinstance(data, str):
-        content_encoding = content_encoding or "utf-8"
-        data = data.encode(content_encoding)
-    return content_type, content_encoding or "binary", data
+    if isinstance(data, bytes):
+        return content_type, content_encoding or "binary", data
+    content_encoding = content_encoding or "utf-8"
+    return content_type, content_encoding, data.encode(content_encoding)
 
 
 def _arguments_of(body: object) -> tuple[tuple[object, ...], dict[str, object]]:

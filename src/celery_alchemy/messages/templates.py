@@ -16,12 +16,14 @@ each send.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import FunctionType, MethodType
+from types import MethodType
 from typing import Any
 
 from celery import Celery
+from celery.app.amqp import AMQP
 from celery.app.routes import MapRoute
 from celery.signals import after_task_publish, before_task_publish, task_sent
 from celery.utils import uuid
@@ -112,7 +114,7 @@ class Templates:
             root_id, parent_id = parent.request.root_id or parent.request.id, parent.request.id
         ids = {"id": task_id, "root_id": root_id or task_id, "parent_id": parent_id}
         recorder.keep(template.message_for(app, ids, args, kwargs))
-        result = (options.get("result_cls") or app.AsyncResult)(task_id)
+        result: Any = (options.get("result_cls") or app.AsyncResult)(task_id)
         result.ignored = options.get("ignore_result")
         if parent and options.get("add_to_parent", True):
             parent.add_trail(result)
@@ -128,19 +130,17 @@ class Templates:
         options: Fields,
     ) -> Any:
         """Have Celery make the message, and keep it as a template."""
-        observer = _Observer(self._app, recorder)
-        with recording_with(observer):
+        with _watched(self._app, recorder) as seen:
             result = self._send(name, args, kwargs, **options)
-        if len(observer.seen) == 1:
+        if len(seen) == 1:
             if len(self._templates) >= _MOST:
                 self._templates.clear()
-            [message] = observer.seen
             self._templates[key] = _Template(
                 options["task_type"],
-                message,
-                observer.serializer_used,
-                _Circumstances.of(self._app, message),
-                is_refused=not _is_constant(self._app, message),
+                seen[0],
+                options.get("serializer") or self._app.conf.task_serializer,
+                _Circumstances.of(self._app, seen[0]),
+                is_refused=not _is_constant(self._app, seen[0]),
             )
         return result
 
@@ -154,10 +154,9 @@ class Templates:
         options: Fields,
     ) -> Any:
         """Have Celery make one message more, and see whether the template makes the same."""
-        observer = _Observer(self._app, recorder)
-        with recording_with(observer):
+        with _watched(self._app, recorder) as seen:
             result = self._send(name, args, kwargs, **options)
-        for message in observer.seen:
+        for message in seen:
             ids = {name: message.headers.get(name) for name in ("id", "root_id", "parent_id")}
             made = template.message_for(self._app, ids, args or (), kwargs or {})
             template.is_proved = made == message
@@ -165,14 +164,30 @@ class Templates:
         return result
 
 
+@contextmanager
+def _watched(app: App, recorder: Recorder) -> Iterator[list[Message]]:
+    """Pass on to a recorder what is sent in this block, and give copies of it."""
+    seen: list[Message] = []
+
+    def keep(message: Message) -> None:
+        # Who takes it adds headers of its own.
+        headers, properties = dict(message.headers), dict(message.properties)
+        seen.append(replace(message, headers=headers, properties=properties))
+        recorder.keep(message)
+
+    with recording_with(Recorder(app, keep)):
+        yield seen
+
+
 def _is_celerys(send: Callable[..., Any]) -> bool:
     """Tell whether sending is Celery's own doing: no class of the app's, nobody's patch."""
-    return isinstance(send, MethodType) and _is_written_beside(send.__func__, Celery.__init__)
+    return isinstance(send, MethodType) and _is_written_beside(send.__func__, Celery)
 
 
-def _is_written_beside(function: object, other: FunctionType) -> bool:
+def _is_written_beside(function: object, class_: type) -> bool:
+    """Tell whether a function is written in the file of a class; a wrapper around it is not."""
     code = getattr(function, "__code__", None)
-    return code is not None and code.co_filename == other.__code__.co_filename
+    return code is not None and code.co_filename == vars(class_)["__init__"].__code__.co_filename
 
 
 def _key_of(name: str, args: Any, kwargs: Any, options: Fields) -> tuple[object, ...] | None:
@@ -198,13 +213,13 @@ def _is_constant(app: App, message: Message) -> bool:
     """Tell whether the messages of like calls are like this one."""
     if any(app.conf.get(setting) for setting in _DEPEND):
         return False
-    routes = app.amqp.router.routes
-    if not all(type(route) is MapRoute for route in routes):
+    router: Any = app.amqp.router
+    if not all(type(route) is MapRoute for route in router.routes):
         # A function of the user's, which may look at the arguments.
         return False
     amqp = app.amqp
     makers = (amqp.create_task_message, amqp.send_task_message)
-    if not all(_is_written_beside(maker, type(amqp).__init__) for maker in makers):
+    if not all(_is_written_beside(maker, AMQP) for maker in makers):
         return False
     headers = message.headers
     varies = headers.get("eta") or headers.get("expires") or "expiration" in message.properties
@@ -230,7 +245,7 @@ class _Circumstances:
         return cls(
             os.getpid(),
             app.conf,
-            dict(app.conf.changes),
+            dict(app.conf.changes or {}),
             {name: amqp.get(name) for name in names},
             tuple((name, queues.get(name)) for name in message.queue_names),
             # Celery 5.7; the default of saferepr before.
@@ -256,7 +271,7 @@ class _Template:
     Attributes:
         task: Whose message it is.
         message: The message.
-        serializer: The name of the serializer that made its body.
+        serializer: The name of the serializer of its body.
         circumstances: What it was made by.
         is_refused: Celery makes all messages of such calls.
         is_proved: It has made the same message as Celery.
@@ -306,24 +321,3 @@ class _Template:
             properties={**mine.properties, **told},
             arguments=(tuple(args), dict(kwargs)),
         )
-
-
-class _Observer(Recorder):
-    """Passes messages on to a recorder, and remembers how they were made."""
-
-    def __init__(self, app: App, recorder: Recorder) -> None:
-        super().__init__(app, self._keep_and_pass_on)
-        self._recorder = recorder
-        self.seen: list[Message] = []
-        self.serializer_used: str | None = None
-
-    def publish(self, body: Any, **options: Any) -> None:
-        """As a producer's."""
-        self.serializer_used = options.get("serializer")
-        super().publish(body, **options)
-
-    def _keep_and_pass_on(self, message: Message) -> None:
-        # Who takes it adds headers of its own.
-        own = {"headers": dict(message.headers), "properties": dict(message.properties)}
-        self.seen.append(replace(message, **own))
-        self._recorder.keep(message)

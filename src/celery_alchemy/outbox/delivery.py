@@ -69,7 +69,7 @@ class KeptConnection:
     def begin(self, engine: Engine) -> Iterator[Connection]:
         """Give a connection in a transaction, which ends with the block."""
         if not is_own(engine):
-            with _begin(engine) as connection:
+            with _connect(engine) as connection, connection.begin():
                 yield connection
             return
         if self._pid != os.getpid():
@@ -97,10 +97,8 @@ class KeptConnection:
         connection.close()
 
 
-@contextmanager
-def _begin(engine: Engine) -> Iterator[Connection]:
-    with _connect(engine) as connection, connection.begin():
-        yield connection
+def _begin(engine: Engine) -> AbstractContextManager[Connection]:
+    return engine.begin()
 
 
 def _connect(engine: Engine) -> Connection:

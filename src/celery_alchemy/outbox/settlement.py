@@ -23,7 +23,6 @@ from .place import OutboxTable
 __all__ = ["MAX_WAIT_SECONDS", "Leased", "give_back", "in_transaction", "settle"]
 
 _T = TypeVar("_T")
-_Settles = TypeVar("_Settles", Update, Delete)
 
 #: How often work is tried in a transaction that the database takes back.
 ATTEMPTS = 5
@@ -94,7 +93,8 @@ def settle(table: OutboxTable, rows: Sequence[Leased], claims: Sequence[str]) ->
         table.execute(_hastened(_DELETE_SENT, table), {"row_ids": ids, "tokens": tokens})
     for wait, waiting in owed.items():
         for ids, tokens in _in_batches(waiting, claims):
-            table.execute(_hastened(_KEEP_OWED, table), {"row_ids": ids, "tokens": tokens, "wait": wait})
+            values = {"row_ids": ids, "tokens": tokens, "wait": wait}
+            table.execute(_hastened(_KEEP_OWED, table), values)
 
 
 def give_back(table: OutboxTable, rows: Sequence[Leased], claims: Sequence[str]) -> None:
@@ -115,7 +115,7 @@ def _in_batches(ids: list[str], claims: Sequence[str]) -> Iterator[tuple[list[st
             yield ids[start : start + BATCH_ROWS], claims[first : first + BATCH_ROWS]
 
 
-def _hastened(statement: _Settles, table: OutboxTable) -> _Settles:
+def _hastened(statement: Update | Delete, table: OutboxTable) -> Update | Delete:
     """Have the COMMIT not wait for the disk.
 
     What a server forgets that loses its power is published again, with the same id.
@@ -124,7 +124,7 @@ def _hastened(statement: _Settles, table: OutboxTable) -> _Settles:
 
 
 @lru_cache(maxsize=16)
-def _hastened_on(dialect_name: str, statement: _Settles) -> _Settles:
+def _hastened_on(dialect_name: str, statement: Update | Delete) -> Update | Delete:
     return database_of(dialect_name).hastened(statement)
 
 

@@ -1,6 +1,6 @@
 """What a plain ``delay()`` does inside of a task's open transaction.
 
-Above ``sending.py``, whose ``hold`` keeps what waits for the commit. ``messages/message.py`` asks
+Above ``sending.py``, whose ``hold`` keeps what waits for the commit. ``messages/recording.py`` asks
 here before each send that nobody records.
 """
 

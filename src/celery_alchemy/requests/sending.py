@@ -2,7 +2,7 @@
 
 The message is recorded now, and let out when the transaction has committed.
 
-Above ``messages/message.py`` and ``outbox/outbox.py``, below ``task.py``, whose ``delay_on_commit``
+Above ``messages/recording.py`` and ``outbox/outbox.py``, below ``task.py``, whose ``delay_on_commit``
 ends here. What a plain ``delay()`` does in a transaction is ``plain_sends.py``'s.
 """
 
@@ -25,8 +25,8 @@ from ..errors import (
 )
 from ..messages.celery_types import App, Fields, app_of, signed
 from ..messages.message import Message
-from ..messages.recording import recording
 from ..messages.publisher import publish_directly
+from ..messages.recording import recording
 from ..outbox.outbox import HandOver, Outbox, Row, unique_id
 from ..outbox.place import is_same_database
 from ..sessions.any_session import AnySession, sync_session_of

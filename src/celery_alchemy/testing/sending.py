@@ -23,8 +23,8 @@ from ..errors import CeleryAlchemyError, ConfigurationError
 from ..messages.celery_types import App
 from ..messages.kombu_types import connected
 from ..messages.message import Message
-from ..messages.recording import let_backend_ignore_recorders
 from ..messages.publisher import Publisher, send
+from ..messages.recording import let_backend_ignore_recorders
 from ..outbox.outbox import Row
 from ..requests.registry import home_of
 from .capturing import CapturingPool, CapturingProducer, CapturingPublisher
