@@ -29,7 +29,7 @@ from celery.signals import after_task_publish, before_task_publish, task_sent
 from celery.utils import uuid
 from celery.utils.saferepr import saferepr
 
-from .celery_types import AnyTask, App, Fields
+from .celery_types import App, Fields
 from .message import Message
 from .recording import Recorder, encoded, recorder_at_hand, recording_with
 
@@ -94,7 +94,7 @@ class Templates:
         if recorder is None or key is None:
             return self._send(name, args, kwargs, **options)
         template = self._templates.get(key)
-        if template is None or not template.fits(self._app, options["task_type"]):
+        if template is None or not template.circumstances.are_those_of(self._app):
             return self._learn(key, recorder, name, args, kwargs, options)
         if template.is_refused:
             return self._send(name, args, kwargs, **options)
@@ -136,7 +136,6 @@ class Templates:
             if len(self._templates) >= _MOST:
                 self._templates.clear()
             self._templates[key] = _Template(
-                options["task_type"],
                 seen[0],
                 options.get("serializer") or self._app.conf.task_serializer,
                 _Circumstances.of(self._app, seen[0]),
@@ -171,8 +170,15 @@ def _watched(app: App, recorder: Recorder) -> Iterator[list[Message]]:
 
     def keep(message: Message) -> None:
         # Who takes it adds headers of its own.
-        headers, properties = dict(message.headers), dict(message.properties)
-        seen.append(replace(message, headers=headers, properties=properties))
+        seen.append(
+            replace(
+                message,
+                headers=dict(message.headers),
+                properties=dict(message.properties),
+                queues=[*message.queues],
+                declare=[*message.declare],
+            )
+        )
         recorder.keep(message)
 
     with recording_with(Recorder(app, keep)):
@@ -266,10 +272,9 @@ class _Circumstances:
 
 @dataclass(slots=True)
 class _Template:
-    """A message that Celery has made, and what it was made for and by.
+    """A message that Celery has made, and what it was made by.
 
     Attributes:
-        task: Whose message it is.
         message: The message.
         serializer: The name of the serializer of its body.
         circumstances: What it was made by.
@@ -277,16 +282,11 @@ class _Template:
         is_proved: It has made the same message as Celery.
     """
 
-    task: AnyTask
     message: Message
     serializer: str | None
     circumstances: _Circumstances
     is_refused: bool
     is_proved: bool = False
-
-    def fits(self, app: App, task: AnyTask) -> bool:
-        """Tell whether Celery would make the message now as it has made this one."""
-        return self.task is task and self.circumstances.are_those_of(app)
 
     def message_for(self, app: App, ids: Fields, args: Any, kwargs: Any) -> Message:
         """Return the message of another call.
