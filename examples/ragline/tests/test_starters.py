@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,24 +14,9 @@ from ragline.workers import ENDS_WITH_STARTER, child_processes, end_with_starter
 from servers import Answer, Question, eventually, letter_vectors, serving
 from test_commands import ragline
 from test_confinement import is_alive
+from test_deployment import running
 
 ENDED_SECONDS = 10.0
-
-
-@contextmanager
-def started(home: Path, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A command for the length of a block."""
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-c", "from ragline.cli import main; main()", *arguments],
-        env={**os.environ, "RAGLINE_HOME": str(home), "COLUMNS": "200", **environment},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.communicate()
 
 
 def kill_and_see_all_end(process: subprocess.Popen[str]) -> None:
@@ -56,8 +38,7 @@ def descendants(pid: int) -> list[int]:
 
 def test_worker_ends_with_a_server_that_is_killed(tmp_path: Path) -> None:
     """Nobody would stop it later, and a new `ragline serve --worker` would start one more."""
-    home = tmp_path / "home"
-    with started(home, "serve", "--worker", "--port", "0", "--processes", "2") as served:
+    with running("serve", "--worker", "--port", "0", RAGLINE_HOME=str(tmp_path)) as served:
         eventually(lambda: len(descendants(served.pid)) >= 3, seconds=60)
 
         kill_and_see_all_end(served)
@@ -65,7 +46,7 @@ def test_worker_ends_with_a_server_that_is_killed(tmp_path: Path) -> None:
 
 def test_worker_ends_with_a_server_that_is_killed_before_it_is_ready(tmp_path: Path) -> None:
     """It has not begun to listen to signals, nor taken a step."""
-    with started(tmp_path / "home", "serve", "--worker", "--port", "0") as served:
+    with running("serve", "--worker", "--port", "0", RAGLINE_HOME=str(tmp_path)) as served:
         eventually(lambda: bool(child_processes(served.pid)), seconds=60)
 
         kill_and_see_all_end(served)
@@ -91,7 +72,7 @@ def test_worker_of_a_killed_ingest_ends_the_step_that_it_is_at(tmp_path: Path) -
             "RAGLINE_EMBEDDINGS_URL": server.url,
             "RAGLINE_EMBEDDINGS_MODEL": "letters",
         }
-        with started(home, "ingest", str(whale), **environment) as process:
+        with running("ingest", str(whale), RAGLINE_HOME=str(home), **environment) as process:
             assert asked.wait(60)
 
             kill_and_see_all_end(process)
