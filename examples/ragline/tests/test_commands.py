@@ -346,7 +346,18 @@ def test_an_empty_home_is_no_error(tmp_path: Path) -> None:
     assert search.stderr == "The index is empty: no document is ready to be searched yet.\n"
 
 
-HEAVY = {"numpy", "bs4", "docx", "lxml", "pypdfium2", "httpx", "tokenizers", "onnxruntime", "snowballstemmer"}
+HEAVY = {
+    "numpy",
+    "bs4",
+    "charset_normalizer",
+    "docx",
+    "lxml",
+    "pypdfium2",
+    "httpx",
+    "tokenizers",
+    "onnxruntime",
+    "snowballstemmer",
+}
 
 
 @pytest.mark.parametrize(

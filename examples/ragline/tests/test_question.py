@@ -281,6 +281,8 @@ def test_a_question_of_exclusions_only_is_refused(asked: str) -> None:
         ),
         ("how are locks released", "LockNotOwnedError: a lock releases.", "lock releases"),
         ("cafe", "Cafés, cafe\u0301 and cafeteria", "Cafés cafe\u0301"),
+        ("strasse", "Straße, STRASSE und Wasserstraße", "Straße STRASSE"),
+        ("STRAẞE", "Strasse und Straße", "Strasse Straße"),
         ("use of art", "The use of arts by artists", "use arts"),
         ("running dances", "run, runner; dance, dancing; rundown", "run runner dance dancing"),
         ("queries class boxes", "query classes box boxcar clasp", "query classes box"),

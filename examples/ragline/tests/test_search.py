@@ -50,6 +50,10 @@ def test_no_query_is_an_error(engine: Engine, query: str) -> None:
         ("トランザクションは確定されます。", "トランザクション"),
         ("데이터베이스는 트랜잭션을 커밋합니다.", "트랜잭션"),
         ("Ein Käfer läuft.", "kafer"),
+        ("Die Straße ist lang.", "strasse"),
+        ("Die Strasse ist lang.", "Straße"),
+        ("EINE WASSERSTRASSE", "wasserstraße"),
+        ("Die Schloßstraße, die Schlossallee", "schlossstrasse"),
         ("To be or not to be", "to be or not to be"),
     ],
 )

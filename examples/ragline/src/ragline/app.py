@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_ready
+from celery.signals import celeryd_init, worker_ready
 from celery_alchemy import Alchemy
 from kombu import Exchange, Queue
 from sqlalchemy import Engine, inspect, make_url
@@ -18,7 +18,7 @@ from ragline.databases import index_of, search_index
 from ragline.errors import ConfigurationError
 from ragline.settings import Settings, settings_from
 from ragline.tables import Base
-from ragline.workers import wake_at_signals
+from ragline.workers import end_with_starter, wake_at_signals
 
 # One thread a process: worker processes are the parallelism, and threads of their own would fight for the
 # same cores. The libraries read these when they are loaded, in the worker's children.
@@ -124,4 +124,5 @@ def reading_session() -> Session:
 
 settings = settings_from()
 app, alchemy = create_app(settings)
+celeryd_init.connect(end_with_starter)
 worker_ready.connect(wake_at_signals)

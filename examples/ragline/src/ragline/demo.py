@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from celery_alchemy.operations.dead_tasks import status as count_messages
 from rich.console import Console
 from rich.progress import Progress
 from sqlalchemy import func, select
@@ -26,6 +25,7 @@ from ragline.minilm.embedder import has_onnx
 from ragline.progress import failures
 from ragline.retrieval import find
 from ragline.states import NO_EMBEDDER
+from ragline.steps import count_steps
 from ragline.tables import Source
 from ragline.workers import check_runs, child_processes, temporary_worker
 
@@ -139,11 +139,11 @@ def _check(files: int, console: Console) -> list[str]:
         sources = session.scalar(select(func.count(Source.id)))
     if failed != set(BAD_FILES):
         problems.append(f"Failed: {', '.join(sorted(failed))}; expected: {', '.join(sorted(BAD_FILES))}.")
-    messages = count_messages(alchemy.engine)
-    if messages["waiting"] or messages["owed"]:
-        problems.append(f"{messages['waiting']} messages wait, and {messages['owed']} tasks are owed.")
-    if messages["dead"] != len(BAD_FILES):
-        problems.append(f"{messages['dead']} tasks failed for good, and not {len(BAD_FILES)}.")
+    steps = count_steps()
+    if steps.waiting or steps.begun:
+        problems.append(f"{steps.waiting} steps wait, and {steps.begun} are begun.")
+    if steps.dead != len(BAD_FILES):
+        problems.append(f"{steps.dead} steps failed for good, and not {len(BAD_FILES)}.")
     if sources != files:
         problems.append(f"{files} files were taken in, and {sources} are known.")
     for problem in problems:

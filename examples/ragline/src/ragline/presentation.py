@@ -6,10 +6,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
-from celery_alchemy.operations.dead_tasks import status as count_messages
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
@@ -21,6 +20,7 @@ from ragline.app import alchemy, app, create_tables, reading_session, settings
 from ragline.excerpts import excerpt
 from ragline.progress import Failure, Order, Progress, entries, failures, measure, number_of_documents
 from ragline.states import NO_EMBEDDER, State
+from ragline.steps import Steps, count_steps
 from ragline.text import Span
 from ragline.transactions import in_transaction
 from ragline.words import marked_spans
@@ -38,7 +38,7 @@ class Status:
 
     progress: Progress
     failures: list[Failure]
-    messages: dict[str, Any]
+    steps: Steps
     workers: list[str] | None
     search: str
 
@@ -48,7 +48,7 @@ class Status:
             "documents": {state.value: self.progress.documents.get(state, 0) for state in State},
             "chunks": self.progress.chunks,
             "embedded": self.progress.embedded,
-            "messages": self.messages,
+            "messages": self.steps.rows,
             "workers": self.workers,
             "search": self.search,
             "failures": [asdict(failure) for failure in self.failures],
@@ -130,7 +130,7 @@ def read_status() -> Status:
     with reading_session() as session:
         progress, failed = measure(session), failures(session)
     search = "keywords and vectors" if has_search_embedder() else "keywords only"
-    return Status(progress, failed, count_messages(alchemy.engine), running_workers(app), search)
+    return Status(progress, failed, count_steps(), running_workers(app), search)
 
 
 def print_status(status: Status, console: Console) -> None:
@@ -145,12 +145,10 @@ def print_status(status: Status, console: Console) -> None:
     )
     progress = status.progress
     console.print(f"{progress.chunks} chunks, {progress.embedded} with a vector; search by {status.search}.")
-    counts = status.messages
-    # Leased: some process is about to hand it to the broker, or was.
-    begun = counts["owed"] + counts["leased"]
+    steps = status.steps
     console.print(
-        f"Steps: {counts['waiting']} wait, {begun} begun or about to be,"
-        f" {counts['dead']} given up with their document."
+        f"Steps: {steps.waiting} wait, {steps.begun} begun or about to be,"
+        f" {steps.dead} given up with their document."
     )
     if status.workers is None:
         told = f"Workers: unknown, the broker {settings.broker_name} does not answer."

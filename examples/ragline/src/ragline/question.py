@@ -21,6 +21,9 @@ _OPERATOR = re.compile(
     rf"|(?<!\S)-(?P<word>[^\W\d_][^\s{_QUOTES}]*)"
 )
 _LETTER_OR_DIGIT = re.compile(r"[^\W_]")
+# Hyphens and apostrophes are inside of words too.
+_IDENTIFIER = re.compile(r"\S*(?:\d|[^\W_][@./\\:_#=&?%+~$]+[^\W_])\S*")
+_ENDS = re.compile(r"^[\W_]+|[\W_]+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,15 @@ class Question:
         if self.excluded and not _LETTER_OR_DIGIT.search(self.text):
             return ONLY_EXCLUDED
         return None if self.text.strip() else NOTHING_ASKED
+
+    @property
+    def identifier(self) -> str | None:
+        """What is asked for where it is one thing as programs write it: an address, a path, a number.
+
+        Without the signs at its ends, which may be those of a sentence.
+        """
+        only = self.text.strip()
+        return _ENDS.sub("", only) if _IDENTIFIER.fullmatch(only) else None
 
 
 def question_of(asked: str) -> Question:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -204,7 +204,7 @@ def rank(
     question = Question(query) if isinstance(query, str) else query
     index = None if mode is Mode.KEYWORD or vector is None else _narrowed(session, question, index)
     for candidates in CANDIDATES:
-        by_words = [] if mode is Mode.VECTOR else _by_words(session, question, candidates)
+        by_words, exact = _by_words(session, question, 0 if mode is Mode.VECTOR else candidates)
         by_vector = []
         if vector is not None and index is not None:
             by_vector = _by_vector(session, question, vector, index, candidates, near - FARTHER)
@@ -216,7 +216,8 @@ def rank(
     if not has_words:
         by_vector = [entry for entry in by_vector if entry[1] >= near]
     found_by_words = frozenset(chunk_id for chunk_id, _ in by_words)
-    return Ranking(_fused([by_words, by_vector], digests), has_words, found_by_words)
+    chunks = _first({digests.get(key) for key in exact}, _fused([by_words, by_vector], digests), digests)
+    return Ranking(chunks, has_words, found_by_words)
 
 
 def _narrowed(
@@ -234,9 +235,25 @@ def _narrowed(
     return index.among(demanded, excluded)
 
 
-def _by_words(session: Session, question: Question, limit: int) -> list[tuple[int, float]]:
+def _by_words(session: Session, question: Question, limit: int) -> tuple[list[tuple[int, float]], set[int]]:
+    """What the words of a question find, and which of it has exactly the identifier that is asked for."""
+    if not limit:
+        return [], set()
     connection = session.connection()
-    return index_of(connection).best(connection, question, limit=limit)
+    best = index_of(connection).best
+    found = best(connection, question, limit=limit)
+    asked = question.identifier
+    if asked is None or question.phrases:
+        return found, set()
+    # Its words next to each other, and then the signs between them: these are in no index.
+    candidates = [key for key, _ in best(connection, replace(question, phrases=(asked,)), limit=limit)]
+    exact: set[int] = set()
+    for some in _portions(candidates):
+        contents = session.execute(select(Chunk.id, Chunk.content).where(Chunk.id.in_(some)))
+        exact.update(row.id for row in contents if asked.casefold() in row.content.casefold())
+    # They have each of its words, and so are among the best of them, or come behind these.
+    last = found[-1][1] if found else 0.0
+    return found + [(key, last) for key in sorted(exact - {key for key, _ in found})], exact
 
 
 def _by_vector(
@@ -285,6 +302,18 @@ def _fused(
         fused = fuse([list(dict.fromkeys(ranking)) for ranking in texts])
         scores = {digests[chunk_id]: score for chunk_id, score in fused}
     return [(chunk_id, score) for digest, score in scores.items() for chunk_id in sorted(chunks[digest])]
+
+
+def _first(
+    exact: Collection[int | None], ranked: list[tuple[int, float]], digests: dict[int, int]
+) -> list[tuple[int, float]]:
+    """The same ranking, with texts of these digests before all others.
+
+    The best score is added to theirs: a passage that comes sooner never has a lower one.
+    """
+    best = max((score for _, score in ranked), default=0.0)
+    sooner = [(chunk_id, score + best) for chunk_id, score in ranked if digests[chunk_id] in exact]
+    return sooner + [entry for entry in ranked if digests[entry[0]] not in exact]
 
 
 def passages(session: Session, ranking: Ranking, *, limit: int | None = None) -> list[Passage]:

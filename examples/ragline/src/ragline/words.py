@@ -6,6 +6,7 @@ import hashlib
 import re
 import unicodedata
 from functools import lru_cache
+from itertools import product
 
 from ragline.question import question_of
 from ragline.text import Span
@@ -25,6 +26,9 @@ STOP_WORDS = frozenset(
 MAX_PHRASE_WORDS = 500
 """More than any passage has: databases fail at phrases of thousands."""
 
+MAX_SHARP_S = 3
+"""As many ß or ss of a word are spelled in both ways; hardly a word has more."""
+
 # Scripts that are written without spaces: CJK ideographs with their extensions, kana, and Hangul, whose
 # particles stick to the word before them.
 _CJK = (
@@ -33,6 +37,7 @@ _CJK = (
 )
 _CJK_RUN = re.compile(f"[{_CJK}]+")
 _WORD = re.compile(f"[{_CJK}]+|[^\\W_{_CJK}]+")
+_SHARP_S = re.compile("ß|ss")
 # A word in a text as it is, whose accents may be characters of their own.
 _MARKABLE = re.compile(f"(?:[^\\W_{_CJK}][\u0300-\u036f]*)+")
 
@@ -66,8 +71,11 @@ def is_unspaced(word: str) -> bool:
 
 
 def telling_words(query: str) -> list[str]:
-    """The words of a query that say what it is about, each once, in order; all of them if none does."""
-    every = dict.fromkeys(words(query))
+    """The words of a query that say what it is about, each once, in order; all of them if none does.
+
+    A word with ß or ss is there in its other spellings too: indexes have a word as it is spelled.
+    """
+    every = dict.fromkeys(spelling for word in words(query) for spelling in _spellings(word))
     return [word for word in every if word not in STOP_WORDS] or list(every)
 
 
@@ -79,8 +87,8 @@ def phrase_words(phrase: str) -> list[str]:
 def marked_spans(text: str, query: str) -> list[Span]:
     """Where the words of a query that tell what it is about stand in a text, in its order.
 
-    Whole words, also in their other forms: "dances" marks "dance" and "dancing", "cafe" marks "Cafés". Where
-    there are no spaces, what the text shares with the query.
+    Whole words, also in their other forms: "dances" marks "dance" and "dancing", "cafe" marks "Cafés", and
+    "strasse" marks "Straße". Where there are no spaces, what the text shares with the query.
     """
     wanted = [word for word in words(question_of(query).text) if word not in STOP_WORDS]
     pairs = [re.escape(word) for word in wanted if is_unspaced(word)]
@@ -106,11 +114,21 @@ def english_stem(word: str) -> str:
 @lru_cache(maxsize=50_000)
 def _stems(word: str) -> frozenset[str]:
     """What a word shares with its other forms: its stem, and that of what a parser or an editor does."""
-    stem = english_stem(word)
+    stem = english_stem(word.replace("ß", "ss"))
     plain = _LEFT_ON.sub("", stem)
     if plain == stem:
         return frozenset([stem])
     return frozenset([stem, plain, f"{plain}e", _DOUBLED.sub(r"\1", plain)])
+
+
+def _spellings(word: str) -> list[str]:
+    """A word first as it is, then with ss for ß and ß for ss: in Switzerland and in capitals it is ss."""
+    between = _SHARP_S.split(word)
+    if not 1 < len(between) <= MAX_SHARP_S + 1:
+        return [word]
+    ways = product(("ss", "ß"), repeat=len(between) - 1)
+    spelled = ("".join(part + s for part, s in zip(between, (*way, ""), strict=True)) for way in ways)
+    return list(dict.fromkeys([word, *spelled]))
 
 
 def _pairs(run: str) -> list[str]:

@@ -23,6 +23,8 @@ from ragline.errors import RaglineError
 
 logger = logging.getLogger(__name__)
 
+ENDS_WITH_STARTER = "RAGLINE_ENDS_WITH_STARTER"
+"""In the environment of a worker whose standard input is a pipe from the process that started it."""
 ANSWER_SECONDS = 1.0
 """How long a worker may take to answer a ping before it counts as absent."""
 STOP_SECONDS = 20.0
@@ -72,20 +74,46 @@ def temporary_worker(*, home: Path, processes: int) -> Iterator[subprocess.Popen
 
     Guarantees:
         It is stopped with the block, also when this process is asked to end or its terminal is closed.
+        Where this process is killed, it ends by itself when it has finished the steps that it is at.
     """
     home.mkdir(parents=True, exist_ok=True)
-    with (home / "worker.log").open("ab") as log, _signals_end_blocks():
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "celery", "-A", "ragline.app", *worker_arguments(processes=processes)],
-            stdin=subprocess.DEVNULL,
+    command = [sys.executable, "-m", "celery", "-A", "ragline.app", *worker_arguments(processes=processes)]
+    with (
+        (home / "worker.log").open("ab") as log,
+        _signals_end_blocks(),
+        # Nothing is written to its standard input. The system closes the pipe when this process is gone,
+        # and no other process has the end for writing.
+        subprocess.Popen(
+            command,
+            env={**os.environ, ENDS_WITH_STARTER: "1"},
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-        )
+        ) as worker,
+    ):
         try:
             yield worker
         finally:
             stop(worker)
+
+
+def end_with_starter(**_: object) -> None:
+    """Let a worker that ragline started end when its starter is gone; called before it begins anything.
+
+    One that a person starts has nothing of this in its environment, and goes on.
+    """
+    # Taken out: what this process starts later has another standard input.
+    if os.environ.pop(ENDS_WITH_STARTER, None) is not None:
+        threading.Thread(target=_await_end_of_starter, name="starter", daemon=True).start()
+
+
+def _await_end_of_starter() -> None:
+    while os.read(0, 4096):
+        pass
+    logger.warning("The process that started this worker is gone: it ends after the steps that it is at.")
+    # A warm shutdown once Celery listens; before that the worker has nothing to finish, and ends at once.
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager

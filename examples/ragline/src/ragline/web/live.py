@@ -10,16 +10,15 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from typing import Any
 
 from anyio.to_thread import run_sync
-from celery_alchemy.operations.dead_tasks import status as count_messages
 from sqlalchemy.exc import SQLAlchemyError
 
 from ragline.app import alchemy, app, settings
 from ragline.reading import NOTHING, Look, look
 from ragline.retrieval import search_embedder
 from ragline.states import State
+from ragline.steps import count_steps
 from ragline.web.models import Document, Messages, Status, Update
 from ragline.workers import running_workers
 
@@ -179,11 +178,11 @@ def _difference(before: Look | None, now: Look, status: Status) -> Update:
 
 def _count_messages() -> Messages | None:
     try:
-        counts: dict[str, Any] = count_messages(alchemy.engine)
+        steps = count_steps()
     except SQLAlchemyError as error:
         logger.warning("The messages cannot be counted: %s", error)
         return None
-    return Messages(waiting=counts["waiting"], owed=counts["owed"] + counts["leased"], dead=counts["dead"])
+    return Messages(waiting=steps.waiting, owed=steps.begun, dead=steps.dead)
 
 
 def _ask_workers() -> list[str] | None:

@@ -109,8 +109,8 @@ class Retried(BaseModel):
 class Messages(BaseModel):
     """The library's outbox, counted."""
 
-    waiting: int = Field(description="For a worker, or to be handed to another broker.")
-    owed: int = Field(description="Sent, and sent again until they are done.")
+    waiting: int = Field(description="For a worker, for their time, or to be handed to another broker.")
+    owed: int = Field(description="Begun, or sent, and sent again until they are done.")
     dead: int = Field(description="Given up when their document failed; gone when it is retried or deleted.")
 
 
