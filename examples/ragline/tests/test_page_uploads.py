@@ -178,9 +178,8 @@ def test_uploads_that_failed_are_tried_again_when_the_server_is_back(page: Page)
     """Those that may pass: what the server refused stays refused."""
     told = Told(page)
     told.tell([told_document(1)])
-    expect(page.locator("#documents > li")).to_have_count(
-        1
-    )  # what is told later would be told to have it tried again
+    # What was told later would have the upload tried again that fails first.
+    expect(page.locator("#documents > li")).to_have_count(1)
     uploads = Uploads(page)
     add(page, "away.md", "x")
     uploads.wait(1)
