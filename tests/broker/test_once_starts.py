@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -323,6 +325,43 @@ def test_run_that_is_overtaken_looks(stand: BrokerStand) -> None:
         state = run()
 
     assert (state, runs, statements) == ("SUCCESS", [1, 1], ["SELECT"])
+
+
+def test_plain_send_that_is_claimed_anew_in_mid_run_runs_no_third_time(stand: BrokerStand) -> None:
+    """The second delivery writes a row to count its starts in; the first run, which had found none, completes that row."""
+    runs: list[int] = []
+    has_begun, may_go_on = threading.Event(), threading.Event()
+
+    def pay(session: Session) -> int:
+        runs.append(1)
+        run = len(runs)
+        if run == 1:
+            copy = pool.submit(stand.deliver, second)
+            assert has_begun.wait(20)
+            copies.append(copy)
+        elif run == 2:
+            has_begun.set()
+            assert may_go_on.wait(20)
+        write(session, f"run {run}")
+        return run
+
+    copies: list[Any] = []
+    stand.task(pay, name="pay", once=True).delay()
+    with taking(stand) as take, ThreadPoolExecutor(1) as pool:
+        lost = take()
+        first = Sent.of(lost)
+        lost.requeue()
+        message = take()
+        second = Sent.of(message)
+        ended = stand.deliver(first)
+        may_go_on.set()
+        copy = copies[0].result(20)
+        message.ack()
+
+    assert (ended.state, ended.value, copy.state, copy.value) == ("SUCCESS", 1, "SUCCESS", 1)
+    assert runs == [1, 1]
+    assert stand.database.rows("SELECT name FROM effect") == [("run 1",)]
+    assert row(stand, "completed_at IS NOT NULL, deliveries, died_at IS NULL") == (True, 0, True)
 
 
 def test_retry_is_held_by_who_takes_it(stand: BrokerStand) -> None:

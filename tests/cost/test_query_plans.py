@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from celery_alchemy.broker.acknowledging import acknowledge, give_back
 from celery_alchemy.broker.claims import has_due, take
 from celery_alchemy.broker.floors import Floors
+from celery_alchemy.broker.revoking import unfinished
 from celery_alchemy.broker.tables import begun
 from celery_alchemy.broker.workers import enlist, release_lost
 from celery_alchemy.databases import database_of
@@ -161,4 +162,21 @@ def test_what_a_worker_of_the_broker_asks_reads_an_index(queue: Engine) -> None:
 
     assert (len(lost), len(taken), is_more, released.due) == (10, 20, True, 10)
     assert len(plans.texts) >= 6
+    assert plans.full_scans() == []
+
+
+@pytest.mark.timeout(600)
+def test_revoking_a_task_reads_no_completed_row(engine: Engine, database: Database) -> None:
+    """There is no index of task ids: what is not completed is found through the others."""
+    message = Message(b"[]", "application/json", "utf-8", exchange="", routing_key="jobs")
+    body = _EMPTY_LIST[database.name]
+    _fill(engine, database.name, DUE_ROWS, "w", f"'2099-01-01 00:00:00', NULL, {body}, '{message.envelope()}', 'jobs', 3")
+    _analyze(engine)
+    plans = Plans(engine)
+
+    with begun(Place(), engine) as tables:
+        found = tables.run(unfinished(tables, ["w7", f"c{COMPLETED_ROWS}", "nobody"])).all()
+
+    assert [row.task_id for row in found] == ["w7"]
+    assert plans.texts != []
     assert plans.full_scans() == []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import Executable, delete, select, union_all, update
 
 from ..databases.tables import Found, Rows, from_now
 from ..messages.celery_types import App, Fields
@@ -18,7 +18,7 @@ from .homes import BrokerHome
 from .outside_results import app_of, received, request_of
 from .tables import BrokerTables, begun
 
-__all__ = ["revoke_waiting", "revoked_by"]
+__all__ = ["revoke_waiting", "revoked_by", "unfinished"]
 
 #: Of kombu's ``Mailbox``, behind the name of the app's control exchange.
 _CONTROL_EXCHANGE = ".pidbox"
@@ -27,8 +27,8 @@ _CONTROL_EXCHANGE = ".pidbox"
 _REVOKED = "revoked"
 _REASON = f"the task was {_REVOKED}"
 
-#: Ids of one statement: SQLite before 3.32 takes 999 parameters.
-_IDS = 400
+#: Ids of one statement, which names them four times: SQLite before 3.32 takes 999 parameters.
+_IDS = 200
 
 
 def revoked_by(message: Message) -> Sequence[str]:
@@ -78,10 +78,8 @@ def revoke_waiting(home: BrokerHome, task_ids: Sequence[str]) -> None:
 def _set_aside(tables: BrokerTables, task_ids: Sequence[str]) -> Rows:
     """Give no worker the tasks of these ids that wait, and return their rows."""
     c = tables.messages.c
-    of_tasks = c.task_id.in_([shown(task_id) for task_id in task_ids])
     # Not one UPDATE: InnoDB would lock all the rows that it looks through.
-    looked_at = select(c.id, c.task_id, c.queue, c.claim).where(of_tasks, c.completed_at.is_(None))
-    found = tables.run(looked_at).all()
+    found = tables.run(unfinished(tables, task_ids)).all()
     # What a worker has. Its task may be owed in another row: kept for another broker, it was sent
     # to this one.
     taken = {row.task_id for row in found if row.queue is not None and row.claim is not None}
@@ -94,6 +92,25 @@ def _set_aside(tables: BrokerTables, task_ids: Sequence[str]) -> Rows:
     revoked = select(c.id, c.task_id, c.task_name, c.body, c.envelope)
     is_revoked = (c.id.in_(keys), c.died_at.is_not(None), c.error == _REASON)
     return tables.run(revoked.where(*is_revoked)).all()
+
+
+def unfinished(tables: BrokerTables, task_ids: Sequence[str]) -> Executable:
+    """Return a query for the rows of tasks that wait, are taken or are dead.
+
+    Task ids have no index: on SQLite a row in a batch would cost half as much again. Each part goes
+    through an index that has no completed rows, which are kept for days: of a million of those and
+    few others it reads for 1 to 2 ms, instead of 100 on PostgreSQL and 1800 on MariaDB.
+    """
+    c = tables.messages.c
+    tasks = (c.task_id.in_([shown(task_id) for task_id in task_ids]), c.completed_at.is_(None))
+    parts = (
+        (c.queue.is_not(None), c.due_at.is_not(None)),
+        (c.queue.is_not(None), c.claim.is_not(None)),
+        (c.queue.is_(None), c.due_at.is_not(None)),
+        (c.died_at.is_not(None),),
+    )
+    columns = (c.id, c.task_id, c.queue, c.claim)
+    return union_all(*(select(*columns).where(*tasks, *part) for part in parts))
 
 
 def _keep_result(app: App, row: Found) -> None:

@@ -35,6 +35,10 @@ module has
     where it cannot say;
 ``keep_result(connection, table, values)``
     how the result of a task is written, whether its row is there or not; see ``result_rows.py``;
+``insert_or_change(table, values, changed, where)``
+    an INSERT that changes the row of its ``id`` instead if there is one and it meets a condition,
+    and else leaves it; None where the database has no such statement, and its transactions go on
+    after an INSERT that has failed;
 ``add_unless_there(connection, table, values)``
     how a part of a chord is noted, once;
 ``tally(connection, table, values)``
@@ -50,10 +54,10 @@ module has
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from sqlalchemy import ColumnElement, Connection, Engine, Table
+from sqlalchemy import ColumnElement, Connection, Engine, Insert, Table
 from sqlalchemy.pool import PoolProxiedConnection
 
 from . import generic, mysql, postgresql, sqlite
@@ -119,6 +123,14 @@ class Database(Protocol):
     def keep_result(
         self, connection: Connection, table: Table, values: dict[str, object]
     ) -> None: ...
+
+    def insert_or_change(
+        self,
+        table: Table,
+        values: Mapping[str, object],
+        changed: Mapping[str, object],
+        where: ColumnElement[bool],
+    ) -> Insert | None: ...
 
     def add_unless_there(
         self, connection: Connection, table: Table, values: dict[str, object]

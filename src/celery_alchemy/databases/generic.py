@@ -5,7 +5,7 @@ Sessions work; statement time-outs and read-only mode are not available.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from sqlalchemy import ColumnElement, Connection, Engine, Table, func, insert, select, update
@@ -124,6 +124,15 @@ def keep_result(connection: Connection, table: Table, values: dict[str, object])
         return
     if connection.execute(select(table.c.id).where(table.c.id == values["new_id"])).first() is None:
         connection.execute(insert(table).values(new), values)
+
+
+def insert_or_change(
+    table: Table,
+    values: Mapping[str, object],
+    changed: Mapping[str, object],
+    where: ColumnElement[bool],
+) -> None:
+    """Return None: nothing that every database knows."""
 
 
 def add_unless_there(connection: Connection, table: Table, values: dict[str, object]) -> bool:

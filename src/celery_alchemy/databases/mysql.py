@@ -5,7 +5,7 @@ They hold for the connection and are taken back at its check-in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from math import ceil
 
@@ -224,6 +224,19 @@ def _result_statement(table: Table) -> Executable:
         (name, case((c.status == FINAL, c[name]), else_=new.inserted[name])) for name in CHANGED
     ]
     return new.on_duplicate_key_update(changed)
+
+
+def insert_or_change(
+    table: Table,
+    values: Mapping[str, object],
+    changed: Mapping[str, object],
+    where: ColumnElement[bool],
+) -> None:
+    """Return None: ON DUPLICATE KEY UPDATE takes no condition, and does not say what it did.
+
+    An INSERT that fails takes back itself alone.
+    Source: https://dev.mysql.com/doc/refman/8.0/en/innodb-error-handling.html
+    """
 
 
 def add_unless_there(connection: Connection, table: Table, values: dict[str, object]) -> bool:

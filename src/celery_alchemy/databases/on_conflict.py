@@ -1,4 +1,4 @@
-"""Results and chords where an INSERT has ON CONFLICT and RETURNING: PostgreSQL and SQLite.
+"""Results, chords and completions where an INSERT has ON CONFLICT: PostgreSQL and SQLite.
 
 Between ``result_rows.py`` and ``chord_rows.py`` and the two modules, which hand over their own
 ``insert()``. Sources: https://www.postgresql.org/docs/current/sql-insert.html#SQL-ON-CONFLICT,
@@ -7,11 +7,12 @@ https://www.sqlite.org/lang_upsert.html
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TypeAlias
 
-from sqlalchemy import Connection, Executable, Table, func
+import sqlalchemy
+from sqlalchemy import ColumnElement, Connection, Executable, Table, func
 from sqlalchemy.dialects import postgresql, sqlite
 
 from .chord_rows import Tally, new_part, new_tally, told
@@ -19,7 +20,7 @@ from .result_rows import CHANGED, new_values
 from .result_table import FINAL
 from .tables import NOT_TRANSLATED
 
-__all__ = ["Insert", "add_unless_there", "keep_result", "tally"]
+__all__ = ["Insert", "add_unless_there", "insert_or_change", "keep_result", "tally"]
 
 #: The ``insert()`` of one of the two.
 Insert: TypeAlias = Callable[[Table], postgresql.Insert] | Callable[[Table], sqlite.Insert]
@@ -40,6 +41,18 @@ def _result_statement(insert: Insert, table: Table) -> Executable:
     return new.on_conflict_do_update(
         index_elements=["id"], set_=changed, where=table.c.status != FINAL
     )
+
+
+def insert_or_change(
+    insert: Insert,
+    table: Table,
+    values: Mapping[str, object],
+    changed: Mapping[str, object],
+    where: ColumnElement[bool],
+) -> sqlalchemy.Insert:
+    """Return an INSERT that changes the row of its ``id`` instead, if that meets a condition."""
+    new = insert(table).values(values)
+    return new.on_conflict_do_update(index_elements=["id"], set_=changed, where=where)
 
 
 def add_unless_there(

@@ -11,6 +11,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     Executable,
+    Insert,
     Integer,
     Table,
     bindparam,
@@ -239,6 +240,7 @@ def held(connection: Connection, mark: int | None) -> Held | None:
 
 
 keep_result: Callable[..., None] = partial(on_conflict.keep_result, insert)
+insert_or_change: Callable[..., Insert] = partial(on_conflict.insert_or_change, insert)
 add_unless_there: Callable[..., bool] = partial(on_conflict.add_unless_there, insert)
 tally: Callable[..., Tally] = partial(on_conflict.tally, insert)
 

@@ -69,7 +69,11 @@ class OutboxTable:
         The text is made once and not looked up for each execution: 70 us less, a seventh of a task
         that reads a row, changes it and commits.
         """
-        there = prepared(moved(statement, self.table.schema), self.connection.dialect)
+        return self.change_here(moved(statement, self.table.schema), parameters)
+
+    def change_here(self, statement: Insert | Update, parameters: Mapping[str, object]) -> int:
+        """As ``change()``, for a statement that was made of ``table``, once and for all."""
+        there = prepared(statement, self.connection.dialect)
         return self.connection.exec_driver_sql(there.text, there.values(parameters)).rowcount
 
     def run(self, statement: Executable, parameters: Parameters = None) -> Cursor:

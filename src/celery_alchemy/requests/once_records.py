@@ -13,6 +13,7 @@ from typing import Literal
 from celery.app.task import Context
 from kombu.utils import json
 from sqlalchemy import Insert, Update
+from sqlalchemy.exc import IntegrityError
 
 from ..databases.tables import Raw
 from ..error_texts import error_text, storable
@@ -240,6 +241,9 @@ def complete(
 
     Raises:
         IntegrityError: As False, for a row that did not exist at the start.
+
+    Guarantees: A row that another delivery of the same task has written meanwhile, only to count
+        its starts in, is no obstacle: it is completed.
     """
     if owed:
         kinds = (statements.COMPLETE, statements.COMPLETE_AND_KEEP)
@@ -247,10 +251,22 @@ def complete(
             kinds = (statements.COMPLETE_UNSEEN, statements.COMPLETE_UNSEEN_AND_KEEP)
         statement = kinds[keeps]
         return table.change(statement, {"row_id": key, "outcome": result}) == 1
-    table.change(
-        statements.INSERT_COMPLETED,
-        {"id": key, "task_id": shown(task_id), "task_name": shown(task_name), "result": result},
-    )
+    return _complete_new(table, key, shown(task_id), shown(task_name), result)
+
+
+def _complete_new(
+    table: OutboxTable, key: str, task_id: str | None, task_name: str | None, result: str
+) -> bool:
+    values = {"id": key, "task_id": task_id, "task_name": task_name, "outcome": result}
+    counted = {"row_id": key, "of": task_id, "outcome": result}
+    dialect_name = table.connection.dialect.name
+    both = statements.insert_completed_or_complete_counted(table.table, dialect_name)
+    if both is not None:
+        return table.change_here(both, {**values, "of": task_id}) == 1
+    try:
+        table.change(statements.INSERT_COMPLETED, values)
+    except IntegrityError:
+        return table.change(statements.COMPLETE_COUNTED, counted) == 1
     return True
 
 

@@ -5,8 +5,23 @@ Beneath ``once_records.py`` and ``once_start.py``, which execute them.
 
 from __future__ import annotations
 
-from sqlalchemy import Integer, bindparam, case, delete, insert, select, update
+from functools import lru_cache
 
+from sqlalchemy import (
+    ColumnElement,
+    Insert,
+    Integer,
+    Table,
+    and_,
+    bindparam,
+    case,
+    delete,
+    insert,
+    select,
+    update,
+)
+
+from ..databases import database_of
 from ..databases.tables import from_now, outbox
 
 _OPEN = (outbox.c.id == bindparam("row_id"), outbox.c.completed_at.is_(None))
@@ -153,15 +168,48 @@ DIE = (
 
 _COUNTERS = {"sends": 0, "failures": 0, "once": True, "created_at": from_now(0)}
 
-INSERT_COMPLETED = insert(outbox).values(
-    id=bindparam("id"),
-    task_id=bindparam("task_id"),
-    task_name=bindparam("task_name"),
-    completed_at=from_now(0),
-    result=bindparam("result"),
-    deliveries=0,
+_NEW_COMPLETED: dict[str, object] = {
+    "id": bindparam("id"),
+    "task_id": bindparam("task_id"),
+    "task_name": bindparam("task_name"),
+    "completed_at": from_now(0),
+    "result": bindparam("outcome"),
+    "deliveries": 0,
     **_COUNTERS,
-)
+}
+
+INSERT_COMPLETED = insert(outbox).values(**_NEW_COMPLETED)
+
+
+def _only_counts(table: Table) -> ColumnElement[bool]:
+    """Tell whether a row counts the starts of this task, and has no message."""
+    c = table.c
+    return and_(
+        c.task_id.is_not_distinct_from(bindparam("of", type_=c.task_id.type)),
+        c.completed_at.is_(None),
+        c.died_at.is_(None),
+        c.body.is_(None),
+    )
+
+
+#: Of a task that another delivery of it has begun to count meanwhile.
+COMPLETE_COUNTED = (
+    update(outbox).where(outbox.c.id == bindparam("row_id"), _only_counts(outbox))
+).values(**_COMPLETED, claim=None)
+
+
+@lru_cache(maxsize=32)
+def insert_completed_or_complete_counted(table: Table, dialect_name: str) -> Insert | None:
+    """Return INSERT_COMPLETED and COMPLETE_COUNTED in one; None where the database cannot.
+
+    Args:
+        table: In its schema.
+        dialect_name: SQLAlchemy's name of the database.
+    """
+    changed = {**_COMPLETED, "claim": None}
+    database = database_of(dialect_name)
+    return database.insert_or_change(table, _NEW_COMPLETED, changed, _only_counts(table))
+
 
 TRACK = insert(outbox).values(
     id=bindparam("id"),
