@@ -11,7 +11,7 @@ module has
     what a task's transaction sends first;
 ``commit_each(connection)``
     has each statement of a SQLAlchemy connection be a transaction of its own until it is given
-    back, where that saves round trips; returns the connection;
+    back, where that saves round trips;
 ``commit_itself(connection)``
     has each statement of a pool's connection be a transaction of its own, at no round trip;
     returns what takes that back, None where there is no such way;
@@ -94,7 +94,7 @@ class Database(Protocol):
         self, connection: Connection, timeout_seconds: float | None, read_only: bool
     ) -> Sequence[str]: ...
 
-    def commit_each(self, connection: Connection) -> Connection: ...
+    def commit_each(self, connection: Connection) -> None: ...
 
     def end_if_silent(self, connection: Connection, seconds: float) -> None: ...
 

@@ -55,9 +55,8 @@ def needs_commit(connection: PoolProxiedConnection) -> Callable[[], object] | No
     return None
 
 
-def as_one(connection: Connection) -> Connection:
-    """Return the connection, with transactions of several statements (as ``commit_each``)."""
-    return connection
+def as_one(connection: Connection) -> None:
+    """Leave the statements of a transaction together (as a database's ``commit_each``)."""
 
 
 def as_it_is(statement: Hastens) -> Hastens:

@@ -122,15 +122,14 @@ def _milliseconds(shown: str) -> int:
     return int(number) * _UNITS.get(shown.removeprefix(number), 1)
 
 
-def commit_each(connection: Connection) -> Connection:
+def commit_each(connection: Connection) -> None:
     """Switch autocommit on until the connection is given back: two round trips less.
 
     Where a listener of the pool's has begun a transaction, that one goes on.
     """
     driver = connection.connection.dbapi_connection
-    if driver is None or not _is_idle(driver):
-        return connection
-    return connection.execution_options(isolation_level="AUTOCOMMIT")
+    if driver is not None and _is_idle(driver):
+        connection.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def end_if_silent(connection: Connection, seconds: float) -> None:

@@ -144,7 +144,11 @@ class Message:
             parts["declare"] = self.declare
         if self.is_sole:
             parts["is_sole"] = True
-        return str(json.dumps(parts))
+        try:
+            # Most hold nothing that only kombu's encoder knows, which takes twice as long.
+            return plain_json.dumps(parts)
+        except TypeError:
+            return str(json.dumps(parts))
 
     @classmethod
     def from_parts(cls, body: bytes | bytearray | memoryview, envelope: str) -> Message:

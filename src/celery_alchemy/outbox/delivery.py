@@ -69,7 +69,7 @@ class KeptConnection:
     def begin(self, engine: Engine) -> Iterator[Connection]:
         """Give a connection in a transaction, which ends with the block."""
         if not is_own(engine):
-            with _connect(engine) as connection, connection.begin():
+            with _begin(engine) as connection:
                 yield connection
             return
         if self._pid != os.getpid():
@@ -77,7 +77,9 @@ class KeptConnection:
             self._connection, self._pid = None, os.getpid()
         if engine is not self._engine or self._connection is None:
             self.release()
-            self._engine, self._pool, self._connection = engine, engine.pool, _connect(engine)
+            self._engine, self._pool, self._connection = engine, engine.pool, engine.connect()
+            # Each statement of a settlement ends leases of its own.
+            database_of(engine.dialect.name).commit_each(self._connection)
         try:
             with self._connection.begin():
                 yield self._connection
@@ -99,11 +101,6 @@ class KeptConnection:
 
 def _begin(engine: Engine) -> AbstractContextManager[Connection]:
     return engine.begin()
-
-
-def _connect(engine: Engine) -> Connection:
-    # A settlement needs no transaction of several statements: each of them ends leases of its own.
-    return database_of(engine.dialect.name).commit_each(engine.connect())
 
 
 def deliver(

@@ -2,8 +2,9 @@
 
 The message is recorded now, and let out when the transaction has committed.
 
-Above ``messages/recording.py`` and ``outbox/outbox.py``, below ``task.py``, whose ``delay_on_commit``
-ends here. What a plain ``delay()`` does in a transaction is ``plain_sends.py``'s.
+Above ``messages/recording.py`` and ``outbox/outbox.py``, below ``task.py``, whose
+``delay_on_commit`` ends here. What a plain ``delay()`` does in a transaction is
+``plain_sends.py``'s.
 """
 
 from __future__ import annotations
