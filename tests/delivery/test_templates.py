@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, Task
+from celery.app.routes import Router
 from celery.app.trace import build_tracer
 from celery.signals import after_task_publish, before_task_publish
 from hypothesis import given, settings
@@ -228,6 +229,18 @@ def test_router_of_the_applications_is_asked_each_time(shop: Shop) -> None:
         return {"queue": args[0]}
 
     shop.app.conf.task_routes = [by_argument]
+
+    assert [shop.message(args=(name,)).routing_key for name in "aabca"] == [*"aabca"]
+
+
+def test_router_of_another_class_is_asked_each_time(shop: Shop) -> None:
+    """It need not look at the setting."""
+
+    class ByArgument(Router):
+        def route(self, options: Any, name: Any, args: Any = (), *more: Any, **other: Any) -> Any:
+            return super().route({**options, "queue": args[0]}, name, args, *more, **other)
+
+    vars(shop.app.amqp)["router"] = ByArgument([], shop.app.amqp.queues, create_missing=True, app=shop.app)
 
     assert [shop.message(args=(name,)).routing_key for name in "aabca"] == [*"aabca"]
 

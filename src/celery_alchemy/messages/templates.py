@@ -23,8 +23,6 @@ from types import MethodType
 from typing import Any
 
 from celery import Celery
-from celery.app.amqp import AMQP
-from celery.app.routes import MapRoute
 from celery.signals import after_task_publish, before_task_publish, task_sent
 from celery.utils import uuid
 from celery.utils.saferepr import saferepr
@@ -217,11 +215,16 @@ def _key_of(name: str, args: Any, kwargs: Any, options: Fields) -> tuple[object,
 
 def _is_constant(app: App, message: Message) -> bool:
     """Tell whether the messages of like calls are like this one."""
+    # Celery has loaded them for the message; a process that sends none does without.
+    from celery.app.amqp import AMQP
+    from celery.app.routes import MapRoute, Router
+
     if any(app.conf.get(setting) for setting in _DEPEND):
         return False
     router: Any = app.amqp.router
-    if not all(type(route) is MapRoute for route in router.routes):
-        # A function of the user's, which may look at the arguments.
+    routes = router.routes if router.__class__ is Router else [router]
+    if any(type(route) is not MapRoute for route in routes):
+        # The application's own, which may look at the arguments.
         return False
     amqp = app.amqp
     makers = (amqp.create_task_message, amqp.send_task_message)
