@@ -222,7 +222,7 @@ def _is_constant(app: App, message: Message) -> bool:
     if any(app.conf.get(setting) for setting in _DEPEND):
         return False
     router: Any = app.amqp.router
-    routes = router.routes if router.__class__ is Router else [router]
+    routes = vars(router)["routes"] if type(router) is Router else [router]
     if any(type(route) is not MapRoute for route in routes):
         # The application's own, which may look at the arguments.
         return False
