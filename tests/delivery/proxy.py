@@ -96,8 +96,8 @@ class CommitProxy:
             self._start(self._answers, client, server, swallowing, answered)
 
     def _requests(self, client: socket.socket, server: socket.socket, swallowing: threading.Event, answered: threading.Event) -> None:
-        port = client.getpeername()[1]
         with contextlib.suppress(OSError):
+            port = client.getpeername()[1]
             while data := client.recv(65536):
                 if self._loss is not None and _COMMIT in data and self._loser in (None, port):
                     loss, self._loss = self._loss, None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 from celery import Celery, Task
 from celery.app.routes import Router
 from celery.app.trace import build_tracer
-from celery.signals import after_task_publish, before_task_publish
+from celery.signals import after_task_publish, before_task_publish, task_sent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kombu import Queue
@@ -21,28 +24,29 @@ from celery_alchemy.messages.message import Message
 from celery_alchemy.messages.recording import recording
 from tests.unit.forking import in_child
 
-Send = Callable[[], Any]
-
-
-class Counting(Celery):
-    """An app of nobody's doing: its send_task is Celery's."""
+Send = Callable[..., Any]
 
 
 class Shop:
-    """An app, and how often Celery itself has made a message."""
+    """An app that never reaches a broker, and how often Celery itself has made a message."""
 
     def __init__(self, app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
         self.app = app
         self.by_celery = 0
-        make = app.amqp.create_task_message
+        initialise = templates.Templates.__init__
 
-        def count(*args: Any, **kwargs: Any) -> Any:
-            self.by_celery += 1
-            return make(*args, **kwargs)
+        def counting(own: Any, app: Any, send: Send) -> None:
+            initialise(own, app, send)
 
-        # With the code of Celery's own: what else makes messages is left to it.
-        monkeypatch.setattr(templates, "_is_written_beside", lambda function, other: True)
-        monkeypatch.setitem(vars(app.amqp), "create_task_message", count)
+            def count(*args: Any, **kwargs: Any) -> Any:
+                self.by_celery += 1
+                return send(*args, **kwargs)
+
+            own._send = count
+
+        with monkeypatch.context() as patch:
+            patch.setattr(templates.Templates, "__init__", counting)
+            Alchemy(app, "sqlite://")
 
         @app.task(name="work", shared=False)
         def work(*args: Any, **kwargs: Any) -> None:
@@ -70,9 +74,11 @@ class Shop:
 
 @pytest.fixture
 def shop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shop]:
-    """An app with an Alchemy, which never reaches a broker."""
-    app = Counting("shop", broker="memory://", set_as_current=False)
-    Alchemy(app, "sqlite://")
+    """An app with an Alchemy."""
+    for signal in (before_task_publish, after_task_publish, task_sent):
+        # Other tests may have had the process instrumented.
+        monkeypatch.setattr(signal, "receivers", [])
+    app = Celery("shop", broker="memory://", set_as_current=False)
     yield Shop(app, monkeypatch)
     app.close()
 
@@ -193,14 +199,37 @@ def test_signals_of_publishing_are_sent(shop: Shop, signal: Any) -> None:
     assert "tenant" not in shop.message().headers
 
 
-@pytest.mark.parametrize("setting", ["task_send_sent_event", "task_inherit_parent_priority"])
-def test_settings_that_want_more_are_heeded_when_they_change(shop: Shop, setting: str) -> None:
-    """Also when they are changed back."""
+def test_event_of_the_send_is_sent_while_the_setting_says_so(shop: Shop) -> None:
+    """The setting is asked for each time."""
     shop.learn()
-    shop.app.conf[setting] = True
-    assert [shop.made_by_celery() for _ in range(4)] == [True] * 4
-    shop.app.conf[setting] = False
+    shop.app.conf.task_send_sent_event = True
+    assert all(shop.made_by_celery() for _ in range(4))
+    shop.app.conf.task_send_sent_event = False
+    assert not shop.made_by_celery()
+
+
+def test_settings_of_an_object_are_asked_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of Django are, which tests override."""
+
+    class Settings:
+        CELERY_TASK_DEFAULT_QUEUE = "a"
+
+    app = Celery("shop", broker="memory://", set_as_current=False)
+    app.config_from_object(Settings, namespace="CELERY")
+    shop = Shop(app, monkeypatch)
     shop.learn()
+    Settings.CELERY_TASK_DEFAULT_QUEUE = "b"
+
+    assert shop.message().routing_key == "b"
+
+
+def test_route_that_changes_is_asked_each_time(shop: Shop) -> None:
+    """Also inside of the setting."""
+    shop.app.conf.task_routes = {"work": {"queue": "a"}}
+    shop.learn()
+    shop.app.conf.task_routes["work"]["queue"] = "b"
+
+    assert shop.message().routing_key == "b"
 
 
 def test_queue_that_is_declared_anew_goes_with_the_message(shop: Shop) -> None:
@@ -266,7 +295,9 @@ def test_headers_of_one_message_are_not_those_of_the_next(shop: Shop) -> None:
         message.headers["row"] = number
         message.properties["row"] = number
         message.queues.append("row")
+        message.headers["timelimit"][0] = message.headers["stamps"]["row"] = number
         next_one = shop.message()
+        assert (next_one.headers["timelimit"], next_one.headers["stamps"]) == ([None, None], {})
         assert "row" not in [*next_one.headers, *next_one.properties, *next_one.queues]
     assert not shop.made_by_celery()
 
@@ -276,19 +307,27 @@ def test_task_in_a_task_knows_its_parents(shop: Shop) -> None:
     shop.learn()
     children: list[Any] = []
     headers: dict[str, Any] = {}
+    properties: dict[str, Any] = {}
 
     @shop.app.task(name="parent", bind=True, shared=False)
     def parent(self: Task) -> None:
-        headers.update(shop.message().headers)
+        message = shop.message()
+        headers.update(message.headers)
+        properties.update(message.properties)
         children.extend(self.request.children)
 
     before = shop.by_celery
     trace = build_tracer(parent.name, parent, app=shop.app)
-    trace("the parent", (), {}, {"id": "the parent", "root_id": "the root", "is_eager": False, "delivery_info": {}})
+    trace("the parent", (), {}, {"id": "the parent", "root_id": "the root", "is_eager": False, "delivery_info": {"priority": 7}})
 
     assert [child.id for child in children] == [headers["id"]]
+    assert "priority" not in properties
     assert (headers["parent_id"], headers["root_id"]) == ("the parent", "the root")
     assert shop.by_celery == before
+
+    shop.app.conf.task_inherit_parent_priority = True
+    trace("another", (), {}, {"id": "another", "root_id": "the root", "is_eager": False, "delivery_info": {"priority": 7}})
+    assert properties["priority"] == 7
 
 
 def test_child_process_is_another_sender(shop: Shop) -> None:
@@ -308,12 +347,70 @@ def test_app_of_a_class_that_sends_in_its_own_way_is_left_alone(monkeypatch: pyt
         def send_task(self, *args: Any, **options: Any) -> Any:
             return super().send_task(*args, **{**options, "priority": len(args[1][0])})
 
-    app = Own("own", broker="memory://", set_as_current=False)
-    Alchemy(app, "sqlite://")
-    shop = Shop(app, monkeypatch)
-    monkeypatch.undo()
+    shop = Shop(Own("own", broker="memory://", set_as_current=False), monkeypatch)
 
     assert [shop.message(args=("a" * length,)).priority for length in (1, 1, 1, 4)] == [1, 1, 1, 4]
+
+
+@pytest.mark.parametrize("kind", ["function", "proxy"])
+def test_send_task_that_is_wrapped_is_called_each_time(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Tracing libraries wrap it, some by objects that give out the class and the code of what they wrap."""
+    send, traced = Celery.send_task, []
+
+    class Proxy:
+        __class__ = type(Celery("x", set_as_current=False).send_task)  # type: ignore[assignment]
+        __func__ = send
+
+        def __init__(self, app: Celery) -> None:
+            self.app = app
+
+        def __call__(self, *args: Any, **options: Any) -> Any:
+            return wrapped(self.app, *args, **options)
+
+    def wrapped(app: Celery, *args: Any, **options: Any) -> Any:
+        traced.append(args)
+        return send(app, *args, **options)
+
+    monkeypatch.setattr(Celery, "send_task", wrapped if kind == "function" else property(Proxy))
+    shop = Shop(Celery("shop", broker="memory://", set_as_current=False), monkeypatch)
+    for _ in range(5):
+        shop.message()
+
+    assert len(traced) == 5
+
+
+class OnceReadable:
+    """Can be serialised once."""
+
+    used = False
+
+    def __json__(self) -> str:
+        if self.used:
+            raise ValueError("closed")
+        self.used = True
+        return "read"
+
+
+def test_arguments_that_can_be_serialised_once_are(shop: Shop) -> None:
+    """The comparison would need them a second time: it fails then, and the send does not."""
+    assert [json.loads(shop.message(args=(OnceReadable(),)).body)[0] for _ in range(4)] == [["read"]] * 4
+
+
+class Large(list[str]):
+    """A list that a weak reference can tell of."""
+
+
+def test_template_keeps_no_arguments(shop: Shop) -> None:
+    """They may be large, and hold objects of the caller's."""
+    large = Large(["a" * 1000])
+    gone = weakref.ref(large)
+    shop.message(args=(large,))
+    shop.message(args=(large,))
+    del large
+    gc.collect()
+
+    assert gone() is None
+    assert not shop.made_by_celery(args=(["b"],))
 
 
 def test_making_of_messages_that_is_replaced_is_used(shop: Shop) -> None:
@@ -334,13 +431,16 @@ def test_making_of_messages_that_is_replaced_is_used(shop: Shop) -> None:
 def test_what_celery_tells_of_each_call_anew_is_left_to_it(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A header that a newer Celery may add: the second message shows that the first one is no template."""
     make = shop.app.amqp.create_task_message
+    made: list[str] = []
 
     def numbered(*args: Any, **options: Any) -> Any:
         message = make(*args, **options)
-        message.headers["number"] = shop.by_celery
+        made.append(message.headers["id"])
+        message.headers["number"] = len(made)
         return message
 
     monkeypatch.setitem(vars(shop.app.amqp), "create_task_message", numbered)
+    monkeypatch.setattr(templates, "_is_written_in", lambda module, function: True)
 
     assert [shop.message().headers["number"] for _ in range(5)] == [1, 2, 3, 4, 5]
 

@@ -208,7 +208,7 @@ def test_commit_that_the_policy_asked_for_and_that_fails_is_a_failure(
 #: What another delivery leaves that has asked for a retry.
 OWED = (
     "INSERT INTO celery_outbox (id, task_id, task_name, once, redeliver_seconds, max_deliveries, created_at, sends, failures,"
-    " deliveries) VALUES ('one', 'one', 'adds', TRUE, 900, 5, CURRENT_TIMESTAMP, 1, 0, 0)"
+    " deliveries, body, envelope) VALUES ('one', 'one', 'adds', TRUE, 900, 5, CURRENT_TIMESTAMP, 1, 0, 0, '[]', '{}')"
 )
 
 

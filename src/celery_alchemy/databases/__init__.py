@@ -9,9 +9,8 @@ module has
     the engine for transactions that only read;
 ``begin_statements(connection, timeout_seconds, read_only)``
     what a task's transaction sends first;
-``commit_each(connection)``
-    has each statement of a SQLAlchemy connection be a transaction of its own until it is given
-    back, where that saves round trips;
+``hasten(connection)``
+    lets the COMMIT of the open transaction not wait for the disk, where it can be told so;
 ``commit_itself(connection)``
     has each statement of a pool's connection be a transaction of its own, at no round trip;
     returns what takes that back, None where there is no such way;
@@ -63,7 +62,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from . import generic, mysql, postgresql, sqlite
 from .chord_rows import Tally
 from .holding import Held
-from .isolation import Hastens, LoneStatement, commits_each_statement
+from .isolation import LoneStatement, commits_each_statement
 from .tables import Query, Rows, Since, Values
 
 __all__ = [
@@ -94,13 +93,13 @@ class Database(Protocol):
         self, connection: Connection, timeout_seconds: float | None, read_only: bool
     ) -> Sequence[str]: ...
 
-    def commit_each(self, connection: Connection) -> None: ...
+    def hasten(self, connection: Connection) -> None: ...
 
     def end_if_silent(self, connection: Connection, seconds: float) -> None: ...
 
     def commit_itself(self, connection: PoolProxiedConnection) -> Callable[[], object] | None: ...
 
-    def hastened(self, statement: Hastens) -> Hastens: ...
+    def hastened(self, statement: LoneStatement) -> LoneStatement: ...
 
     def claim(
         self, connection: Connection, table: Table, claim: str, lease_seconds: float, limit: int

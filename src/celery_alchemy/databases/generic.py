@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from ..errors import ConfigurationError
 from .chord_rows import Tally, new_part, new_tally, read_within, told
 from .holding import Held
-from .isolation import as_it_is, as_one, needs_commit
+from .isolation import as_it_is, needs_commit
 from .result_rows import CHANGED, new_values, read_in_transaction
 from .result_table import FINAL
 from .tables import NOT_TRANSLATED, Query, Rows, Since, from_now, publishable, takeable
@@ -41,13 +41,16 @@ def begin_statements(
     return ()
 
 
+def hasten(connection: Connection) -> None:
+    """Nothing that every database knows."""
+
+
 def end_if_silent(connection: Connection, seconds: float) -> None:
     """Nothing that every database knows."""
 
 
 #: Nothing is known of this database that would be cheaper.
 commit_itself = needs_commit
-commit_each = as_one
 hastened = as_it_is
 
 

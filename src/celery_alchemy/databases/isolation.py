@@ -8,17 +8,14 @@ Underneath the databases' modules, whose SET statements need one or the other.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
-from sqlalchemy import Connection, Delete, SelectBase, Update, event
+from sqlalchemy import Connection, SelectBase, Update, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, PoolResetState
 
 __all__ = [
-    "Hastens",
     "LoneStatement",
     "as_it_is",
-    "as_one",
     "commits_each_statement",
     "is_put_back",
     "needs_commit",
@@ -27,9 +24,6 @@ __all__ = [
 
 #: A statement that is a transaction by itself.
 LoneStatement = SelectBase | Update
-
-#: One whose COMMIT need not wait for the disk.
-Hastens = TypeVar("Hastens", bound=SelectBase | Update | Delete)
 
 #: A key of the info of a connection in a pool: the statement that puts its setting back.
 _PUT_BACK = "celery_alchemy.put_back"
@@ -55,11 +49,7 @@ def needs_commit(connection: PoolProxiedConnection) -> Callable[[], object] | No
     return None
 
 
-def as_one(connection: Connection) -> None:
-    """Leave the statements of a transaction together (as a database's ``commit_each``)."""
-
-
-def as_it_is(statement: Hastens) -> Hastens:
+def as_it_is(statement: LoneStatement) -> LoneStatement:
     """Return the statement: nothing in it can say what its COMMIT waits for (as ``hastened``)."""
     return statement
 

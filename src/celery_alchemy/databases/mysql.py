@@ -26,7 +26,6 @@ from .chord_rows import READS_COMMITTED, Tally, new_part, new_tally, told
 from .holding import Held
 from .isolation import (
     as_it_is,
-    as_one,
     commits_each_statement,
     is_put_back,
     needs_commit,
@@ -91,6 +90,10 @@ def _limit(connection: Connection, variable: str, left: str) -> str:
     return f"SET {_BEFORE} = @@SESSION.{variable}, SESSION {variable} = {stricter}"
 
 
+def hasten(connection: Connection) -> None:
+    """Nothing: what a COMMIT waits for is the server's setting."""
+
+
 def end_if_silent(connection: Connection, seconds: float) -> None:
     """Have MariaDB end a transaction, with its connection, when it hears nothing for so long.
 
@@ -111,7 +114,6 @@ def end_if_silent(connection: Connection, seconds: float) -> None:
 #: for the whole server. Source:
 #: https://dev.mysql.com/doc/refman/8.0/en/innodb-parameters.html, innodb_flush_log_at_trx_commit
 commit_itself = needs_commit
-commit_each = as_one
 hastened = as_it_is
 
 

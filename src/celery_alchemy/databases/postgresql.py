@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from functools import lru_cache, partial
-from typing import cast
 
 from sqlalchemy import (
     ARRAY,
@@ -16,7 +15,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     DateTime,
-    Delete,
     Engine,
     Executable,
     Insert,
@@ -39,7 +37,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from . import on_conflict
 from .chord_rows import READS_COMMITTED, Tally, read_within
 from .holding import NOTHING, TAKEN_BACK, WRITES, Held
-from .isolation import Hastens, commits_each_statement, is_put_back, put_back_at_checkin
+from .isolation import LoneStatement, commits_each_statement, is_put_back, put_back_at_checkin
 from .result_rows import read_in_transaction
 from .tables import NOT_TRANSLATED, Query, Rows, Since, from_now, publishable, takeable
 
@@ -122,14 +120,12 @@ def _milliseconds(shown: str) -> int:
     return int(number) * _UNITS.get(shown.removeprefix(number), 1)
 
 
-def commit_each(connection: Connection) -> None:
-    """Switch autocommit on until the connection is given back: two round trips less.
+def hasten(connection: Connection) -> None:
+    """Let the COMMIT of this transaction not wait for the disk: what it says may be said again.
 
-    Where a listener of the pool's has begun a transaction, that one goes on.
+    Source: https://www.postgresql.org/docs/current/wal-async-commit.html
     """
-    driver = connection.connection.dbapi_connection
-    if driver is not None and _is_idle(driver):
-        connection.execution_options(isolation_level="AUTOCOMMIT")
+    connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
 
 
 def end_if_silent(connection: Connection, seconds: float) -> None:
@@ -151,16 +147,12 @@ def commit_itself(connection: PoolProxiedConnection) -> Callable[[], object] | N
     """
     driver = connection.dbapi_connection
     before = getattr(driver, "autocommit", None)
-    if driver is None or before is not False or not _is_idle(driver):
+    # 0 is IDLE, of psycopg's and psycopg2's.
+    status = getattr(getattr(driver, "info", None), "transaction_status", 0)
+    if driver is None or before is not False or status != 0:
         return _leave if before else None
     driver.autocommit = True
     return partial(_end_autocommit, driver)
-
-
-def _is_idle(driver: DBAPIConnection) -> bool:
-    """Tell whether no transaction is open, as far as the driver says."""
-    # 0 is IDLE, of psycopg's and psycopg2's.
-    return getattr(getattr(driver, "info", None), "transaction_status", 0) == 0
 
 
 def _end_autocommit(driver: DBAPIConnection) -> None:
@@ -171,17 +163,15 @@ def _leave() -> None:
     """Leave the connection as it was."""
 
 
-def hastened(statement: Hastens) -> Hastens:
+def hastened(statement: LoneStatement) -> LoneStatement:
     """Set in the statement itself that the COMMIT of its transaction does not wait for the disk.
 
-    Sources: https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SET,
-    https://www.postgresql.org/docs/current/wal-async-commit.html
+    Source: https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SET
     """
-    if not isinstance(statement, (Update, Delete)):
+    if not isinstance(statement, Update):
         return statement
-    # In a subquery, which is asked once and not for each row.
-    is_set = select(func.pg_catalog.set_config("synchronous_commit", "off", true()))
-    return cast("Hastens", statement.where(is_set.scalar_subquery() == "off"))
+    is_set = func.pg_catalog.set_config("synchronous_commit", "off", true())
+    return statement.where(is_set == "off")
 
 
 def claim(

@@ -29,7 +29,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from . import on_conflict, sqlite_engine
 from .chord_rows import Tally, read_within
 from .holding import Held
-from .isolation import as_it_is, as_one, commits_each_statement
+from .isolation import as_it_is, commits_each_statement
 from .sqlite_engine import WRITES_AHEAD
 from .tables import NOT_TRANSLATED, Query, Rows, Since, Values, from_now, publishable, takeable
 
@@ -73,6 +73,10 @@ def _allow_writes(connection: Connection) -> None:
         connection.exec_driver_sql("PRAGMA query_only = OFF")
 
 
+def hasten(connection: Connection) -> None:
+    """Nothing: what a COMMIT waits for is set outside of transactions."""
+
+
 def end_if_silent(connection: Connection, seconds: float) -> None:
     """Nothing: the lock of a process that stands still is that process's, until it is ended."""
 
@@ -102,8 +106,6 @@ def commit_itself(connection: PoolProxiedConnection) -> Callable[[], object] | N
 
 #: What a COMMIT waits for belongs to the connection.
 hastened = as_it_is
-# One process at a time writes: two statements would wait twice.
-commit_each = as_one
 
 
 def claim(

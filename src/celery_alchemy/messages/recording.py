@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from types import FunctionType
 from typing import Any
 
 from kombu import Exchange, Producer, Queue
@@ -26,6 +27,7 @@ __all__ = [
     "Recorder",
     "encoded",
     "install",
+    "is_recorders",
     "is_recording",
     "let_backend_ignore_recorders",
     "recorder_at_hand",
@@ -47,6 +49,7 @@ class Recorder:
         keep: Takes each finished message.
 
     Attributes:
+        app: As given.
         keep: As given.
     """
 
@@ -57,7 +60,7 @@ class Recorder:
     recoverable_connection_errors: tuple[type[Exception], ...] = ()
 
     def __init__(self, app: App, keep: Callable[[Message], object]) -> None:
-        self._app = app
+        self.app = app
         self.keep = keep
 
     @property
@@ -103,7 +106,7 @@ class Recorder:
             body, headers["compression"] = compress(body, compression)
         if expiration is not None:
             properties["expiration"] = expiration
-        queues, in_full = declared(self._app, declare or ())
+        queues, in_full = declared(self.app, declare or ())
         self.keep(
             Message(
                 body=body,
@@ -190,6 +193,12 @@ def install(app: App, intercept: Interceptor | None = None) -> None:
 
     app.__dict__[_INSTALLED] = True
     app.__dict__["producer_or_acquire"] = producer_or_acquire
+
+
+def is_recorders(acquire: object) -> bool:
+    """Tell whether an app's ``producer_or_acquire`` is what ``install`` has put there."""
+    code = getattr(acquire, "__code__", None)
+    return type(acquire) is FunctionType and code in install.__code__.co_consts
 
 
 def let_backend_ignore_recorders(app: App) -> None:

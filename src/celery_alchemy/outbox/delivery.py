@@ -1,4 +1,4 @@
-"""Publishes what commits have left, in one round trip, and settles it, in one statement if it can.
+"""Publishes what commits have left, in one round trip, and settles it in one transaction.
 
 Beneath ``outbox.py``, which has it done behind the commit; the relay does the same for what is
 left.
@@ -69,7 +69,7 @@ class KeptConnection:
     def begin(self, engine: Engine) -> Iterator[Connection]:
         """Give a connection in a transaction, which ends with the block."""
         if not is_own(engine):
-            with _begin(engine) as connection:
+            with engine.begin() as connection:
                 yield connection
             return
         if self._pid != os.getpid():
@@ -78,8 +78,6 @@ class KeptConnection:
         if engine is not self._engine or self._connection is None:
             self.release()
             self._engine, self._pool, self._connection = engine, engine.pool, engine.connect()
-            # Each statement of a settlement ends leases of its own.
-            database_of(engine.dialect.name).commit_each(self._connection)
         try:
             with self._connection.begin():
                 yield self._connection
@@ -174,6 +172,8 @@ def _end(
     @contextmanager
     def begun() -> Iterator[OutboxTable]:
         with begin() as connection:
+            # What a server forgets that loses its power is published again, with the same id.
+            database_of(connection.dialect.name).hasten(connection)
             yield place.on(connection)
 
     def work(table: OutboxTable) -> None:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from functools import lru_cache
 from typing import Protocol, TypeVar
 
-from sqlalchemy import Delete, Update, bindparam, delete, update
+from sqlalchemy import bindparam, delete, update
 from sqlalchemy.exc import DBAPIError
 
-from ..databases import database_of
 from ..databases.tables import from_now, outbox
 from ..databases.trying_again import again, at_once
 from ..messages.message import Message, seconds_until
@@ -90,11 +88,10 @@ def settle(table: OutboxTable, rows: Sequence[Leased], claims: Sequence[str]) ->
         if row.once:
             owed.setdefault(_redeliver_in(row), []).append(row.id)
     for ids, tokens in _in_batches(plain, claims):
-        table.execute(_hastened(_DELETE_SENT, table), {"row_ids": ids, "tokens": tokens})
+        table.execute(_DELETE_SENT, {"row_ids": ids, "tokens": tokens})
     for wait, waiting in owed.items():
         for ids, tokens in _in_batches(waiting, claims):
-            values = {"row_ids": ids, "tokens": tokens, "wait": wait}
-            table.execute(_hastened(_KEEP_OWED, table), values)
+            table.execute(_KEEP_OWED, {"row_ids": ids, "tokens": tokens, "wait": wait})
 
 
 def give_back(table: OutboxTable, rows: Sequence[Leased], claims: Sequence[str]) -> None:
@@ -106,26 +103,13 @@ def give_back(table: OutboxTable, rows: Sequence[Leased], claims: Sequence[str])
         claims: The fencing tokens that they were claimed with.
     """
     for ids, tokens in _in_batches(sorted(row.id for row in rows), claims):
-        table.execute(_hastened(_GIVE_BACK, table), {"row_ids": ids, "tokens": tokens})
+        table.execute(_GIVE_BACK, {"row_ids": ids, "tokens": tokens})
 
 
 def _in_batches(ids: list[str], claims: Sequence[str]) -> Iterator[tuple[list[str], Sequence[str]]]:
     for start in range(0, len(ids), BATCH_ROWS):
         for first in range(0, len(claims), BATCH_ROWS):
             yield ids[start : start + BATCH_ROWS], claims[first : first + BATCH_ROWS]
-
-
-def _hastened(statement: Update | Delete, table: OutboxTable) -> Update | Delete:
-    """Have the COMMIT not wait for the disk.
-
-    What a server forgets that loses its power is published again, with the same id.
-    """
-    return _hastened_on(table.connection.dialect.name, statement)
-
-
-@lru_cache(maxsize=16)
-def _hastened_on(dialect_name: str, statement: Update | Delete) -> Update | Delete:
-    return database_of(dialect_name).hastened(statement)
 
 
 def _redeliver_in(row: Leased) -> float:
