@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from types import FunctionType
 from typing import Any
 
 from kombu import Exchange, Producer, Queue
@@ -25,14 +24,10 @@ from .message import Message
 
 __all__ = [
     "Recorder",
-    "encoded",
     "install",
-    "is_recorders",
     "is_recording",
     "let_backend_ignore_recorders",
-    "recorder_at_hand",
     "recording",
-    "recording_with",
 ]
 
 _INSTALLED = "celery_alchemy_installed"
@@ -47,10 +42,6 @@ class Recorder:
     Args:
         app: The Celery app.
         keep: Takes each finished message.
-
-    Attributes:
-        app: As given.
-        keep: As given.
     """
 
     serializer: str | None = None
@@ -60,8 +51,8 @@ class Recorder:
     recoverable_connection_errors: tuple[type[Exception], ...] = ()
 
     def __init__(self, app: App, keep: Callable[[Message], object]) -> None:
-        self.app = app
-        self.keep = keep
+        self._app = app
+        self._keep = keep
 
     @property
     def connection(self) -> Recorder:
@@ -98,16 +89,18 @@ class Recorder:
         headers = dict(headers or {})
         arguments = _arguments_of(body)
         if content_type is None:
-            content_type, content_encoding, body = encoded(body_with_fixed_ids(body), serializer)
-        elif isinstance(body, str):
+            content_type, content_encoding, body = dumps(
+                body_with_fixed_ids(body), serializer=serializer
+            )
+        if isinstance(body, str):
             content_encoding = content_encoding or "utf-8"
             body = body.encode(content_encoding)
         if compression:
             body, headers["compression"] = compress(body, compression)
         if expiration is not None:
             properties["expiration"] = expiration
-        queues, in_full = declared(self.app, declare or ())
-        self.keep(
+        queues, in_full = declared(self._app, declare or ())
+        self._keep(
             Message(
                 body=body,
                 content_type=content_type,
@@ -121,19 +114,6 @@ class Recorder:
                 arguments=arguments,
             )
         )
-
-
-def encoded(body: object, serializer: str | None) -> tuple[str, str, bytes]:
-    """Return the content type, the content encoding and the bytes of a body.
-
-    Raises:
-        kombu.exceptions.EncodeError: It cannot be serialised.
-    """
-    content_type, content_encoding, data = dumps(body, serializer=serializer)
-    if isinstance(data, bytes):
-        return content_type, content_encoding or "binary", data
-    content_encoding = content_encoding or "utf-8"
-    return content_type, content_encoding, data.encode(content_encoding)
 
 
 def _arguments_of(body: object) -> tuple[tuple[object, ...], dict[str, object]]:
@@ -195,12 +175,6 @@ def install(app: App, intercept: Interceptor | None = None) -> None:
     app.__dict__["producer_or_acquire"] = producer_or_acquire
 
 
-def is_recorders(acquire: object) -> bool:
-    """Tell whether an app's ``producer_or_acquire`` is what ``install`` has put there."""
-    code = getattr(acquire, "__code__", None)
-    return type(acquire) is FunctionType and code in install.__code__.co_consts
-
-
 def let_backend_ignore_recorders(app: App) -> None:
     """Keep the result backend from contacting its server for a message that is not sent yet.
 
@@ -220,11 +194,6 @@ def let_backend_ignore_recorders(app: App) -> None:
     backend.__dict__["on_task_call"] = on_task_call
 
 
-def recorder_at_hand() -> Recorder | None:
-    """Return what records what is sent now; None if it is sent."""
-    return _recorder.get()
-
-
 def is_recording() -> bool:
     """Tell whether what is sent now is recorded."""
     return _recorder.get() is not None
@@ -235,20 +204,8 @@ def recording(app: App) -> Iterator[list[Message]]:
     """Record every task message that the app sends in this block, instead of sending it."""
     install(app)
     messages: list[Message] = []
-    with recording_with(Recorder(app, messages.append)):
+    token = _recorder.set(Recorder(app, messages.append))
+    try:
         yield messages
-
-
-class recording_with:  # noqa: N801 - called like a function; a generator takes twice as long.
-    """Have a recorder take what the app sends in this block."""
-
-    __slots__ = ("_recorder", "_token")
-
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-
-    def __enter__(self) -> None:
-        self._token = _recorder.set(self._recorder)
-
-    def __exit__(self, *exc: object) -> None:
-        _recorder.reset(self._token)
+    finally:
+        _recorder.reset(token)

@@ -13,7 +13,6 @@ from typing import Any
 from celery.canvas import Signature
 
 from ..messages.celery_types import App
-from ..messages.templates import Templates
 from ..signatures.entities import encoded
 from .planned_task import PlannedTask
 from .registry import home_of
@@ -41,7 +40,6 @@ def let_entities_travel(app: App) -> None:
     if _INSTALLED in app.__dict__:
         return
     send = app.send_task
-    templates = Templates(app, send)
 
     @functools.wraps(send)
     def send_task(
@@ -54,9 +52,7 @@ def let_entities_travel(app: App) -> None:
         # A task that sends itself has seen to its arguments.
         if options.get("task_type") is None and _loads_entities(app, name):
             args, kwargs = encoded(args, allowed), encoded(kwargs, allowed)
-        if more:
-            return send(name, args, kwargs, *more, **options)
-        return templates.send_task(name, args, kwargs, options)
+        return send(name, args, kwargs, *more, **options)
 
     app.__dict__[_INSTALLED] = True
     app.__dict__["send_task"] = send_task
