@@ -5,7 +5,7 @@ Sessions work; statement time-outs and read-only mode are not available.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from sqlalchemy import ColumnElement, Connection, Engine, Table, func, insert, select, update
@@ -15,6 +15,7 @@ from ..errors import ConfigurationError
 from .chord_rows import Tally, new_part, new_tally, read_within, told
 from .holding import Held
 from .isolation import as_it_is, needs_commit
+from .on_conflict import no_insert_or_change
 from .result_rows import CHANGED, new_values, read_in_transaction
 from .result_table import FINAL
 from .tables import NOT_TRANSLATED, Query, Rows, Since, from_now, publishable, takeable
@@ -129,13 +130,8 @@ def keep_result(connection: Connection, table: Table, values: dict[str, object])
         connection.execute(insert(table).values(new), values)
 
 
-def insert_or_change(
-    table: Table,
-    values: Mapping[str, object],
-    changed: Mapping[str, object],
-    where: ColumnElement[bool],
-) -> None:
-    """Return None: nothing that every database knows."""
+#: Nothing that every database knows.
+insert_or_change = no_insert_or_change
 
 
 def add_unless_there(connection: Connection, table: Table, values: dict[str, object]) -> bool:

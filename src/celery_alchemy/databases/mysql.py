@@ -5,7 +5,7 @@ They hold for the connection and are taken back at its check-in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from math import ceil
 
@@ -31,6 +31,7 @@ from .isolation import (
     needs_commit,
     put_back_at_checkin,
 )
+from .on_conflict import no_insert_or_change
 from .result_rows import CHANGED, new_values, read_in_transaction
 from .result_table import FINAL
 from .tables import NOT_TRANSLATED, Found, Query, Rows, Since, from_now, publishable, takeable
@@ -228,17 +229,9 @@ def _result_statement(table: Table) -> Executable:
     return new.on_duplicate_key_update(changed)
 
 
-def insert_or_change(
-    table: Table,
-    values: Mapping[str, object],
-    changed: Mapping[str, object],
-    where: ColumnElement[bool],
-) -> None:
-    """Return None: ON DUPLICATE KEY UPDATE takes no condition, and does not say what it did.
-
-    An INSERT that fails takes back itself alone.
-    Source: https://dev.mysql.com/doc/refman/8.0/en/innodb-error-handling.html
-    """
+#: ON DUPLICATE KEY UPDATE takes no condition, and does not say what it did. An INSERT that fails
+#: takes back itself alone. Source: https://dev.mysql.com/doc/refman/8.0/en/innodb-error-handling.html
+insert_or_change = no_insert_or_change
 
 
 def add_unless_there(connection: Connection, table: Table, values: dict[str, object]) -> bool:

@@ -20,7 +20,14 @@ from .result_rows import CHANGED, new_values
 from .result_table import FINAL
 from .tables import NOT_TRANSLATED
 
-__all__ = ["Insert", "add_unless_there", "insert_or_change", "keep_result", "tally"]
+__all__ = [
+    "Insert",
+    "add_unless_there",
+    "insert_or_change",
+    "keep_result",
+    "no_insert_or_change",
+    "tally",
+]
 
 #: The ``insert()`` of one of the two.
 Insert: TypeAlias = Callable[[Table], postgresql.Insert] | Callable[[Table], sqlite.Insert]
@@ -53,6 +60,15 @@ def insert_or_change(
     """Return an INSERT that changes the row of its ``id`` instead, if that meets a condition."""
     new = insert(table).values(values)
     return new.on_conflict_do_update(index_elements=["id"], set_=changed, where=where)
+
+
+def no_insert_or_change(
+    table: Table,
+    values: Mapping[str, object],
+    changed: Mapping[str, object],
+    where: ColumnElement[bool],
+) -> None:
+    """Return None: the database has no such statement (as a database's ``insert_or_change``)."""
 
 
 def add_unless_there(
